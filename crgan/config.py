@@ -1,0 +1,149 @@
+"""One frozen dataclass for a training run and a table of presets: one row per published or shipped setting."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
+
+from .errors import InputError
+
+
+class Phase(NamedTuple):
+    """What the schedules fix for a stretch of steps; constant inside a captured CUDA graph."""
+
+    cr_weight: float
+    gap: float
+    r1: bool
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run. Every field is a flag of `python -m crgan.train`; the defaults are the paper's dSprites row."""
+
+    data: str = "dsprites"
+    """Data set, by the name that `crgan.data.load` takes."""
+    root: str | None = None
+    """Folder of the published files; None renders the procedural sets."""
+    num_codes: int = 5
+    """K, the number of codes c_i ~ U(-1, 1)."""
+    num_noise: int = 5
+    """Z, the number of noise inputs z_i ~ U(-1, 1)."""
+    network: Literal["conv4", "dcgan"] = "conv4"
+    """conv4: 4x4 convolutions and a fully connected layer; dcgan: 5x5 convolutions, tanh images."""
+    width: int = 32
+    """Channels of the first convolution; deeper ones are multiples of it."""
+    hidden: int = 128
+    """Units of the fully connected layers of conv4."""
+    spectral_norm: Literal["all", "trunk", "none"] = "all"
+    """Layers of D and Q under spectral norm: all, all but the heads, or none."""
+    h_norm: Literal["spectral", "batch", "none"] = "spectral"
+    """Normalisation of H; its last layer never has one."""
+    steps: int = 322_560
+    """Training steps; one is an H, a D/Q and g_steps G updates on one batch."""
+    batch_size: int = 64
+    """Images in a batch; also pairs in a traversal batch."""
+    g_steps: int = 2
+    """G updates in a step."""
+    lr_g: float = 1e-3
+    """Adam's learning rate of G."""
+    lr_d: float = 2e-3
+    """Adam's learning rate of D and Q."""
+    lr_h: float = 2e-3
+    """Adam's learning rate of H."""
+    beta1: float = 0.5
+    """Adam's beta1."""
+    beta2: float = 0.999
+    """Adam's beta2."""
+    info_weight: float = 0.05
+    """lambda, the weight of the information loss for G and for D/Q."""
+    cr_weight: float = 2.0
+    """alpha, the weight of the contrastive regularizer for G from cr_start on."""
+    cr_start: int = 288_000
+    """Step at which the contrastive regularizer starts, with H made anew."""
+    gap: float = 0.0
+    """Contrastive gap, in [0, 2), until gap_switch."""
+    gap_switch: int | None = None
+    """Step at which the gap becomes gap_after, with H made anew; None: never."""
+    gap_after: float = 0.0
+    """Contrastive gap from gap_switch on."""
+    r1_weight: float = 0.0
+    """Weight of D's gradient penalty on real images (R1), 0: none."""
+    r1_every: int = 4
+    """Apply R1 on every r1_every-th step, scaled by r1_every."""
+    ema: float = 0.0
+    """Decay per step of G's moving average for pictures, metrics and selection; 0: none."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the networks' passes (autocast); weights and losses stay float32."""
+    seed: int = 0
+    """Seed of the weights and of every random draw."""
+    eval_every: int = 10_000
+    """Pictures and FactorVAE score on every eval_every-th step and at the end."""
+
+    def __post_init__(self):
+        at_least = {
+            "num_codes": 2, "num_noise": 0, "width": 1, "hidden": 1, "steps": 1, "batch_size": 2, "g_steps": 1,
+            "lr_g": 0, "lr_d": 0, "lr_h": 0, "beta1": 0, "beta2": 0, "info_weight": 0, "cr_weight": 0, "cr_start": 0,
+            "r1_weight": 0, "r1_every": 1, "ema": 0, "seed": 0, "eval_every": 1,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            if not getattr(self, name) >= least:  # a NaN fails too
+                raise InputError(f"{name} is {getattr(self, name)}; expected a number of at least {least}")
+        for name in ("beta1", "beta2", "ema"):
+            if not getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a decay in [0, 1)")
+        for name in ("gap", "gap_after"):
+            if not 0 <= getattr(self, name) < 2:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a contrastive gap in [0, 2)")
+
+    def phase(self, step: int) -> Phase:
+        """The weights and the gap of step `step` (counted from 0)."""
+        cr_on = step >= self.cr_start
+        gap_switched = self.gap_switch is not None and step >= self.gap_switch
+        return Phase(
+            cr_weight=self.cr_weight if cr_on else 0.0,
+            gap=self.gap_after if gap_switched else self.gap,
+            r1=self.r1_weight > 0 and step % self.r1_every == 0,
+        )
+
+    def restarts_h(self, step: int) -> bool:
+        """Whether H and its optimiser start anew at `step`: where the regularizer begins and where the gap changes."""
+        return self.cr_weight > 0 and step in (self.cr_start, self.gap_switch) and step > 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "Config":
+        unknown = sorted(set(values) - {field.name for field in fields(cls)})
+        if unknown:
+            raise InputError(f"the configuration has the unknown field {unknown[0]}; expected those of crgan.Config")
+        return cls(**values)
+
+
+_PAPER = Config()
+_QUICK = Config(
+    data="squares", num_codes=4, num_noise=4, width=16, hidden=64, spectral_norm="none", h_norm="none",
+    steps=6_000, batch_size=64, g_steps=1, lr_d=1e-3, lr_h=1e-3, info_weight=0.2, cr_weight=1.0, cr_start=3_000,
+    r1_weight=0.02, eval_every=1_000,
+)  # fmt: skip
+
+PRESETS: dict[str, Config] = {
+    # Shipped: minutes on two CPU cores.
+    "quick": _QUICK,
+    "dsprites-fast": replace(_QUICK, data="dsprites", num_codes=5, width=32, hidden=128, steps=20_000, cr_start=10_000),
+    # The paper's settings, to the letter.
+    "dsprites": _PAPER,
+    "dsprites-infogan": replace(_PAPER, cr_weight=0.0),
+    # 8,000 epochs of 1,080 images in batches of 30.
+    "circular": replace(
+        _PAPER, data="circular_dsprites", num_codes=2, batch_size=30, steps=288_000, info_weight=0.2, cr_start=216_000
+    ),
+    # 40 epochs of 200,000 images in batches of 64.
+    "teapots": replace(
+        _PAPER, data="teapots", h_norm="batch", steps=125_000, info_weight=0.2, cr_weight=3.0, cr_start=50_000,
+        gap=1.9, gap_switch=85_000,
+    ),
+    # 57 epochs of 202,599 images in batches of 128.
+    "celeba": replace(
+        _PAPER, data="celeba", num_noise=100, network="dcgan", width=64, h_norm="batch", steps=90_174, batch_size=128,
+        lr_g=2e-3, lr_d=2e-4, lr_h=2e-4, info_weight=2.0, cr_weight=1.0, cr_start=80_000,
+    ),
+}  # fmt: skip
