@@ -1,0 +1,57 @@
+"""What every metric does to its arguments before it computes."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+
+def codes_array(codes: Any, name: str, shape: str) -> Tensor:
+    """`codes` (numpy or torch, any float type) as a floating tensor of the dimensions named in `shape`.
+
+    Raises InputError for another number of dimensions, an empty array, or values that are not finite.
+    """
+    x = torch.as_tensor(codes).detach()
+    x = x if x.is_floating_point() else x.float()
+    if x.dim() != len(shape.split()) or x.numel() == 0:
+        raise InputError(f"{name} has shape {list(x.shape)}; expected a non-empty array [{shape}]")
+    if not torch.isfinite(x).all():
+        raise InputError(f"{name} holds values that are not finite; a model that gives them cannot be scored")
+    return x
+
+
+def factors_array(factors: Any, codes: Tensor, name: str = "factors") -> Tensor:
+    """`factors` as int64 [N, F] with the N rows of `codes`, on its device."""
+    y = torch.as_tensor(factors).detach()
+    if y.dim() != 2 or y.shape[0] != codes.shape[0] or y.shape[1] == 0:
+        raise InputError(
+            f"{name} has shape {list(y.shape)}; expected [N, F] with N = {codes.shape[0]} as the codes"
+        )
+    if y.is_floating_point() and not torch.equal(y, y.round()):
+        raise InputError(f"{name} holds fractions; expected the integer class of each factor")
+    return y.to(device=codes.device, dtype=torch.int64)
+
+
+def labels_array(labels: Any, codes: Tensor, name: str = "factor") -> Tensor:
+    """`labels` as int64 [G], one factor's index for each group of `codes` [G, ...]."""
+    y = torch.as_tensor(labels).detach()
+    if y.shape != codes.shape[:1] or y.is_floating_point() or (y.numel() and int(y.min()) < 0):
+        raise InputError(
+            f"{name} has shape {list(y.shape)}, {y.dtype}; expected {codes.shape[0]} indices >= 0"
+        )
+    return y.to(device=codes.device, dtype=torch.int64)
+
+
+def active_dimensions(points: Tensor, min_std: float = 0.0, ddof: int = 0) -> tuple[Tensor, Tensor]:
+    """Standard deviation of each code over `points` [N, K] (float64 [K]) and the mask of the codes that vary.
+
+    A code varies if its deviation is at least `min_std` and more than the rounding of its own values: a
+    constant float32 code has a deviation of about 1e-8 times its value, and dividing by that would let noise
+    vote.
+    """
+    x = points.double()
+    std = x.std(0, correction=ddof)
+    eps = torch.finfo(points.dtype).eps
+    return std, (std >= min_std) & (std > eps * x.abs().amax(0))

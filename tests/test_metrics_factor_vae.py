@@ -1,0 +1,169 @@
+"""FactorVAE: known answers, the definition written out in numpy, and the sampling of `evaluate`."""
+
+import numpy as np
+import pytest
+import torch
+
+from crgan.errors import InputError
+from crgan.metrics import PROTOCOLS, evaluate, factor_vae
+
+SIZES = (3, 6, 8)
+
+
+class Grid:
+    """Images are their factors, one a pixel; the first factor never varies."""
+
+    name, factor_names, factor_sizes = "grid", ("one", "a", "b", "c"), (1, *SIZES)
+    num_images, image_shape = int(np.prod(SIZES)), (1, 2, 2)
+
+    def __init__(self):
+        self.made = 0
+
+    def factors(self, index):
+        return torch.stack(torch.unravel_index(index, self.factor_sizes), -1)
+
+    def index(self, factors):
+        strides = torch.tensor([np.prod(SIZES[i:], dtype=int) for i in range(len(SIZES) + 1)])
+        return (factors * strides).sum(-1)
+
+    def images(self, index):
+        self.made += len(index)
+        return self.factors(index).float().view(-1, 1, 2, 2) / 8
+
+
+class Encoder:
+    """codes = weight @ factors + bias"""
+
+    def __init__(self, weight, bias=0.0):
+        self.weight, self.bias = torch.tensor(weight, dtype=torch.float32), bias
+        self.num_codes = len(weight)
+
+    def encode(self, images):
+        return images.flatten(1)[:, 1:] @ self.weight.T + self.bias
+
+
+EYE = np.eye(3).tolist()
+SMALL = {
+    "paper": dict(groups=150, group_size=50, scale_samples=2000),
+    "dlib": dict(groups=150, heldout_groups=150, group_size=50, scale_samples=2000),
+}
+
+
+def draw(weight, groups=200, size=64, seed=0):
+    """Groups, labels and points of codes = weight @ factors with uniform continuous factors."""
+    rng = np.random.default_rng(seed)
+    factors = rng.uniform(-1, 1, (groups, size, len(weight[0])))
+    label = rng.integers(len(weight[0]), size=groups)
+    for g, f in enumerate(label):
+        factors[g, :, f] = factors[g, 0, f]
+    points = rng.uniform(-1, 1, (3000, len(weight[0])))
+    return factors @ np.transpose(weight), label, points @ np.transpose(weight)
+
+
+def by_definition(groups, label, points, heldout, min_std, ddof):
+    """One group at a time in float64; the active dimensions as indices, not as a mask."""
+    std = np.std(points, 0, ddof=ddof)
+    dims = [d for d in range(len(std)) if std[d] >= min_std]
+
+    def table(groups, label):
+        votes = np.zeros((len(std), label.max() + 1), int)
+        for group, f in zip(groups, label):
+            local = [np.var(group[:, d], ddof=ddof) / std[d] ** 2 for d in dims]
+            votes[dims[int(np.argmin(local))], f] += 1
+        return votes
+
+    votes = table(groups, label)
+    if heldout is None:
+        return votes, votes.max(1).sum() / votes.sum()
+    held = table(*heldout)
+    return votes, sum(held[d, votes[d].argmax()] for d in range(len(std))) / held.sum()
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_one_code_per_factor_scores_one_in_any_order_and_scale(protocol, order):
+    weight = (np.eye(3)[list(order)] * [[-3.0], [0.5], [100.0]]).tolist()
+    result = evaluate(Encoder(weight), Grid(), protocol=protocol, **SMALL[protocol])["factor_vae"]
+    assert result["score"] == result["train_score"] == 1.0
+    assert result["num_active"] == 3
+    assert result["votes"].argmax(1).tolist() == list(order)  # which factor each code moves
+    assert result["votes"].sum() == 150
+
+
+def test_constant_codes_score_chance_and_are_finite():
+    constant = Encoder(np.zeros((3, 3)).tolist(), bias=torch.tensor([0.0, 0.1, 1e4]))
+    result = evaluate(constant, Grid(), **SMALL["paper"])["factor_vae"]
+    assert result["score"] == pytest.approx(1 / 3)
+    assert result["num_active"] == 0
+    assert result["votes"].sum() == 0
+    assert evaluate(constant, Grid(), protocol="dlib", **SMALL["dlib"])["factor_vae"]["score"] == 0.0
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e4, float(np.float32(1) / 3)])
+def test_a_constant_code_beside_good_ones_never_votes(constant):
+    groups, label, points = draw(EYE)
+    groups, points = (np.insert(x, 1, constant, axis=-1).astype(np.float32) for x in (groups, points))
+    result = factor_vae(groups, label, points)
+    assert result["score"] == 1.0
+    assert result["votes"][1].sum() == 0
+    assert result["votes"].argmax(1)[[0, 2, 3]].tolist() == [0, 1, 2]
+
+
+def test_rotated_codes_lose_one_code_for_two_factors_loses_two_codes_for_one_do_not():
+    turn = [[2**-0.5, 2**-0.5, 0.0], [2**-0.5, -(2**-0.5), 0.0], [0.0, 0.0, 1.0]]
+    assert 0.5 < factor_vae(*draw(turn))["score"] < 0.85
+    merged = [[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    votes = factor_vae(*draw(merged, 3000))["votes"]
+    assert abs(votes[0, 0] - votes[0, 1]) < 0.1 * votes[0].sum()  # both factors still the one code
+    assert factor_vae(*draw([[1, 0, 0], [2, 0, 0], [0, 1, 0], [0, 0, 1]]))["score"] == 1.0
+
+
+@pytest.mark.parametrize(("heldout", "min_std", "ddof"), [(False, 0.0, 0), (True, 0.05, 1)])
+def test_equals_the_definition_in_numpy(heldout, min_std, ddof):
+    rng = np.random.default_rng(1)
+    weight = rng.normal(size=(6, 4)) * [[1], [0.02], [3], [0.01], [1], [1]]  # two dimensions to prune
+    groups, label, points = draw(weight.tolist(), 400, 20)
+    held = draw(weight.tolist(), 300, 20, seed=2)[:2] if heldout else None
+    votes, score = by_definition(groups, label, points, held, min_std, ddof)
+    result = factor_vae(groups, label, torch.tensor(points), heldout=held, min_std=min_std, ddof=ddof)
+    assert (result["votes"] == votes).all()
+    assert result["score"] == pytest.approx(score, abs=1e-12)
+    assert result["num_active"] == (4 if heldout else 6)
+    assert np.allclose(result["scale"], np.std(points, 0, ddof=ddof), rtol=1e-12)
+
+
+def test_equal_to_itself_far_from_zero():
+    groups, label, points = draw(np.random.default_rng(0).normal(size=(4, 4)).tolist())
+    shifted = factor_vae((groups + 1e4).astype(np.float32), label, (points + 1e4).astype(np.float32))
+    assert (
+        np.abs(shifted["votes"] - factor_vae(groups, label, points)["votes"]).sum() <= 4
+    )  # rounding of 1e-3
+
+
+def test_each_image_is_encoded_once_and_the_seed_decides():
+    grid = Grid()
+    first = evaluate(Encoder(EYE), grid, seed=3, **SMALL["paper"])["factor_vae"]
+    assert grid.made <= grid.num_images  # 9,500 codes from 144 images
+    again, other = (evaluate(Encoder(EYE), Grid(), seed=s, **SMALL["paper"])["factor_vae"] for s in (3, 4))
+    assert (first["scale"] == again["scale"]).all()
+    assert (first["scale"] != other["scale"]).any()
+
+
+def test_mistakes_are_named():
+    groups, label, points = draw(EYE)
+    with pytest.raises(InputError, match="not finite"):
+        factor_vae(np.where(groups > 0.9, np.nan, groups), label, points)
+    with pytest.raises(InputError, match="points have 2 codes, groups have 3"):
+        factor_vae(groups, label, points[:, :2])
+    with pytest.raises(InputError, match="expected 200 indices"):
+        factor_vae(groups, label[:5], points)
+    with pytest.raises(InputError, match="unknown metric 'fid'"):
+        evaluate(Encoder(EYE), Grid(), ("fid",))
+    with pytest.raises(InputError, match="unknown protocol 'mine'"):
+        evaluate(Encoder(EYE), Grid(), protocol="mine")
+    with pytest.raises(InputError, match="unknown size 'group'"):
+        evaluate(Encoder(EYE), Grid(), group=3)
+    grid = Grid()
+    grid.factor_sizes = ()
+    with pytest.raises(InputError, match="no factors of variation"):
+        evaluate(Encoder(EYE), grid)
