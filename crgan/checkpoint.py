@@ -1,0 +1,164 @@
+"""Checkpoints without pickle: safetensors and JSON, whole or absent, enough to go on with the same bits.
+
+A run folder holds `config.json` and `checkpoint/step-<n>/` with `model.safetensors`, `optimisers.safetensors` and
+`state.json`. A checkpoint is written under a temporary name, renamed, and only then is the one before it removed.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .config import Config
+from .errors import InputError
+from .files import flush, write_json
+from .networks import InfoGAN
+
+Optimisers = dict[str, torch.optim.Optimizer]
+
+
+def build_model(cfg: Config, image_shape: tuple[int, int, int]) -> InfoGAN:
+    """The untrained model of a configuration, its weights fixed by the seed."""
+    return InfoGAN(cfg, image_shape)
+
+
+def load(run: str | Path) -> InfoGAN:
+    """The trained model of a run folder, on the CPU, with `sample`, `generate` and `encode`.
+
+    Raises InputError where the folder holds no run or its checkpoint cannot be read.
+    """
+    run = Path(run)
+    cfg, image_shape = read_config(run)
+    model = build_model(cfg, image_shape)
+    folder = latest(run)
+    if folder is None:
+        raise InputError(f"{run} has no checkpoint yet; expected a run that python -m crgan.train has begun to save")
+    _load_model(model, folder / "model.safetensors")
+    return model.eval()
+
+
+def write_config(run: Path, cfg: Config, image_shape: tuple[int, int, int]) -> None:
+    write_json(run / "config.json", {"config": cfg.to_json(), "image_shape": list(image_shape)})
+
+
+def read_config(run: Path) -> tuple[Config, tuple[int, int, int]]:
+    path = run / "config.json"
+    if not path.is_file():
+        raise InputError(
+            f"{run} is no run folder: {path} is missing; expected the --out folder of python -m crgan.train"
+        )
+    content = _read_json(path)
+    try:
+        channels, height, width = content["image_shape"]
+        return Config.from_json(content["config"]), (channels, height, width)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is no configuration of this version of crgan: {error}") from None
+
+
+def latest(run: Path) -> Path | None:
+    """The folder of the newest whole checkpoint of a run."""
+    folders = (run / "checkpoint").glob("step-*")
+    return max(folders, key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
+
+
+def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, Any]) -> Path:
+    """Writes the checkpoint of `state["step"]`; the one before it is kept until this one is whole.
+
+    Raises OSError where the disk is full and InputError where a tensor is not finite: the one before it then stays.
+    """
+    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise InputError(
+                f"after step {state['step']} the weights {name} are not finite; "
+                f"the last good checkpoint is {latest(run) or 'none'}: go on from it with smaller learning rates"
+            )
+    final = run / "checkpoint" / f"step-{state['step']:09d}"
+    temporary = final.with_name("incomplete")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        _save_file(tensors, temporary / "model.safetensors")
+        _save_file(_optimiser_tensors(optimisers), temporary / "optimisers.safetensors")
+        write_json(temporary / "state.json", state)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        flush(final.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for folder in final.parent.glob("step-*"):
+        if folder != final:
+            shutil.rmtree(folder)
+    return final
+
+
+def restore(folder: Path, model: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
+    """Loads a checkpoint in place and returns its state."""
+    _load_model(model, folder / "model.safetensors")
+    path = folder / "optimisers.safetensors"
+    saved = _load_file(path)
+    for name, optimiser in optimisers.items():
+        content = optimiser.state_dict()
+        for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+            entry = {key.rsplit(".", 1)[1]: saved[key] for key in saved if key.startswith(f"{name}.{i}.")}
+            if any(value.dim() and value.shape != parameter.shape for value in entry.values()):
+                raise InputError(f"{path} is of another model: its {name}.{i} has an unexpected shape")
+            # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
+            content["state"][i] = {
+                key: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(parameter.device)
+                for key, value in entry.items()
+            }
+        content["state"] = {i: entry for i, entry in content["state"].items() if entry}
+        optimiser.load_state_dict(content)
+    return _read_json(folder / "state.json")
+
+
+def _optimiser_tensors(optimisers: Optimisers) -> dict[str, Tensor]:
+    return {
+        f"{name}.{i}.{key}": value.detach().contiguous()
+        for name, optimiser in optimisers.items()
+        for i, entry in optimiser.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # the library wraps the operating system's error in its own
+        raise OSError(0, str(error), str(path)) from None
+    flush(path)
+
+
+def _load_file(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({error}); restore it or start with a new --out"
+        ) from None
+
+
+def _load_model(model: nn.Module, path: Path) -> None:
+    saved, expected = _load_file(path), model.state_dict()
+    wrong = sorted(set(saved) ^ set(expected)) or [k for k in expected if saved[k].shape != expected[k].shape]
+    if wrong:
+        raise InputError(f"{path} is of another model: its tensors differ in {wrong[0]}; start with a new --out")
+    model.load_state_dict(saved)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+        raise ValueError("not an object")
+    except ValueError as error:
+        raise InputError(f"{path} is not readable JSON ({error}); restore it or start with a new --out") from None

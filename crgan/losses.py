@@ -1,0 +1,42 @@
+"""The terms of the objective, each a pure function that returns a 0-d tensor.
+
+    min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)        (Lin et al. 2020, eq. 5)
+
+The contrastive term is `crgan.contrastive_loss`.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+
+def discriminator_loss(
+    real: Tensor,  # [B] logits of D on real images
+    fake: Tensor,  # [B] logits of D on generated images
+) -> Tensor:
+    """Logistic loss -log D(x) - log(1 - D(G(c, z))); 2 ln 2 where D cannot tell (Goodfellow et al. 2014, eq. 1)."""
+    return softplus(-real).mean() + softplus(fake).mean()
+
+
+def generator_loss(
+    fake: Tensor,  # [B] logits of D on generated images
+) -> Tensor:
+    """Non-saturating logistic loss -log D(G(c, z)) (Goodfellow et al. 2014, section 3)."""
+    return softplus(-fake).mean()
+
+
+def info_loss(
+    codes: Tensor,  # [B, K] codes in [-1, 1] that made the images
+    predicted: Tensor,  # [B, K] Q's estimate of them, its Gaussian's mean
+) -> Tensor:
+    """-log q(c | x) of a Gaussian with standard deviation 1, less its constant (Chen et al. 2016, eq. 5)."""
+    return 0.5 * (codes - predicted).square().sum(1).mean()
+
+
+def r1_penalty(
+    logits: Tensor,  # [B] of D on real images, with a graph
+    images: Tensor,  # [B, C, H, W] that require a gradient
+) -> Tensor:
+    """Mean over the batch of |grad_x D(x)|^2 / 2 on real images (Mescheder et al. 2018, eq. 9)."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return 0.5 * gradient.square().sum((1, 2, 3)).mean()

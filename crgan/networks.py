@@ -1,0 +1,277 @@
+"""Generator G, discriminator D with its code head Q, contrastive discriminator H, and the model that they make."""
+
+import copy
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.nn.utils import parametrize
+
+from . import ops
+from .config import Config
+from .errors import InputError
+
+
+class SpectralNorm(nn.Module):
+    """Parametrization W / sigma(W), sigma by one power iteration (Miyato et al. 2018, algorithm 1).
+
+    As in the original InfoGAN-CR, gradients flow through the iteration, and the stored vector moves once per
+    training step (`advance_power_iteration`), however many passes the step makes.
+    """
+
+    u: Tensor
+    next_u: Tensor
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.register_buffer("u", normalize(torch.ones(weight.shape[0]), dim=0))
+        self.next_u = self.u
+
+    def forward(self, weight: Tensor) -> Tensor:
+        matrix = weight.flatten(1)
+        v = normalize(self.u @ matrix, dim=0)
+        product = matrix @ v
+        next_u = normalize(product, dim=0)
+        self.next_u = next_u.detach()
+        return weight / (next_u @ product)
+
+
+def advance_power_iteration(network: nn.Module) -> None:
+    """Stores the singular vectors that the last pass of `network` found."""
+    for module in network.modules():
+        if isinstance(module, SpectralNorm):
+            module.u.copy_(module.next_u)
+
+
+def _spectral(layer: nn.Module, on: bool) -> nn.Module:
+    if on:
+        parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+    return layer
+
+
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Weights N(0, 0.02), those of convolutions cut at two standard deviations; biases 0; batch norms the identity."""
+    for module in network.modules():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            weight = module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(weight, std=0.02, generator=generator)
+            else:
+                nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04, generator=generator)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, SpectralNorm):
+            module.u.copy_(normalize(torch.randn(module.u.shape, generator=generator), dim=0))
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.reset_running_stats()
+            module.reset_parameters()
+
+
+def _channels(cfg: Config, image_shape: tuple[int, int, int], smallest: int) -> list[int]:
+    """Channels after each stride-2 convolution on the way from the image to a map of `smallest` by `smallest`."""
+    _, height, width = image_shape
+    count = max(height // smallest, 1).bit_length() - 1
+    if height != width or height != smallest * 2**count or count < 2:
+        raise InputError(
+            f"the images are {height} x {width}; expected squares whose side is a power of two, 16 or more: "
+            "resize them first"
+        )
+    if cfg.network == "dcgan":
+        return [cfg.width * 2**i for i in range(count)]
+    return [cfg.width] * (count // 2) + [2 * cfg.width] * (count - count // 2)
+
+
+def _kernel(cfg: Config) -> int:
+    return 5 if cfg.network == "dcgan" else 4
+
+
+def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None) -> list[nn.Module]:
+    """The paper's conv4 nets activate before batch norm, its dcgan nets after."""
+    if norm is None:
+        return [activation]
+    return [norm, activation] if cfg.network == "dcgan" else [activation, norm]
+
+
+def _batch_norm(channels: int, dims: int) -> nn.Module:
+    return (nn.BatchNorm1d if dims == 1 else nn.BatchNorm2d)(channels, eps=1e-5, momentum=0.1)
+
+
+class Generator(nn.Module):
+    """G(c, z): codes and noise to images in [0, 1]."""
+
+    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+        super().__init__()
+        self.tanh = cfg.network == "dcgan"
+        maps = _channels(cfg, image_shape, smallest=4)[::-1]
+        hidden = 1024 if self.tanh else cfg.hidden
+        layers: list[nn.Module] = []
+        for before, after in ((cfg.num_codes + cfg.num_noise, hidden), (hidden, 16 * maps[0])):
+            layers += [nn.Linear(before, after), *_activate(cfg, nn.ReLU(), _batch_norm(after, 1))]
+        self.fully_connected = nn.Sequential(*layers, nn.Unflatten(1, (maps[0], 4, 4)))
+        layers = []
+        for before, after in pairwise(maps):
+            activation = nn.ReLU() if self.tanh else nn.LeakyReLU(0.2)
+            layers += [self._upsample(cfg, before, after), *_activate(cfg, activation, _batch_norm(after, 2))]
+        self.convolutions = nn.Sequential(*layers, self._upsample(cfg, maps[-1], image_shape[0]))
+
+    @staticmethod
+    def _upsample(cfg: Config, before: int, after: int) -> nn.Module:
+        kernel = _kernel(cfg)  # "same" padding: the map's side exactly doubles
+        return nn.ConvTranspose2d(before, after, kernel, 2, padding=(kernel - 1) // 2, output_padding=kernel % 2)
+
+    def forward(
+        self,
+        c: Tensor,  # [B, K] in [-1, 1]
+        z: Tensor,  # [B, Z] in [-1, 1]
+    ) -> Tensor:
+        maps = self.fully_connected(torch.cat([c, z], 1))
+        x = self.convolutions(maps.contiguous(memory_format=torch.channels_last))
+        return (x.tanh() + 1) / 2 if self.tanh else x.sigmoid()
+
+
+class Trunk(nn.Sequential):
+    """Stride-2 convolutions, in conv4 nets with a fully connected layer: images [B, C, H, W] to features [B, D]."""
+
+    def __init__(
+        self,
+        cfg: Config,
+        image_shape: tuple[int, int, int],
+        spectral_norm: bool = False,
+        batch_norm: bool = False,
+    ):
+        smallest = 2 if cfg.network == "dcgan" else 4
+        kernel, features, layers = _kernel(cfg), image_shape[0], list[nn.Module]()
+        for i, after in enumerate(_channels(cfg, image_shape, smallest)):
+            convolution = nn.Conv2d(features, after, kernel, 2, padding=(kernel - 1) // 2)
+            norm = _batch_norm(after, 2) if batch_norm and i > 0 else None
+            layers += [_spectral(convolution, spectral_norm), *_activate(cfg, nn.LeakyReLU(0.2), norm)]
+            features = after
+        layers.append(nn.Flatten())
+        features *= smallest**2
+        if cfg.network == "conv4":
+            norm = _batch_norm(cfg.hidden, 1) if batch_norm else None
+            layers.append(_spectral(nn.Linear(features, cfg.hidden), spectral_norm))
+            layers += _activate(cfg, nn.LeakyReLU(0.2), norm)
+            features = cfg.hidden
+        super().__init__(*layers)
+        self.num_features = features
+        self.centred = cfg.network == "dcgan"
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        return super().forward(images * 2 - 1 if self.centred else images)
+
+
+class Discriminator(nn.Module):
+    """D and Q on one trunk: images to the logit of being real and to the estimate of the codes."""
+
+    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+        super().__init__()
+        heads = cfg.spectral_norm == "all"
+        self.trunk = Trunk(cfg, image_shape, spectral_norm=cfg.spectral_norm != "none")
+        features = self.trunk.num_features
+        self.real = _spectral(nn.Linear(features, 1), heads)
+        layers: list[nn.Module] = []
+        if cfg.network == "conv4":
+            layers = [_spectral(nn.Linear(features, cfg.hidden), heads), nn.LeakyReLU(0.2)]
+            features = cfg.hidden
+        self.codes = nn.Sequential(*layers, _spectral(nn.Linear(features, cfg.num_codes), heads))
+
+    def forward(
+        self,
+        images: Tensor,  # [B, C, H, W] in [0, 1]
+    ) -> tuple[Tensor, Tensor]:
+        """-> logits [B], codes [B, K], both float32."""
+        features = self.trunk(images)
+        return self.real(features).squeeze(1).float(), self.codes(features).float()
+
+
+class ContrastiveDiscriminator(nn.Module):
+    """H: tells which code a pair of images shares, from both stacked on the channel axis."""
+
+    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+        super().__init__()
+        channels, height, width = image_shape
+        self.trunk = Trunk(
+            cfg,
+            (2 * channels, height, width),
+            spectral_norm=cfg.h_norm == "spectral",
+            batch_norm=cfg.h_norm == "batch",
+        )
+        self.head = nn.Linear(self.trunk.num_features, cfg.num_codes)
+
+    def forward(
+        self,
+        first: Tensor,  # [B, C, H, W] images of c1
+        second: Tensor,  # [B, C, H, W] images of c2
+        index: Tensor,  # [B] int64, the code that c1 and c2 share
+    ) -> Tensor:
+        """-> the cross-entropy of the index (Lin et al. 2020, eq. 4); chance is ln K."""
+        features = self.trunk(torch.cat([first, second], 1))
+        return ops.contrastive_loss(features.float(), self.head.weight, self.head.bias, index)
+
+
+def _weight_draw(seed: int, network: int, step: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed((seed << 32) + (step << 2) + network)
+
+
+class InfoGAN(nn.Module):
+    """InfoGAN-CR: a generator of images from codes and an encoder of images to codes, with what trains them."""
+
+    prior = "uniform"
+
+    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+        super().__init__()
+        self.cfg = cfg
+        self.num_codes, self.num_noise, self.image_shape = cfg.num_codes, cfg.num_noise, tuple(image_shape)
+        self.generator = Generator(cfg, image_shape)
+        self.discriminator = Discriminator(cfg, image_shape)
+        self.contrastive = ContrastiveDiscriminator(cfg, image_shape)
+        for i, network in enumerate((self.generator, self.discriminator, self.contrastive)):
+            initialise(network, _weight_draw(cfg.seed, i))
+        self.average = copy.deepcopy(self.generator).requires_grad_(False) if cfg.ema > 0 else None
+        self.to(memory_format=torch.channels_last)
+
+    def restart_contrastive(self, step: int) -> None:
+        """Gives H new weights, fixed by the seed and the step, in the memory of the old ones."""
+        fresh = ContrastiveDiscriminator(self.cfg, self.image_shape)
+        initialise(fresh, _weight_draw(self.cfg.seed, 2, step))
+        self.contrastive.load_state_dict(fresh.state_dict())
+
+    @torch.no_grad()
+    def move_average(self, decay: float) -> None:
+        """Moves the average generator, its batch-norm statistics too, by 1 - decay towards the present one."""
+        assert self.average is not None
+        mean, now = self.average.state_dict().values(), self.generator.state_dict().values()
+        pairs = [(a, b) for a, b in zip(mean, now) if a.is_floating_point()]  # not the counts of batches
+        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def generate(
+        self,
+        codes: Tensor,  # [n, K] in [-1, 1]
+        seed: int = 0,
+        noise: Tensor | None = None,  # [n, Z] in [-1, 1]
+    ) -> Tensor:
+        """-> images [n, C, H, W] in [0, 1] on the model's device; without `noise`, `seed` draws it anew for each row."""
+        codes = codes.to(self.device, torch.float32)
+        if noise is None:
+            _, noise = ops.sample_latents(len(codes), self.num_codes, self.num_noise, seed, 0, device=self.device)
+        return (self.average or self.generator).eval()(codes, noise.to(self.device))
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """-> n images [n, C, H, W] of codes and noise drawn from the prior."""
+        codes, _ = ops.sample_latents(n, self.num_codes, self.num_noise, seed, 0, device=self.device)
+        return self.generate(codes, seed)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,  # [n, C, H, W] in [0, 1]
+    ) -> Tensor:
+        """-> codes [n, K], Q's estimate."""
+        return self.discriminator.eval()(images.to(self.device, torch.float32))[1]

@@ -1,0 +1,383 @@
+"""Training: the step, the loop, and the command `python -m crgan.train [PRESET]`."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from . import checkpoint, losses, metrics, ops, pictures
+from . import data as datasets
+from .checkpoint import Optimisers
+from .cli import user_errors
+from .config import PRESETS, Config, Phase
+from .errors import InputError
+from .networks import InfoGAN, advance_power_iteration
+
+LOG_EVERY = 100
+"""Steps between two lines of losses in metrics.jsonl."""
+
+
+def make_optimisers(nets: InfoGAN, cfg: Config) -> Optimisers:
+    """One Adam each for G, D with Q, and H."""
+
+    def adam(network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+        return torch.optim.Adam(network.parameters(), lr, (cfg.beta1, cfg.beta2), fused=True)
+
+    return {
+        "generator": adam(nets.generator, cfg.lr_g),
+        "discriminator": adam(nets.discriminator, cfg.lr_d),
+        "contrastive": adam(nets.contrastive, cfg.lr_h),
+    }
+
+
+def train_step(
+    nets: InfoGAN,
+    optimisers: Optimisers,
+    x: Tensor,  # [B, C, H, W] real images in [0, 1]
+    cfg: Config,
+    phase: Phase,
+    step: Tensor | int,  # 0-d int64: the count of steps done, which keys every random draw
+) -> dict[str, Tensor]:
+    """One step: an H update, a D/Q update and `g_steps` G updates on one batch (Lin et al. 2020, section 3).
+
+    Returns the losses as 0-d tensors. Reads nothing back from the device and skips what has weight 0, so that a
+    CUDA graph can hold a whole step of one phase.
+    """
+    batch, k, device = len(x), cfg.num_codes, x.device
+    generator, discriminator, contrastive = nets.generator, nets.discriminator, nets.contrastive
+    autocast = torch.autocast(device.type, torch.bfloat16, cfg.precision == "bfloat16", cache_enabled=False)
+    c, z = ops.sample_latents(batch, k, cfg.num_noise, cfg.seed, step, device=device)
+    if phase.cr_weight:
+        c1, c2, pair_z, index = ops.traversal_pairs(batch, k, cfg.num_noise, phase.gap, cfg.seed, step, device=device)
+
+    def generate() -> tuple[Tensor, ...]:
+        # Each half of a pair is a batch of its own to G's batch norm.
+        return (generator(c, z), *((generator(c1, pair_z), generator(c2, pair_z)) if phase.cr_weight else ()))
+
+    with autocast:
+        fakes = generate()  # serves H, D and the first update of G: G's weights are the same in all three
+    report = {}
+
+    if phase.cr_weight:
+        with autocast:
+            report["h"] = contrastive(fakes[1].detach(), fakes[2].detach(), index)
+        advance_power_iteration(contrastive)
+        _update(optimisers["contrastive"], report["h"])
+
+    with autocast:
+        logits, predicted = discriminator(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()]))
+        report["d"] = losses.discriminator_loss(logits[:batch], logits[batch:])
+        loss = report["d"] + cfg.info_weight * losses.info_loss(c, predicted[batch:])
+    if phase.r1:
+        x = x.detach().requires_grad_()
+        with autocast:
+            logits, _ = discriminator(x)
+        loss = loss + cfg.r1_weight * cfg.r1_every * losses.r1_penalty(logits, x)
+    advance_power_iteration(discriminator)
+    _update(optimisers["discriminator"], loss)
+
+    for i in range(cfg.g_steps):
+        with autocast:
+            if i > 0:
+                fakes = generate()
+            logits, predicted = discriminator(fakes[0])
+            report["g"], report["info"] = losses.generator_loss(logits), losses.info_loss(c, predicted)
+            loss = report["g"] + cfg.info_weight * report["info"]
+            if phase.cr_weight:
+                report["cr"] = contrastive(fakes[1], fakes[2], index)
+                loss = loss + phase.cr_weight * report["cr"]
+        _update(optimisers["generator"], loss)
+
+    if nets.average is not None:
+        nets.move_average(cfg.ema)
+    return {name: value.detach() for name, value in report.items()}
+
+
+def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Descends `loss` in the optimiser's parameters alone: no gradient is made for any other network."""
+    loss.backward(inputs=[p for group in optimiser.param_groups for p in group["params"]])
+    optimiser.step()
+    optimiser.zero_grad()
+
+
+def restart_h(nets: InfoGAN, optimisers: Optimisers, step: int) -> None:
+    """Makes H and its optimiser new, as the original does where a schedule switches; in place, for CUDA graphs."""
+    nets.restart_contrastive(step)
+    for entry in optimisers["contrastive"].state.values():
+        for value in entry.values():
+            value.zero_()
+
+
+def capture(take_step: Callable[[Phase], dict[str, Tensor]]) -> Callable[[Phase], dict[str, Tensor]]:
+    """Replays `take_step` as one CUDA graph per phase; the first steps of a phase run eagerly, as a graph demands."""
+    graphs: dict[Phase, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
+    eager_steps: dict[Phase, int] = {}
+    stream = torch.cuda.Stream()
+
+    def step(phase: Phase) -> dict[str, Tensor]:
+        if phase not in graphs:
+            eager_steps[phase] = eager_steps.get(phase, 0) + 1
+            if eager_steps[phase] <= 3:
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    report = take_step(phase)
+                torch.cuda.current_stream().wait_stream(stream)
+                return report
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                report = take_step(phase)
+            graphs[phase] = graph, report
+        graph, report = graphs[phase]
+        graph.replay()
+        return report
+
+    return step
+
+
+def train(
+    cfg: Config,
+    out: Path,
+    device: str = "auto",
+    checkpoint_every: int = 1_000,
+    cuda_graph: bool = True,
+) -> InfoGAN:
+    """Trains in the run folder `out`, going on from its checkpoint if it has one, and returns the model.
+
+    A run that was killed and taken up again ends with the same bits as one that was not (same machine, same build).
+    Raises InputError for what the user can mend, OSError where the folder or the disk refuse.
+    """
+    place = _device(device)
+    dataset = datasets.load(cfg.data, cfg.root)
+    _open_run(out, cfg, dataset.image_shape)
+    nets = checkpoint.build_model(cfg, dataset.image_shape).to(place)
+    optimisers = make_optimisers(nets, cfg)
+    state: dict[str, Any] = {"step": 0, "metrics_bytes": 0}
+    if (folder := checkpoint.latest(out)) is not None:
+        state = checkpoint.restore(folder, nets, optimisers)
+        if state["step"] >= cfg.steps:
+            print(f"{out} has finished its {state['step']} steps; give --steps a larger number to go on")
+            return nets.eval()
+        print(f"going on from {folder}")
+    log = _Log(out, state)
+    done = torch.tensor(state["step"], device=place)
+
+    def take_step(phase: Phase) -> dict[str, Tensor]:
+        index = ops.random_index(cfg.batch_size, dataset.num_images, cfg.seed, done, device=place)
+        report = train_step(nets, optimisers, dataset.images(index), cfg, phase, done)
+        done.add_(1)
+        return report
+
+    take = capture(take_step) if place.type == "cuda" and cuda_graph else take_step
+    nets.train()
+    with _progress(cfg.steps, state["step"]) as show, _stop_signal() as stopped:
+        for step in range(state["step"], cfg.steps):
+            if cfg.restarts_h(step):
+                restart_h(nets, optimisers, step)
+            report = take(cfg.phase(step))
+            step += 1
+            if step % LOG_EVERY == 0 or place.type == "cpu":  # the one read-back: a CPU waits for nothing
+                report = {name: value.item() for name, value in report.items()}
+                _check_finite(report, step, out)
+            if step % LOG_EVERY == 0:
+                log.write(step, report)
+            show(step, report if step % LOG_EVERY == 0 else None)
+            if step % cfg.eval_every == 0 or step == cfg.steps:
+                scores, traversal = evaluate(nets, dataset, cfg, out, full=step == cfg.steps)
+                log.write(step, scores)
+                log.picture(step, traversal)
+                nets.train()
+            if step % checkpoint_every == 0 or step == cfg.steps or stopped():
+                state = {"step": step, "metrics_bytes": log.size()}
+                folder = checkpoint.save(out, nets, optimisers, state)
+            if stopped() and step < cfg.steps:
+                print(f"stopped after step {step}, saved in {folder}; the same command goes on from there")
+                sys.exit(128 + stopped())
+    return nets.eval()
+
+
+def evaluate(nets: InfoGAN, dataset: Any, cfg: Config, out: Path, full: bool) -> tuple[dict[str, float], Any]:
+    """Writes samples.png and traversal.png; returns the scores and the latter.
+
+    Where the data has factors that is the FactorVAE score (paper protocol): while training on a fifth of the groups,
+    at the end (`full`) on the paper's 500 with 73,728 images for the scale.
+    """
+    scores: dict[str, float] = {}
+    moved: list[str] = []
+    if dataset.factor_sizes:
+        sizes = {} if full else {"groups": 100, "scale_samples": 5_000}
+        result = metrics.evaluate(nets, dataset, ("factor_vae",), protocol="paper", seed=cfg.seed, **sizes)
+        scores["factor_vae"] = result["factor_vae"]["score"]
+        moved = pictures.moved_factors(result["factor_vae"]["votes"], dataset.factor_names)
+    traversal = pictures.traversal_picture(nets, moved)
+    pictures.save_picture(traversal, out / "traversal.png")
+    pictures.save_picture(pictures.samples_picture(nets), out / "samples.png")
+    return scores, traversal
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:<number>") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device is {name!r} but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return device
+
+
+def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> None:
+    """Makes a new run folder, or checks that the one that is there is of this configuration."""
+    if (out / "config.json").exists():
+        before, _ = checkpoint.read_config(out)
+        for field in fields(cfg):
+            old, new = getattr(before, field.name), getattr(cfg, field.name)
+            if old != new and not (field.name == "steps" and new > old):
+                raise InputError(
+                    f"{out} was trained with {field.name} = {old}, now it is {new}; "
+                    f"give --{field.name.replace('_', '-')} {old} to go on, or another --out"
+                )
+        if before == cfg:
+            return
+    elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
+        raise InputError(f"{out} exists and is no run folder; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_config(out, cfg, image_shape)
+
+
+def _check_finite(report: dict[str, float], step: int, out: Path) -> None:
+    for name, value in report.items():
+        if not abs(value) < float("inf"):
+            raise InputError(
+                f"the loss {name} is {value} at step {step}; the last good checkpoint is "
+                f"{checkpoint.latest(out) or 'none'}: start anew with smaller learning rates"
+            )
+
+
+class _Log:
+    """metrics.jsonl, one object per line, and the same as TensorBoard events."""
+
+    def __init__(self, out: Path, state: dict[str, Any]):
+        path = out / "metrics.jsonl"
+        path.touch()
+        if path.stat().st_size < state["metrics_bytes"]:
+            raise InputError(
+                f"{path} is shorter than when the checkpoint was written; restore it or give another --out"
+            )
+        self.file = path.open("r+")
+        self.file.truncate(state["metrics_bytes"])  # lines after the checkpoint will be written again
+        self.file.seek(0, 2)
+        self.board = SummaryWriter(str(out), purge_step=state["step"] + 1 if state["step"] else None)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if values:
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+
+    def picture(self, step: int, picture: Any) -> None:
+        self.board.add_image("traversal", np.asarray(picture), step, dataformats="HWC")
+
+    def size(self) -> int:
+        self.board.flush()
+        return self.file.tell()
+
+
+@contextmanager
+def _progress(total: int, done: int) -> Iterator[Callable[[int, dict[str, float] | None], None]]:
+    """A bar with the rate, the time left and the losses; `show(step, losses or None)` moves it."""
+    columns = (
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} steps/s"), TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )  # fmt: skip
+    with Progress(*columns, speed_estimate_period=60) as bar:
+        task = bar.add_task("", total=total, completed=done, rate=0.0)
+        start = time.monotonic()
+
+        def show(step: int, report: dict[str, float] | None) -> None:
+            rate = (step - done) / max(time.monotonic() - start, 1e-9)
+            bar.update(task, completed=step, rate=rate)
+            if report is not None:
+                bar.update(task, description="  ".join(f"{name} {value:.3f}" for name, value in report.items()))
+
+        yield show
+
+
+@contextmanager
+def _stop_signal() -> Iterator[Callable[[], int]]:
+    """Until left, Ctrl-C and SIGTERM only raise a flag: `stopped()` is the signal's number, or 0."""
+    received = 0
+
+    def note(number: int, _frame: Any) -> None:
+        nonlocal received
+        received = number
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield lambda: 0
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    config: tyro.conf.OmitArgPrefixes[Config]
+    out: Path | None = None
+    """Run folder; default runs/<preset>-seed<seed>. The same command again goes on from its last checkpoint."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:<number>."""
+    checkpoint_every: int = 1_000
+    """Steps between two checkpoints."""
+    cuda_graph: bool = True
+    """On CUDA, replay the whole step as one captured graph."""
+    dry_run: bool = False
+    """Print the resolved configuration and exit."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Parses `[PRESET] [flags]` and trains; the preset fixes the defaults of the flags."""
+    args = sys.argv[1:] if args is None else list(args)
+    with user_errors():
+        preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
+        if preset not in PRESETS:
+            raise InputError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
+        parsed = tyro.cli(
+            Arguments,
+            args=args,
+            default=Arguments(PRESETS[preset]),
+            prog="python -m crgan.train [PRESET]",
+            description=f"Train a model. PRESET is one of {', '.join(PRESETS)} (shown: {preset}).",
+        )
+        cfg = parsed.config
+        if parsed.checkpoint_every < 1:
+            raise InputError(f"--checkpoint-every is {parsed.checkpoint_every}; expected a number of at least 1")
+        out = parsed.out or Path("runs") / f"{preset}-seed{cfg.seed}"
+        if parsed.dry_run:
+            print(json.dumps({"out": str(out), "device": parsed.device, "config": cfg.to_json()}, indent=2))
+            return
+        train(cfg, out, parsed.device, parsed.checkpoint_every, parsed.cuda_graph)
+        print(f"wrote {out}/: traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/, TensorBoard events")
+
+
+if __name__ == "__main__":
+    main()
