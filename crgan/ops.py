@@ -15,8 +15,8 @@ from crgan.errors import InputError
 def choose_impl(op: str, impl: str, obstacles: dict[str, str]) -> str:
     """The implementation of `op` to run.
 
-    `obstacles` names the op's compiled implementations, fastest first, each with the reason why it cannot run on
-    these arguments on this machine and the way out, or "" where it can. The reference always can.
+    `obstacles` names the op's compiled implementations, fastest first, each with the reason why it cannot run
+    on these arguments on this machine and the way out, or "" where it can. The reference always can.
     """
     usable = [name for name, obstacle in obstacles.items() if not obstacle] + ["ref"]
     if impl == "auto":
@@ -41,28 +41,26 @@ def vote_table(
     """Votes of the FactorVAE score (Kim and Mnih 2018, section 4): votes[..., d, f] counts the groups with
     factor f in which dimension d varies least.
 
-    In each group of L codes the dimension with the least var / scale^2 (ddof 0) votes for the group's factor; of
-    equal ones the lowest index. Leading dimensions are independent (one per encoder, or per pair of models), and
-    `scale` broadcasts over them. Computed in float32; 16-bit codes are widened first.
+    In each group of L codes the dimension with the least var / scale^2 (ddof 0) votes for the group's factor;
+    of equal ones the lowest index. Leading dimensions are independent (one per encoder, or per pair of
+    models), and `scale` broadcasts over them. Computed in float32; 16-bit codes are widened first.
 
     A dimension does not vote where its scale is zero, negative, infinite or NaN, nor in a group where its
-    variance is not finite, so a collapsed or broken code never wins. A group in which no dimension can vote casts
-    none: `votes.sum((-2, -1))` is then less than G. In a group of one code every variance is 0, so the first
-    usable dimension votes.
+    variance is not finite, so a collapsed or broken code never wins. A group in which no dimension can vote
+    casts none: `votes.sum((-2, -1))` is then less than G. In a group of one code every variance is 0, so the
+    first usable dimension votes.
 
-    Raises InputError on shapes, types or devices that do not fit, on factors out of range (on CUDA a device-side
-    assertion, as a check would stall the stream), and where the named `impl` cannot run.
+    Raises InputError on shapes, types or devices that do not fit, on factors out of range (on CUDA a
+    device-side assertion, as a check would stall the stream), and where the named `impl` cannot run.
     """
     if codes.ndim < 3:
-        raise InputError(
-            f"vote_table: codes have shape {list(codes.shape)}, expected [..., groups, images, codes]"
-        )
+        raise InputError(f"vote_table: codes have shape {list(codes.shape)}, expected [..., groups, images, codes]")
     shape = [*codes.shape[:-3], codes.shape[-1]]
     try:
         scale = scale.expand(shape)
     except RuntimeError:
         raise InputError(
-            f"vote_table: scale has shape {list(scale.shape)}, expected {shape}: the codes' without groups and images"
+            f"vote_table: scale has shape {list(scale.shape)}, expected {shape}, one value per code"
         ) from None
     if factor.shape != codes.shape[-3:-2] or factor.is_floating_point():
         raise InputError(
@@ -81,9 +79,7 @@ def vote_table(
         low, high = (int(v) for v in factor.aminmax())
         if low < 0 or high >= num_factors:
             wrong = low if low < 0 else high
-            raise InputError(
-                f"vote_table: factor holds {wrong}, expected 0 <= factor < num_factors = {num_factors}"
-            )
+            raise InputError(f"vote_table: factor holds {wrong}, expected 0 <= factor < num_factors = {num_factors}")
     if choose_impl("vote_table", impl, {"ext": _extension_obstacle(codes)}) == "ext":
         return torch.ops.crgan.vote_table(codes.detach(), scale.detach().float(), factor, num_factors)
     return vote_table_ref(codes, scale, factor, num_factors)
@@ -94,9 +90,7 @@ def vote_table_ref(codes: Tensor, scale: Tensor, factor: Tensor, num_factors: in
     x = codes.detach().to(torch.promote_types(codes.dtype, torch.float32))
     scale = scale.detach().to(x.dtype)[..., None, :]
     deviation = x - x.mean(dim=-2, keepdim=True)
-    spread = (
-        (deviation * deviation).mean(dim=-2) / scale / scale
-    )  # [..., G, K]; scale^2 alone could underflow
+    spread = (deviation * deviation).mean(dim=-2) / scale / scale  # [..., G, K]; scale^2 alone could underflow
     votes = torch.zeros(*x.shape[:-3], x.shape[-1] * num_factors, dtype=torch.int32, device=x.device)
     if spread.numel():
         usable = (scale > 0) & scale.isfinite() & spread.isfinite()
