@@ -5,8 +5,12 @@ can run here. An implementation asked for by name runs or raises; only "auto" fa
 """
 
 import importlib
+from collections.abc import Callable
 
 import torch
+from _crgan_kernels import latents
+from _crgan_kernels import traversal_pairs as pairs
+from _crgan_kernels.contrastive_loss import contrastive_loss_ref
 from torch import Tensor
 
 from crgan.errors import InputError
@@ -118,3 +122,128 @@ def _extension_obstacle(codes: Tensor) -> str:
     if codes.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"the extension reads float32, float16 and bfloat16, the codes are {codes.dtype}"
     return _load_extension(codes.device.type)
+
+
+# ---------------------------------------------------------------- sampling
+# Philox 4x32-10 keyed by seed and step: an op of equal arguments gives the same bits on every device and by every
+# implementation, and no state exists. `step` is an int, or a 0-d int64 tensor on `device`, which lets a captured
+# CUDA graph draw anew at each replay.
+
+
+def sample_latents(
+    batch: int,
+    num_codes: int,
+    num_noise: int,
+    seed: int,
+    step: int | Tensor,
+    *,
+    device: torch.device | str,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
+
+    Raises InputError on a negative size, a seed outside [0, 2^64), and where the named `impl` cannot run.
+    """
+    draw = _sampler("sample_latents", impl, torch.device(device), seed, batch, num_codes, num_noise)
+    return draw(batch, num_codes, num_noise, seed, step, torch.device(device))
+
+
+def random_index(
+    n: int, high: int, seed: int, step: int | Tensor, *, device: torch.device | str, impl: str = "auto"
+) -> Tensor:
+    """n indices, int64, independent and uniform on [0, high) (to a bias below high / 2^32).
+
+    Raises InputError unless 1 <= high <= 2^31, and as `sample_latents` does.
+    """
+    if not 1 <= high <= 2**31:
+        raise InputError(f"random_index: high is {high}, expected 1 <= high <= 2^31")
+    draw = _sampler("random_index", impl, torch.device(device), seed, n)
+    return draw(n, high, seed, step, torch.device(device))
+
+
+def traversal_pairs(
+    batch: int,
+    num_codes: int,
+    num_noise: int,
+    gap: float,
+    seed: int,
+    step: int | Tensor,
+    *,
+    device: torch.device | str,
+    impl: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Paired latent traversals for the contrastive regularizer (Lin et al. 2020, InfoGAN-CR, section 3).
+
+    Returns c1 and c2 [B, K] float32 in [-1, 1], z [B, Z] float32 on [-1, 1), shared by the pair, and index [B]
+    int64, uniform on [0, K): the code that the pair shares, c1[b, index[b]] == c2[b, index[b]], uniform on
+    [-1, 1). All other codes differ by at least `gap` (0 <= gap < 2): two values drawn from
+    [-1 + gap/2, 1 - gap/2] are pushed apart by gap/2 each. Range and gap hold exactly in float32.
+
+    Raises InputError on a gap outside [0, 2), no codes, and as `sample_latents` does.
+    """
+    if not 0 <= gap < 2:
+        raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")
+    if num_codes < 1:
+        raise InputError(f"traversal_pairs: num_codes is {num_codes}, expected at least 1")
+    draw = _sampler("traversal_pairs", impl, torch.device(device), seed, batch, num_noise)
+    return draw(batch, num_codes, num_noise, gap, seed, step, torch.device(device))
+
+
+def _sampler(op: str, impl: str, device: torch.device, seed: int, *sizes: int) -> Callable:
+    if min(sizes) < 0:
+        raise InputError(f"{op}: sizes are {', '.join(map(str, sizes))}, expected none below 0")
+    if not 0 <= seed < 2**64:
+        raise InputError(f"{op}: seed is {seed}, expected 0 <= seed < 2^64")
+    return _SAMPLERS[op, _choose_kernel(op, impl, device)]
+
+
+_SAMPLERS = {
+    ("sample_latents", "ref"): latents.sample_latents_ref,
+    ("random_index", "ref"): latents.random_index_ref,
+    ("traversal_pairs", "ref"): pairs.traversal_pairs_ref,
+}
+
+
+def _choose_kernel(op: str, impl: str, device: torch.device) -> str:
+    """ref or triton; the interpreter serves tests, so "auto" never takes it."""
+    if impl == "auto" and device.type != "cuda":
+        return "ref"
+    return choose_impl(op, impl, {"triton": "not yet there"})
+
+
+# ---------------------------------------------------------------- contrastive loss
+
+
+def contrastive_loss(
+    features: Tensor,  # [B, D] float32, float16 or bfloat16 (float64: reference only)
+    weight: Tensor,  # [K, D], 2 <= K <= 256
+    bias: Tensor,  # [K]
+    index: Tensor,  # [B] int64 in [0, K), the code that the pair shares
+    *,
+    impl: str = "auto",
+    return_accuracy: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The contrastive regularizer: mean over B of -log softmax(features @ weight.T + bias)[index].
+
+    (Lin et al. 2020, InfoGAN-CR, eq. 5; H's last layer fused with its cross-entropy.) Returns a float32 scalar;
+    with `return_accuracy` also the share of pairs whose largest logit is the index's, without gradient. Computed
+    in float32 whatever the types, which may differ (autocast features, float32 weights); each gradient has its
+    argument's type. An empty batch has loss, accuracy and gradients 0.
+
+    Raises InputError on shapes or types that do not fit, and where the named `impl` cannot run. The kernel is
+    differentiable once: a second derivative raises RuntimeError.
+    """
+    batch, width = features.shape if features.ndim == 2 else (-1, -1)
+    codes = weight.shape[0] if weight.ndim == 2 else -1
+    if not (2 <= codes <= 256 and batch >= 0 and width >= 1) or (
+        weight.shape[1:] + bias.shape + index.shape != (width, codes, batch)
+    ):
+        raise InputError(
+            f"contrastive_loss: features {list(features.shape)}, weight {list(weight.shape)}, bias "
+            f"{list(bias.shape)}, index {list(index.shape)}; expected [B, D], [K, D], [K], [B] with 2 <= K <= 256"
+        )
+    if index.dtype != torch.int64:
+        raise InputError(f"contrastive_loss: index is {index.dtype}, expected int64")
+    _choose_kernel("contrastive_loss", impl, features.device)
+    loss, accuracy = contrastive_loss_ref(features, weight, bias, index)
+    return (loss, accuracy) if return_accuracy else loss

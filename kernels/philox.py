@@ -1,0 +1,51 @@
+"""The counter-based generator behind every random number of training: Philox 4x32-10.
+
+Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). A block of four 32-bit
+words is a pure function of
+
+    key      the 64-bit seed, low word first
+    counter  (block, stream, step low, step high)
+
+so no generator state exists: each purpose has a stream of its own, each training step its own counters, and
+any device computes the same bits in any order.
+"""
+
+import torch
+from torch import Tensor
+
+LATENTS, PAIR_CODES, PAIR_INDEX, PAIR_NOISE, DATA_INDEX = range(5)  # the streams
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+UNIT = 2.0**-23  # codes lie on this grid, which float32 holds exactly in [-1, 1]
+
+
+def philox_ref(counter: Tensor, seed: int) -> Tensor:
+    """Ten rounds on each column of counter, [4, N] int64 of 32-bit words, to [4, N] int64 of 32-bit words."""
+    key = [seed & MASK, seed >> 32]
+    keys = [[(k + i * r) & MASK for k, i in zip(key, KEY_INCREMENTS)] for r in range(10)]
+    multipliers = torch.tensor(MULTIPLIERS, device=counter.device)[:, None]
+    even, odd = counter[0::2], counter[1::2]  # words 0, 2 and words 1, 3: both halves of a round at once
+    for key_r in torch.tensor(keys, device=counter.device)[..., None]:
+        # an int64 product wraps, which leaves its 64 bits right; what is above a word's 32 bits is cut off late
+        product = ((even & MASK) * multipliers).flip(0)
+        even, odd = (product >> 32) ^ odd ^ key_r, product
+    return torch.stack((even, odd), dim=1).flatten(0, 1) & MASK
+
+
+def words_ref(
+    blocks: dict[int, int],  # stream: number of blocks
+    seed: int,
+    step: int | Tensor,  # Tensor: 0-d int64
+    device: torch.device,
+) -> list[Tensor]:
+    """The first blocks of several streams, each [4, blocks] int64, in one pass (an op on few numbers costs
+    its launch)."""
+    counter = torch.empty(4, sum(blocks.values()), dtype=torch.int64, device=device)
+    for (stream, n), part in zip(blocks.items(), counter.split(list(blocks.values()), dim=1)):
+        part[0] = torch.arange(n, device=device)
+        part[1] = stream
+    counter[2] = step & MASK
+    counter[3] = step >> 32
+    return list(philox_ref(counter, seed).split(list(blocks.values()), dim=1))
