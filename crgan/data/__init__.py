@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from crgan.data import sprites
+from crgan.data import shapes3d, sprites
 from crgan.data.dataset import Dataset
 from crgan.errors import InputError
 
@@ -14,6 +14,7 @@ _PROCEDURAL = {
     "squares": sprites.squares,
     "dsprites": sprites.dsprites,
     "circular_dsprites": sprites.circular_dsprites,
+    "shapes3d_like": shapes3d.shapes3d_like,
 }
 NAMES = tuple(_PROCEDURAL)
 

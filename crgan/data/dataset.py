@@ -33,9 +33,7 @@ class Dataset:
     read: Callable[[Tensor], Tensor] | None = None  # index [n] int64 -> [n, C, H, W] uint8 in 0..levels
     levels: int = 255
     table: Tensor | None = None  # [num_images, F] int64
-    groups: Dataset | None = (
-        None  # ready-made groups that share the factor in its table, where the data ships them
-    )
+    groups: Dataset | None = None  # ready-made groups that share the factor in its table, where the data ships them
 
     def images(
         self,
@@ -44,9 +42,7 @@ class Dataset:
         """Images [n, C, H, W] float32 in [0, 1], on the device of `x`. Raises InputError for a shape, type or
         (on the CPU) a value out of range."""
         if x.dtype != torch.int64 or x.dim() not in (1, 2):
-            raise InputError(
-                f"images() takes int64 indices [n] or factors [n, F], got {x.dtype} {list(x.shape)}"
-            )
+            raise InputError(f"images() takes int64 indices [n] or factors [n, F], got {x.dtype} {list(x.shape)}")
         if self.render is not None:
             return self.render(self._checked(x) if x.dim() == 2 else self.factors(x))
         assert self.read is not None
@@ -127,9 +123,7 @@ class Dataset:
             low, high = torch.aminmax(x[:, f] if x.dim() == 2 else x)
             if low < 0 or high >= size:
                 what = f"factor {self.factor_names[f]}" if x.dim() == 2 else "index"
-                raise InputError(
-                    f"{self.name}: {what} runs from 0 to {size - 1}, got {int(low)} to {int(high)}"
-                )
+                raise InputError(f"{self.name}: {what} runs from 0 to {size - 1}, got {int(low)} to {int(high)}")
         return x
 
 

@@ -92,9 +92,7 @@ def hue_to_rgb(
 ) -> Tensor:
     """RGB [n, 3] of the pure colours HSV(hue, 1, 1)."""
     sixths = hue[:, None] * 6
-    return torch.cat([(sixths - 3).abs() - 1, 2 - (sixths - 2).abs(), 2 - (sixths - 4).abs()], -1).clamp_(
-        0, 1
-    )
+    return torch.cat([(sixths - 3).abs() - 1, 2 - (sixths - 2).abs(), 2 - (sixths - 4).abs()], -1).clamp_(0, 1)
 
 
 def _paste(
