@@ -1,0 +1,60 @@
+// The arithmetic of one group of the vote table, shared by the CPU and the CUDA kernel, and the shapes of the op.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#ifdef __CUDACC__
+#define CRGAN_INLINE __host__ __device__ __forceinline__
+#else
+#define CRGAN_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace crgan {
+
+struct VoteTable {
+  const void* codes;      // [N, G, L, K], the leading dimensions flattened to N
+  const float* scale;     // [N, K]
+  const int64_t* factor;  // [G], values in [0, F)
+  int32_t* votes;         // [N, K, F], zero on entry
+  int64_t N, G, L, K, F;
+};
+
+// Sums of the deviations from a shift near the mean. V is a float or a vector of floats.
+template <typename V>
+struct Moments {
+  V shift;
+  V sum{}, square{};
+
+  CRGAN_INLINE void add(V x) {
+    const V d = x - shift;
+    sum += d;
+    square += d * d;
+  }
+};
+
+// Variance (ddof 0) over the square of the scale, or NaN where the scale is of no use: E[d^2] - E[d]^2 with d = x - shift.
+// The second term makes it exact for any shift. With the shift at the mean nothing cancels; at one of the values at
+// most log2(count) bits do. Dividing twice, as scale^2 could underflow.
+CRGAN_INLINE float spread(float sum, float square, float count, float scale) {
+  const float mean = sum / count;
+  const float variance = square / count - mean * mean;
+  const bool usable = scale > 0 && scale <= std::numeric_limits<float>::max();
+  return usable ? (variance < 0 ? 0 : variance) / scale / scale : std::numeric_limits<float>::quiet_NaN();
+}
+
+// The dimension with the least spread so far. Neither NaN nor infinity ever wins, and of equal ones the first does.
+struct Vote {
+  float least = std::numeric_limits<float>::infinity();
+  int dimension = -1;
+
+  CRGAN_INLINE void consider(float value, int d) {
+    if (value < least) {
+      least = value;
+      dimension = d;
+    }
+  }
+};
+
+}  // namespace crgan
