@@ -74,8 +74,8 @@ def train_step(
     if phase.cr_weight:
         with autocast:
             report["h"] = contrastive(fakes[1].detach(), fakes[2].detach(), index)
-        advance_power_iteration(contrastive)
         _update(optimisers["contrastive"], report["h"])
+        advance_power_iteration(contrastive)
 
     with autocast:
         logits, predicted = discriminator(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()]))
@@ -86,8 +86,8 @@ def train_step(
         with autocast:
             logits, _ = discriminator(x)
         loss = loss + cfg.r1_weight * cfg.r1_every * losses.r1_penalty(logits, x)
-    advance_power_iteration(discriminator)
     _update(optimisers["discriminator"], loss)
+    advance_power_iteration(discriminator)
 
     for i in range(cfg.g_steps):
         with autocast:

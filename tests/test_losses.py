@@ -1,0 +1,32 @@
+"""Known values of the loss terms."""
+
+import math
+
+import pytest
+import torch
+
+from crgan import losses
+
+
+def test_an_undecided_discriminator_costs_two_ln_two():
+    zero = torch.zeros(8)
+    assert losses.discriminator_loss(zero, zero).item() == pytest.approx(2 * math.log(2))
+    assert losses.generator_loss(zero).item() == pytest.approx(math.log(2))
+
+
+def test_the_logistic_loss_stays_finite_and_linear_for_large_logits():
+    large = torch.full((4,), 1000.0)
+    assert losses.generator_loss(-large).item() == 1000.0
+    assert losses.discriminator_loss(large, -large).item() == 0.0
+
+
+def test_info_loss_sums_over_codes_and_averages_over_the_batch():
+    codes = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert losses.info_loss(codes, torch.zeros(2, 2)).item() == pytest.approx(0.25)
+
+
+def test_r1_of_a_linear_discriminator_is_half_its_squared_weight():
+    weight = torch.arange(6.0).view(1, 2, 3)
+    images = torch.rand(5, 1, 2, 3, requires_grad=True)
+    logits = (images * weight).sum((1, 2, 3))
+    assert losses.r1_penalty(logits, images).item() == pytest.approx(0.5 * 55.0)

@@ -1,0 +1,122 @@
+"""The networks against the paper's numbers, and spectral norm against the singular value."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from crgan import PRESETS, InputError
+from crgan.networks import (
+    ContrastiveDiscriminator,
+    Discriminator,
+    Generator,
+    InfoGAN,
+    SpectralNorm,
+    advance_power_iteration,
+)
+
+PAPER = PRESETS["dsprites"]
+DSPRITES = (1, 64, 64)
+
+
+def count(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_parameter_counts_are_those_of_the_original():
+    assert count(Generator(PAPER, DSPRITES)) == 251_393
+    assert count(Discriminator(PAPER, DSPRITES)) == 263_878
+    assert count(ContrastiveDiscriminator(PAPER, DSPRITES)) == 247_749
+
+
+@pytest.mark.parametrize(
+    ("preset", "shape"),
+    [("dsprites", (1, 64, 64)), ("teapots", (3, 64, 64)), ("celeba", (3, 32, 32)), ("quick", (3, 32, 32))],
+)
+def test_shapes_and_ranges(preset, shape):
+    cfg = PRESETS[preset]
+    model = InfoGAN(cfg, shape)
+    images = model.sample(6, seed=1)
+    assert images.shape == (6, *shape)
+    assert 0 <= images.min() < images.max() <= 1
+    assert model.encode(images).shape == (6, cfg.num_codes)
+    features = model.contrastive.trunk(torch.cat([images, images], 1))
+    assert features.shape == (6, model.contrastive.head.in_features)
+
+
+def test_the_generator_activates_before_batch_norm():
+    kinds = [type(layer).__name__ for layer in Generator(PAPER, DSPRITES).convolutions]
+    assert kinds == ["ConvTranspose2d", "LeakyReLU", "BatchNorm2d"] * 3 + ["ConvTranspose2d"]
+
+
+def test_initial_weights():
+    model = InfoGAN(PAPER, DSPRITES)
+    convolution = model.generator.convolutions[0]
+    assert convolution.weight.abs().max() <= 0.04
+    weight = convolution.weight.detach()
+    assert weight.std() == pytest.approx(0.02 * 0.88, rel=0.02)  # of a normal cut at two deviations
+    assert model.generator.fully_connected[3].weight.detach().std() == pytest.approx(0.02, rel=0.02)
+    assert not convolution.bias.any()
+
+
+def normed_layers(network):
+    return [module for module in network.modules() if isinstance(module, SpectralNorm)]
+
+
+@pytest.mark.parametrize(("where", "layers"), [("all", 8), ("trunk", 5), ("none", 0)])
+def test_spectral_norm_is_where_the_configuration_says(where, layers):
+    assert len(normed_layers(Discriminator(replace(PAPER, spectral_norm=where), DSPRITES))) == layers
+    assert len(normed_layers(ContrastiveDiscriminator(PAPER, DSPRITES))) == 5  # all but H's last
+
+
+def test_spectral_norm_finds_the_largest_singular_value():
+    weight = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    norm = SpectralNorm(weight)
+    for _ in range(100):
+        norm(weight)
+        advance_power_iteration(norm)
+    truth = weight / torch.linalg.matrix_norm(weight.flatten(1), 2)
+    torch.testing.assert_close(norm(weight), truth, rtol=1e-4, atol=1e-5)
+
+
+def test_the_singular_vector_moves_only_when_told():
+    network = Discriminator(PAPER, DSPRITES)
+    before = [norm.u.clone() for norm in normed_layers(network)]
+    images = torch.rand(4, *DSPRITES)
+    first, second = network(images), network(images)
+    assert torch.equal(first[0], second[0])
+    assert all(torch.equal(u, norm.u) for u, norm in zip(before, normed_layers(network)))
+    advance_power_iteration(network)
+    moved = [not torch.equal(u, norm.u) for u, norm in zip(before, normed_layers(network))]
+    assert moved == [len(u) > 1 for u in before]  # a single output has but one direction
+
+
+def test_gradients_flow_through_the_power_iteration():
+    weight = torch.randn(5, 7, dtype=torch.float64, requires_grad=True, generator=torch.Generator().manual_seed(1))
+    norm = SpectralNorm(weight).double()
+    norm.u = torch.nn.functional.normalize(torch.ones(5, dtype=torch.float64), dim=0)
+    assert torch.autograd.gradcheck(norm, weight)
+
+
+def test_images_of_unfit_size_are_refused():
+    with pytest.raises(InputError, match="28 x 28; expected squares whose side is a power of two"):
+        InfoGAN(PAPER, (1, 28, 28))
+
+
+def test_seeds_fix_the_weights_and_h_starts_anew():
+    first, second = InfoGAN(PAPER, DSPRITES), InfoGAN(PAPER, DSPRITES)
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
+    before = first.contrastive.head.weight.clone()
+    first.restart_contrastive(10)
+    assert not torch.equal(first.contrastive.head.weight, before)
+    second.restart_contrastive(10)
+    assert torch.equal(first.contrastive.head.weight, second.contrastive.head.weight)
+
+
+def test_noise_is_fixed_by_the_seed_and_drawn_for_each_row():
+    model = InfoGAN(PRESETS["quick"], (3, 32, 32))
+    codes = torch.zeros(3, 4)
+    assert torch.equal(model.generate(codes, seed=5), model.generate(codes, seed=5))
+    assert not torch.equal(model.generate(codes, seed=5), model.generate(codes, seed=6))
+    rows = model.generate(codes, seed=5)
+    assert not torch.equal(rows[0], rows[1])

@@ -1,0 +1,316 @@
+"""Training: schedules, what a step does, and a run that is killed, continued, misused."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from crgan import PRESETS, Config, InputError, checkpoint, data, load, losses, ops
+from crgan.config import Phase
+from crgan.networks import advance_power_iteration
+from crgan.train import _open_run, main, make_optimisers, restart_h, train, train_step
+
+TINY = replace(
+    PRESETS["quick"], width=4, hidden=8, batch_size=4, steps=24, cr_start=8, eval_every=12, ema=0.9, g_steps=2, r1_every=3
+)
+ROOT = Path(__file__).parents[1]
+SMALLER_THAN_A_CHECKPOINT = 20_000
+FLAGS = (
+    "quick --width 4 --hidden 8 --batch-size 4 --steps 60 --cr-start 20 --eval-every 1000 --ema 0.9 "
+    "--checkpoint-every 7 --device cpu"
+).split()
+
+
+@pytest.fixture
+def small_scores(monkeypatch):
+    """Evaluations on few images: what they score is tested with the metrics."""
+    import crgan.train as module
+
+    whole = module.metrics.evaluate
+
+    def few(*args, **sizes):
+        return whole(*args, **{**sizes, "groups": 20, "group_size": 10, "scale_samples": 100})
+
+    monkeypatch.setattr(module.metrics, "evaluate", few)
+
+
+def command(*flags):
+    """Runs the command in a process of its own; single-threaded, so that two at once do not wait for each other."""
+    code = "import torch; torch.set_num_threads(1); from crgan.train import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def tensors_of(run):
+    return b"".join(path.read_bytes() for path in sorted(checkpoint.latest(run).glob("*")))
+
+
+# ---------------------------------------------------------------- schedules and the step
+
+
+def test_the_papers_schedule():
+    paper, teapots = PRESETS["dsprites"], PRESETS["teapots"]
+    assert paper.steps == 28 * 11_520
+    assert paper.phase(287_999) == Phase(cr_weight=0.0, gap=0.0, r1=False)
+    assert paper.phase(288_000) == Phase(cr_weight=2.0, gap=0.0, r1=False)
+    assert [s for s in range(0, 322_560) if paper.restarts_h(s)] == [288_000]
+    assert teapots.phase(84_999).gap == 1.9
+    assert teapots.phase(85_000).gap == 0.0
+    assert [s for s in range(0, teapots.steps) if teapots.restarts_h(s)] == [50_000, 85_000]
+
+
+def nets_and_batch(cfg):
+    dataset = data.load(cfg.data)
+    nets = checkpoint.build_model(cfg, dataset.image_shape).train()
+    return nets, make_optimisers(nets, cfg), dataset.images(torch.arange(cfg.batch_size) * 997)
+
+
+def test_without_weight_the_regularizer_does_no_work():
+    nets, optimisers, x = nets_and_batch(TINY)
+    before = [p.clone() for p in nets.contrastive.parameters()]
+    nets.contrastive.forward = None  # any pass through H would fail
+    report = train_step(nets, optimisers, x, TINY, Phase(0.0, 0.0, False), 0)
+    assert set(report) == {"d", "g", "info"}
+    assert all(torch.equal(a, b) for a, b in zip(before, nets.contrastive.parameters()))
+
+
+def test_each_network_learns_from_its_own_loss_only():
+    nets, optimisers, x = nets_and_batch(TINY)
+    before = {name: value.clone() for name, value in nets.named_parameters()}
+    train_step(nets, optimisers, x, TINY, Phase(1.0, 0.5, True), 0)
+    moved = {name.split(".")[0] for name, value in nets.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {"generator", "discriminator", "contrastive", "average"}
+    assert all(p.grad is None for p in nets.parameters())
+
+
+def test_a_step_equals_the_algorithm_written_out():
+    """One G update against plain PyTorch: separate passes, full backward, no reuse."""
+    cfg = replace(TINY, g_steps=1, ema=0.0, spectral_norm="all", h_norm="spectral")
+    nets, optimisers, x = nets_and_batch(cfg)
+    plain, plain_optimisers, _ = nets_and_batch(cfg)
+    phase = Phase(cr_weight=1.5, gap=1.0, r1=False)
+    train_step(nets, optimisers, x, cfg, phase, 3)
+
+    def descend(name, loss):
+        for optimiser in plain_optimisers.values():
+            optimiser.zero_grad()
+        loss.backward()
+        plain_optimisers[name].step()
+
+    g, d, h = plain.generator, plain.discriminator, plain.contrastive
+    c, z = ops.sample_latents(4, 4, cfg.num_noise, cfg.seed, 3, device="cpu")
+    c1, c2, pair_z, index = ops.traversal_pairs(4, 4, cfg.num_noise, 1.0, cfg.seed, 3, device="cpu")
+    features = h.trunk(torch.cat([g(c1, pair_z), g(c2, pair_z)], 1).detach())
+    loss = torch.nn.functional.cross_entropy(h.head(features), index)
+    descend("contrastive", loss)
+    advance_power_iteration(h)
+    real, fake = d(x), d(g(c, z).detach())
+    loss = losses.discriminator_loss(real[0], fake[0]) + cfg.info_weight * losses.info_loss(c, fake[1])
+    descend("discriminator", loss)
+    advance_power_iteration(d)
+    logits, codes = d(g(c, z))
+    features = h.trunk(torch.cat([g(c1, pair_z), g(c2, pair_z)], 1))
+    loss = losses.generator_loss(logits) + cfg.info_weight * losses.info_loss(c, codes)
+    descend("generator", loss + 1.5 * torch.nn.functional.cross_entropy(h.head(features), index))
+    for (name, a), b in zip(nets.named_parameters(), plain.parameters()):
+        # Adam's first step is lr * sign(gradient): where a gradient is near 0 its rounding decides the sign.
+        assert (a - b).abs().gt(1e-5).float().mean() < 0.02, name
+
+
+def test_h_and_its_optimiser_restart_in_place():
+    nets, optimisers, x = nets_and_batch(TINY)
+    train_step(nets, optimisers, x, TINY, Phase(1.0, 0.0, False), 0)
+    weight = nets.contrastive.head.weight
+    address, before = weight.data_ptr(), weight.clone()
+    restart_h(nets, optimisers, 8)
+    assert nets.contrastive.head.weight.data_ptr() == address
+    assert not torch.equal(nets.contrastive.head.weight, before)
+    state = optimisers["contrastive"].state[weight]
+    assert state["step"] == 0
+    assert not state["exp_avg"].any()
+    train_step(nets, optimisers, x, TINY, Phase(1.0, 0.0, False), 8)
+    assert state["step"] == 1
+
+
+def test_bfloat16_runs_and_keeps_float32_weights():
+    cfg = replace(TINY, precision="bfloat16")
+    nets, optimisers, x = nets_and_batch(cfg)
+    report = train_step(nets, optimisers, x, cfg, Phase(1.0, 0.0, True), 0)
+    assert all(value.isfinite() and value.dtype == torch.float32 for value in report.values())
+    assert {p.dtype for p in nets.parameters()} == {torch.float32}
+
+
+# ---------------------------------------------------------------- a run
+
+
+def test_a_run_leaves_all_that_it_promises(tmp_path, small_scores):
+    out = tmp_path / "run"
+    model = train(TINY, out, "cpu")
+    names = {path.name for path in out.iterdir() if "tfevents" not in path.name}
+    assert names == {"config.json", "metrics.jsonl", "traversal.png", "samples.png", "checkpoint"}
+    assert any("tfevents" in path.name for path in out.iterdir())
+    assert not list(out.rglob("*.pt")) and not list(out.rglob("*.pkl"))
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "factor_vae" in row] == [12, 24]
+    again = load(out)
+    codes = torch.linspace(-1, 1, 8).view(2, 4)
+    assert torch.equal(model.generate(codes), again.generate(codes))
+    assert torch.equal(model.encode(again.sample(3, seed=1)), again.encode(again.sample(3, seed=1)))
+
+
+def test_longer_runs_go_on_and_other_configurations_are_refused_by_field(tmp_path, small_scores):
+    straight, out = tmp_path / "straight", tmp_path / "run"
+    train(replace(TINY, steps=36), straight, "cpu")
+    train(TINY, out, "cpu")
+    with pytest.raises(InputError, match=r"trained with lr_d = 0\.001, now it is 0\.5; give --lr-d 0\.001"):
+        train(replace(TINY, lr_d=0.5), out, "cpu")
+    train(replace(TINY, steps=36), out, "cpu")
+    a, b = checkpoint.latest(out), checkpoint.latest(straight)
+    assert (a / "model.safetensors").read_bytes() == (b / "model.safetensors").read_bytes()
+    assert (a / "optimisers.safetensors").read_bytes() == (b / "optimisers.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    kill_and_compare(tmp_path, kills=20)
+
+
+def test_killed_it_ends_with_the_same_bytes(tmp_path):
+    kill_and_compare(tmp_path, kills=3)
+
+
+def kill_and_compare(tmp_path, kills):
+    draw = random.Random(kills)
+    straight, out = tmp_path / "straight", tmp_path / "killed"
+    process = command(*FLAGS, "--out", straight)
+    assert process.wait() == 0, process.stderr.read()
+    for _ in range(kills):
+        before = checkpoint.latest(out) if out.exists() else None
+        process = command(*FLAGS, "--out", out)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if out.exists() and checkpoint.latest(out) != before:  # then at a random moment, writing or not
+                time.sleep(draw.random() * 0.3)
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    process = command(*FLAGS, "--out", out)
+    assert process.wait() == 0, process.stderr.read()
+    assert tensors_of(out) == tensors_of(straight)
+    for name in ("metrics.jsonl", "traversal.png", "samples.png", "config.json"):
+        assert (out / name).read_bytes() == (straight / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
+    out = tmp_path / "run"
+    flags = [flag if flag != "60" else "100000" for flag in FLAGS]
+    process = command(*flags, "--out", out)
+    while checkpoint.latest(out) is None and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, error
+    state = json.loads((checkpoint.latest(out) / "state.json").read_text())
+    assert f"stopped after step {state['step']}" in output
+    assert "the same command goes on" in output
+
+
+# ---------------------------------------------------------------- what users do wrong
+
+
+def refused(capsys, *args):
+    with pytest.raises(SystemExit) as exit:
+        main([str(arg) for arg in args])
+    assert exit.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_mistakes_end_in_one_sentence(tmp_path, capsys):
+    assert "no preset 'dsprite'; expected one of quick" in refused(capsys, "dsprite")
+    assert "batch_size is -3" in refused(capsys, "quick", "--batch-size", -3)
+    assert "gap is 2.0; expected a contrastive gap in [0, 2)" in refused(capsys, "--gap", 2.0)
+    assert "--device is 'cuda:7' but torch sees" in refused(capsys, "--device", "cuda:7", "--out", tmp_path / "a")
+    assert "--device is 'gpu'; expected" in refused(capsys, "--device", "gpu", "--out", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("precious")
+    assert "exists and is no run folder" in refused(capsys, "--out", tmp_path / "notes")
+    (tmp_path / "file").write_text("precious")
+    assert "exists and is no run folder" in refused(capsys, "--out", tmp_path / "file")
+    assert "Not a directory" in refused(capsys, "--out", tmp_path / "file" / "run")
+    assert (tmp_path / "file").read_text() == (tmp_path / "notes" / "thesis.txt").read_text() == "precious"
+
+
+def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, capsys):
+    main(["dsprites", "--dry-run", "--cr-weight", "3", "--out", str(tmp_path / "run")])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["config"] == {**PRESETS["dsprites"].to_json(), "cr_weight": 3.0}
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_checkpoints_are_refused_and_left_alone(tmp_path, small_scores):
+    out = tmp_path / "run"
+    train(TINY, out, "cpu")
+    path = checkpoint.latest(out) / "model.safetensors"
+    whole = path.read_bytes()
+    for broken in (whole[: len(whole) // 2], b"", b"\x80\x04K\x01."):
+        path.write_bytes(broken)
+        with pytest.raises(InputError, match=r"model\.safetensors cannot be read as a checkpoint"):
+            load(out)
+        with pytest.raises(InputError, match=r"model\.safetensors cannot be read as a checkpoint"):
+            train(replace(TINY, steps=30), out, "cpu")
+        assert path.read_bytes() == broken
+    other = tmp_path / "other"
+    train(replace(TINY, hidden=9), other, "cpu")
+    path.write_bytes((checkpoint.latest(other) / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match="is of another model"):
+        load(out)
+    with pytest.raises(InputError, match="is no run folder"):
+        load(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, small_scores):
+    out = tmp_path / "run"
+    train(TINY, out, "cpu")
+    good = tensors_of(out)
+    _open_run(out, replace(TINY, steps=40), (3, 32, 32))
+    config = json.loads((out / "config.json").read_text())
+    config["config"]["lr_g"] = 1e30
+    (out / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"the loss \w+ is \S+ at step 2\d; the last good checkpoint is .*step-0+24"):
+        train(replace(TINY, steps=40, lr_g=1e30), out, "cpu")
+    assert tensors_of(out) == good
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, small_scores):
+    out = tmp_path / "run"
+    train(TINY, out, "cpu")
+    good = tensors_of(out)
+    code = (
+        "import resource, sys; from pathlib import Path; from dataclasses import replace; import torch\n"
+        "from crgan.train import train; from crgan.cli import user_errors; from tests.test_train import TINY\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({SMALLER_THAN_A_CHECKPOINT},) * 2)\n"
+        "with user_errors(): train(replace(TINY, steps=30), Path(sys.argv[1]), 'cpu')"
+    )
+    process = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 2, process.stderr
+    assert "File too large" in process.stderr
+    assert "Traceback" not in process.stderr
+    assert tensors_of(out) == good
+
+
+def test_unknown_fields_of_a_configuration_are_named():
+    with pytest.raises(InputError, match="unknown field lambda"):
+        Config.from_json({"lambda": 1})
