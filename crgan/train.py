@@ -220,7 +220,8 @@ def evaluate(nets: InfoGAN, dataset: Any, cfg: Config, out: Path, full: bool) ->
         sizes = {} if full else {"groups": 100, "scale_samples": 5_000}
         result = metrics.evaluate(nets, dataset, ("factor_vae",), protocol="paper", seed=cfg.seed, **sizes)
         scores["factor_vae"] = result["factor_vae"]["score"]
-        moved = pictures.moved_factors(result["factor_vae"]["votes"], dataset.factor_names)
+        varying = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
+        moved = pictures.moved_factors(result["factor_vae"]["votes"], varying)
     traversal = pictures.traversal_picture(nets, moved)
     pictures.save_picture(traversal, out / "traversal.png")
     pictures.save_picture(pictures.samples_picture(nets), out / "samples.png")
