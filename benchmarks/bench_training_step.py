@@ -1,0 +1,147 @@
+"""A whole training step of the paper's dSprites setting: plain eager PyTorch against ours.
+
+Plain is what one writes from the paper: NCHW, float32, torch's own spectral norm, every pass written where it is
+needed, gradients for every network a loss touches. The whole schedule counts 288,000 steps without and 34,560 with
+the regularizer.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+from torch.nn.utils.parametrizations import spectral_norm
+
+from crgan import PRESETS, checkpoint, data, ops
+from crgan.config import Phase
+from crgan.train import capture, make_optimisers, train_step
+
+PAPER = PRESETS["dsprites"]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PROVIDERS = ["plain", "float32", "bfloat16"] + (["float32-graph", "bfloat16-graph"] if DEVICE == "cuda" else [])
+seconds: dict[tuple[str, str], float] = {}
+
+
+class Plain:
+    """The algorithm in plain PyTorch."""
+
+    def __init__(self):
+        def trunk(channels):
+            maps, layers = (channels, 32, 32, 64, 64), []
+            for i in range(4):
+                layers += [spectral_norm(nn.Conv2d(maps[i], maps[i + 1], 4, 2, 1)), nn.LeakyReLU(0.2)]
+            return nn.Sequential(*layers, nn.Flatten(), spectral_norm(nn.Linear(1024, 128)), nn.LeakyReLU(0.2))
+
+        maps, layers = (64, 64, 32, 32), []
+        for i in range(3):
+            layers += [nn.ConvTranspose2d(maps[i], maps[i + 1], 4, 2, 1), nn.LeakyReLU(0.2), nn.BatchNorm2d(maps[i + 1])]
+        self.g = nn.Sequential(
+            nn.Linear(10, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Linear(128, 1024), nn.ReLU(), nn.BatchNorm1d(1024),
+            nn.Unflatten(1, (64, 4, 4)), *layers, nn.ConvTranspose2d(32, 1, 4, 2, 1), nn.Sigmoid(),
+        ).to(DEVICE)  # fmt: skip
+        self.trunk = trunk(1).to(DEVICE)
+        self.real = spectral_norm(nn.Linear(128, 1)).to(DEVICE)
+        self.codes = nn.Sequential(
+            spectral_norm(nn.Linear(128, 128)), nn.LeakyReLU(0.2), spectral_norm(nn.Linear(128, 5))
+        ).to(DEVICE)
+        self.h = nn.Sequential(trunk(2), nn.Linear(128, 5)).to(DEVICE)
+        d = [*self.trunk.parameters(), *self.real.parameters(), *self.codes.parameters()]
+        self.adam = {
+            "g": torch.optim.Adam(self.g.parameters(), 1e-3, (0.5, 0.999)),
+            "d": torch.optim.Adam(d, 2e-3, (0.5, 0.999)),
+            "h": torch.optim.Adam(self.h.parameters(), 2e-3, (0.5, 0.999)),
+        }
+
+    def descend(self, name, loss):
+        for optimiser in self.adam.values():
+            optimiser.zero_grad()
+        loss.backward()
+        self.adam[name].step()
+
+    def step(self, x, cr_weight):
+        n = len(x)
+        c, z = torch.rand(n, 5, device=DEVICE) * 2 - 1, torch.rand(n, 5, device=DEVICE) * 2 - 1
+        one, zero = torch.ones(n, 1, device=DEVICE), torch.zeros(n, 1, device=DEVICE)
+        if cr_weight:
+            c1, c2 = torch.rand(2, n, 5, device=DEVICE).mul(2).sub(1)
+            index = torch.randint(5, (n,), device=DEVICE)
+            c2.scatter_(1, index[:, None], c1.gather(1, index[:, None]))
+
+        def contrast(detached):
+            pair = torch.cat([self.g(torch.cat([c1, z], 1)), self.g(torch.cat([c2, z], 1))], 1)
+            return cross_entropy(self.h(pair.detach() if detached else pair), index)
+
+        if cr_weight:
+            self.descend("h", contrast(detached=True))
+        fake = self.g(torch.cat([c, z], 1)).detach()
+        loss = binary_cross_entropy_with_logits(self.real(self.trunk(x)), one)
+        loss = loss + binary_cross_entropy_with_logits(self.real(self.trunk(fake)), zero)
+        loss = loss + 0.05 * 0.5 * (self.codes(self.trunk(fake)) - c).square().sum(1).mean()
+        self.descend("d", loss)
+        for _ in range(2):
+            features = self.trunk(self.g(torch.cat([c, z], 1)))
+            loss = binary_cross_entropy_with_logits(self.real(features), one)
+            loss = loss + 0.05 * 0.5 * (self.codes(features) - c).square().sum(1).mean()
+            if cr_weight:
+                loss = loss + cr_weight * contrast(detached=False)
+            self.descend("g", loss)
+        return loss
+
+
+def make_step(provider, cr_weight):
+    """A function that makes one step, data and draws included, and waits for it."""
+    dataset = data.load("dsprites")
+    done = torch.zeros((), dtype=torch.int64, device=DEVICE)
+
+    def batch():
+        return dataset.images(ops.random_index(64, dataset.num_images, 0, done, device=DEVICE))
+
+    if provider == "plain":
+        plain = Plain()
+
+        def take():
+            return plain.step(batch(), cr_weight)
+
+    else:
+        precision, _, graph = provider.partition("-")
+        cfg, phase = replace(PAPER, precision=precision), Phase(cr_weight, 0.0, False)
+        nets = checkpoint.build_model(cfg, dataset.image_shape).to(DEVICE).train()
+        optimisers = make_optimisers(nets, cfg)
+
+        def eager(phase):
+            report = train_step(nets, optimisers, batch(), cfg, phase, done)
+            done.add_(1)
+            return report
+
+        step = capture(eager) if graph else eager
+
+        def take():
+            return step(phase)["g"]
+
+    def timed():
+        loss = take()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return loss
+
+    return timed
+
+
+@pytest.mark.benchmark(group="training step, dSprites, batch 64")
+@pytest.mark.parametrize("cr", ["off", "on"])
+@pytest.mark.parametrize("provider", PROVIDERS)
+def test_training_step_seconds(benchmark, provider, cr):
+    step = make_step(provider, 2.0 if cr == "on" else 0.0)
+    losses = [step() for _ in range(5)]  # warm up, and past the eager steps of a graph
+    assert all(loss.isfinite() for loss in losses)
+    benchmark.pedantic(step, rounds=12 if DEVICE == "cpu" else 200)
+    seconds[provider, cr] = benchmark.stats.stats.median
+    if (provider, "off") in seconds and cr == "on":
+        schedule = {p: 288_000 * seconds[p, "off"] + 34_560 * seconds[p, "on"] for p in ("plain", provider)}
+        benchmark.extra_info["schedule_hours"] = round(schedule[provider] / 3600, 2)
+        benchmark.extra_info["schedule_speedup_over_plain"] = round(schedule["plain"] / schedule[provider], 2)
+        print(
+            f"\nwhole schedule, {provider}: {schedule[provider] / 3600:.2f} h, "
+            f"{schedule['plain'] / schedule[provider]:.2f}x plain PyTorch"
+        )
