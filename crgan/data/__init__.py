@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from crgan.data import shapes3d, sprites
+from crgan.data import digits, grids, objects, pictures, shapes3d, sprites
 from crgan.data.dataset import Dataset
 from crgan.errors import InputError
 
 __all__ = ["NAMES", "Dataset", "load"]
 
-_PROCEDURAL = {
+_RENDERED = {
     "squares": sprites.squares,
     "dsprites": sprites.dsprites,
     "circular_dsprites": sprites.circular_dsprites,
     "shapes3d_like": shapes3d.shapes3d_like,
 }
-NAMES = tuple(_PROCEDURAL)
+_READ: dict[str, Callable[[str | Path | None], Dataset]] = {
+    **{name: partial(grids.published, name) for name in grids.PUBLISHED},
+    "cars3d": objects.cars3d,
+    "smallnorb": objects.smallnorb,
+    "teapots": objects.teapots,
+    "celeba": pictures.celeba,
+    "mnist": digits.mnist,
+    "rmnist": digits.rmnist,
+    "rbmn": digits.rbmn,
+    "adrenalmnist3d": digits.adrenalmnist3d,
+    "folder": pictures.folder,
+}
+NAMES = tuple({**_RENDERED, **_READ})
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:
@@ -27,4 +41,8 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     """
     if name not in NAMES:
         raise InputError(f"unknown data set {name!r}; choose one of {', '.join(NAMES)}")
-    return _PROCEDURAL[name]()
+    if name in _RENDERED and root is None:
+        return _RENDERED[name]()
+    if name not in _READ:
+        raise InputError(f"{name} is drawn from its factors and has no files: leave root (--root) out")
+    return _READ[name](root)

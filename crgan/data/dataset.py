@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 
 import torch
@@ -33,7 +34,7 @@ class Dataset:
     read: Callable[[Tensor], Tensor] | None = None  # index [n] int64 -> [n, C, H, W] uint8 in 0..levels
     levels: int = 255
     table: Tensor | None = None  # [num_images, F] int64
-    groups: Dataset | None = None  # ready-made groups that share the factor in its table, where the data ships them
+    groups: Dataset | None = None  # ready-made groups of 100 images; the table says which factor a group shares
 
     def images(
         self,
@@ -58,11 +59,11 @@ class Dataset:
         index = self._checked(index)
         if self.table is not None:
             return self.table[index.to(self.table.device)].to(index.device)
-        columns = []
+        columns: list[Tensor] = []
         for size in reversed(self.factor_sizes):
-            columns.append(index % size)
+            columns.insert(0, index % size)
             index = index // size
-        return torch.stack(columns[::-1], -1)
+        return torch.stack(columns, -1)
 
     def index(
         self,
@@ -74,13 +75,13 @@ class Dataset:
         cell = self._cell(self._checked(factors))
         if self.table is None:
             return cell
-        cells, order = self._cell(self.table).sort(stable=True)
+        cells, order = self._sorted_cells
         wanted = cell.to(cells.device)
         first, last = torch.searchsorted(cells, wanted), torch.searchsorted(cells, wanted, right=True)
         missing = (first == last).nonzero()
         if len(missing):
-            row = factors[missing[0, 0]].tolist()
-            raise InputError(f"{self.name} has no image with factors {row}; draw them with sample_factors()")
+            lacking = factors[missing[0, 0]].tolist()
+            raise InputError(f"{self.name} has no image with factors {lacking}; draw them by sample_factors()")
         row = torch.arange(len(wanted), device=cells.device)
         return order[first + (row + wanted) % (last - first)].to(factors.device)
 
@@ -92,6 +93,31 @@ class Dataset:
             return self.table.cpu()[torch.randint(self.num_images, (n,), generator=generator)]
         return torch.stack([torch.randint(size, (n,), generator=generator) for size in self.factor_sizes], -1)
 
+    def sample_groups(
+        self,
+        factor: Tensor,  # [G] int64
+        size: int,
+        seed: int,
+    ) -> Tensor:
+        """Index [G, size] on the CPU: the images of group g share one value of factor[g], all else is random.
+        Unlike `index` of made-up factors it never asks for a combination that has no image."""
+        self._need_factors()
+        generator = torch.Generator().manual_seed(seed)
+        first = torch.randint(self.num_images, (len(factor),), generator=generator)
+        if self.table is None:
+            drawn = self.sample_factors(len(factor) * size, seed + 1).view(len(factor), size, -1)
+            shared = torch.arange(drawn.shape[-1]) == factor[:, None]
+            drawn = torch.where(shared[:, None], self.factors(first)[:, None], drawn)
+            return self.index(drawn.flatten(0, 1)).view(-1, size)
+        where = torch.rand(len(factor), size, generator=generator, dtype=torch.float64)
+        index = torch.empty(len(factor), size, dtype=torch.int64)
+        for f in factor.unique().tolist():
+            values, order = self.table[:, f].cpu().sort(stable=True)
+            value = self.factors(first[factor == f])[:, f].contiguous()
+            low, high = torch.searchsorted(values, value), torch.searchsorted(values, value, right=True)
+            index[factor == f] = order[low[:, None] + (where[factor == f] * (high - low)[:, None]).long()]
+        return index
+
     def to(self, device: torch.device | str, batch: int = 4096) -> Dataset:
         """The same set with its uint8 images held on `device`; a rendered set is itself the answer."""
         if self.read is None:
@@ -102,6 +128,12 @@ class Dataset:
             store[start : start + batch] = self.read(index).to(device)
         table = None if self.table is None else self.table.to(device)
         return replace(self, read=lambda index: store[index.to(device)], table=table)
+
+    @cached_property
+    def _sorted_cells(self) -> tuple[Tensor, Tensor]:
+        assert self.table is not None
+        cells, order = self._cell(self.table).sort(stable=True)
+        return cells, order
 
     def _cell(self, factors: Tensor) -> Tensor:
         cell = factors[:, 0]

@@ -46,7 +46,12 @@ def _render(factors: Tensor) -> Tensor:
 def _maps(device: torch.device) -> Tensor:
     """[15 * 4 * 8, 4, 64 * 64]: how much light floor, walls, object and sky send to each pixel."""
     angles = torch.linspace(-pi / 6, pi / 6, FACTORS["orientation"], device=device)
-    return torch.stack([m for angle in angles for m in _trace(angle)])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # many small operations: on a busy CPU, threads would mostly wait for each other
+    try:
+        return torch.stack([m for angle in angles for m in _trace(angle)])
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _trace(

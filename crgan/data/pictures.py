@@ -1,0 +1,72 @@
+"""Photographs: CelebA, and a user's own folder of images."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from crgan.data.dataset import Dataset
+from crgan.data.storage import as_table, cached, expect, find, reader, shrink, sound
+from crgan.errors import InputError
+
+CELEBA_IMAGES = 202_599
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+
+
+def celeba(root: str | Path | None) -> Dataset:
+    """CelebA (Liu et al. 2015), aligned: the central 128 px of each photograph at 3x32x32.
+
+    The 40 binary attributes are its factors where `list_attr_celeba.txt` lies beside the archive.
+    """
+    path = find("celeba", root, ["img_align_celeba.zip"], "CelebA (Liu et al. 2015), Align&Cropped Images")
+    with sound(path, "zip file"), zipfile.ZipFile(path) as archive:
+        names = sorted(name for name in archive.namelist() if name.endswith(".jpg"))
+    expect(path, "number of images", len(names), CELEBA_IMAGES)
+
+    def pictures() -> Iterator[np.ndarray]:
+        with sound(path, "zip file"), zipfile.ZipFile(path) as archive:
+            for name in names:
+                with sound(path / name, "image"), archive.open(name) as file, Image.open(file) as image:
+                    expect(path / name, "size", image.size, (178, 218))
+                    yield shrink(image.convert("RGB").crop((25, 45, 153, 173)), 32)[None]
+
+    images = cached([path], "32px", (len(names), 32, 32, 3), pictures())
+    dataset = Dataset("celeba", (3, 32, 32), len(names), read=reader(path, images))
+    attributes = path.with_name("list_attr_celeba.txt")
+    if not attributes.is_file():
+        return dataset
+    with sound(attributes, "list of attributes"):
+        count, header, *rows = attributes.read_text().splitlines()
+        expect(attributes, "number of images", [int(count), len(rows)], [len(names)] * 2)
+        expect(attributes, "order of images", [row.split()[0] for row in rows], [Path(name).name for name in names])
+        values = np.array([row.split()[1:] for row in rows], np.int64)
+    attribute_names = tuple(header.split())
+    sizes = (2,) * len(attribute_names)
+    expect(attributes, "number of columns", values.shape[1], len(sizes))
+    table = as_table(attributes, np.where(np.abs(values) == 1, values + 1 >> 1, -1), sizes)
+    return replace(dataset, factor_names=attribute_names, factor_sizes=sizes, table=table)
+
+
+def folder(root: str | Path | None) -> Dataset:
+    """All images in a folder and its subfolders, in the order of their names: the central square at 3x64x64."""
+    if root is None or not Path(root).is_dir():
+        raise InputError(f"folder needs a folder of images as root (--root), got {root}")
+    root = Path(root)
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise InputError(f"{root} holds no images ({', '.join(sorted(_SUFFIXES))})")
+
+    def pictures() -> Iterator[np.ndarray]:
+        for path in files:
+            with sound(path, "image"), Image.open(path) as image:
+                side = min(image.size)
+                left, top = (image.width - side) // 2, (image.height - side) // 2
+                yield shrink(image.convert("RGB").crop((left, top, left + side, top + side)), 64)[None]
+
+    images = cached(files, f"and-{len(files) - 1}-more", (len(files), 64, 64, 3), pictures())
+    return Dataset("folder", (3, 64, 64), len(files), read=reader(root, images))
