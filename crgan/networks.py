@@ -162,6 +162,20 @@ class Trunk(nn.Sequential):
         return super().forward(images * 2 - 1 if self.centred else images)
 
 
+def gaussian_blur(
+    images: Tensor,  # [B, C, S, S]
+    deviation: Tensor,  # 0-d, in pixels
+) -> Tensor:
+    """Blurs square images, black beyond their edges; as the deviation goes to 0 the images stay as they are."""
+    side = images.shape[-1]
+    offset = torch.arange(-side + 1, side, device=images.device)
+    weight = torch.exp(-0.5 * (offset / deviation.clamp(min=1e-3)).square())
+    weight = weight / weight.sum()
+    row = torch.arange(side, device=images.device)
+    matrix = weight[row[:, None] - row + side - 1].to(images.dtype)
+    return matrix @ images @ matrix
+
+
 class Discriminator(nn.Module):
     """D and Q on one trunk: images to the logit of being real and to the estimate of the codes."""
 
@@ -229,7 +243,10 @@ class InfoGAN(nn.Module):
         self.contrastive = ContrastiveDiscriminator(cfg, image_shape)
         for i, network in enumerate((self.generator, self.discriminator, self.contrastive)):
             initialise(network, _weight_draw(cfg.seed, i))
-        self.average = copy.deepcopy(self.generator).requires_grad_(False) if cfg.ema > 0 else None
+        self.average = None
+        if cfg.ema > 0:
+            trained = {"generator": self.generator, "discriminator": self.discriminator}
+            self.average = nn.ModuleDict(copy.deepcopy(trained)).requires_grad_(False)
         self.to(memory_format=torch.channels_last)
 
     def restart_contrastive(self, step: int) -> None:
@@ -240,11 +257,15 @@ class InfoGAN(nn.Module):
 
     @torch.no_grad()
     def move_average(self, decay: float) -> None:
-        """Moves the average generator, its batch-norm statistics too, by 1 - decay towards the present one."""
+        """Moves the average networks, their batch-norm statistics too, by 1 - decay towards the present ones."""
         assert self.average is not None
-        mean, now = self.average.state_dict().values(), self.generator.state_dict().values()
-        pairs = [(a, b) for a, b in zip(mean, now) if a.is_floating_point()]  # not the counts of batches
-        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
+        now = self.state_dict()
+        pairs = [(mean, now[name]) for name, mean in self.average.state_dict().items() if mean.is_floating_point()]
+        torch._foreach_lerp_([mean for mean, _ in pairs], [value for _, value in pairs], 1 - decay)
+
+    def _best(self, network: str) -> nn.Module:
+        """The averaged network where there is one, for use and not for training."""
+        return (self if self.average is None else self.average).get_submodule(network).eval()
 
     @property
     def device(self) -> torch.device:
@@ -257,11 +278,11 @@ class InfoGAN(nn.Module):
         seed: int = 0,
         noise: Tensor | None = None,  # [n, Z] in [-1, 1]
     ) -> Tensor:
-        """-> images [n, C, H, W] in [0, 1] on the model's device; without `noise`, `seed` draws it anew for each row."""
+        """-> images [n, C, H, W] in [0, 1] on the model's device; `seed` draws the noise of each row if none is given."""
         codes = codes.to(self.device, torch.float32)
         if noise is None:
             _, noise = ops.sample_latents(len(codes), self.num_codes, self.num_noise, seed, 0, device=self.device)
-        return (self.average or self.generator).eval()(codes, noise.to(self.device))
+        return self._best("generator")(codes, noise.to(self.device))
 
     def sample(self, n: int, seed: int) -> Tensor:
         """-> n images [n, C, H, W] of codes and noise drawn from the prior."""
@@ -274,4 +295,4 @@ class InfoGAN(nn.Module):
         images: Tensor,  # [n, C, H, W] in [0, 1]
     ) -> Tensor:
         """-> codes [n, K], Q's estimate."""
-        return self.discriminator.eval()(images.to(self.device, torch.float32))[1]
+        return self._best("discriminator")(images.to(self.device, torch.float32))[1]

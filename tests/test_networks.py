@@ -13,6 +13,7 @@ from crgan.networks import (
     InfoGAN,
     SpectralNorm,
     advance_power_iteration,
+    gaussian_blur,
 )
 
 PAPER = PRESETS["dsprites"]
@@ -120,3 +121,15 @@ def test_noise_is_fixed_by_the_seed_and_drawn_for_each_row():
     assert not torch.equal(model.generate(codes, seed=5), model.generate(codes, seed=6))
     rows = model.generate(codes, seed=5)
     assert not torch.equal(rows[0], rows[1])
+
+
+def test_blur_keeps_the_sum_inside_and_vanishes_with_its_deviation():
+    image = torch.zeros(1, 1, 32, 32)
+    image[0, 0, 16, 16] = 1.0
+    blurred = gaussian_blur(image, torch.tensor(2.0))
+    assert blurred.sum().item() == pytest.approx(1.0, abs=1e-4)
+    rows = blurred.sum((0, 1, 3))
+    variance = (rows * (torch.arange(32) - 16.0).square()).sum()
+    assert variance.item() == pytest.approx(4.0, rel=1e-3)
+    image = torch.rand(2, 3, 16, 16)
+    torch.testing.assert_close(gaussian_blur(image, torch.tensor(0.0)), image)
