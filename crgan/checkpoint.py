@@ -18,16 +18,16 @@ from .config import Config
 from .errors import InputError
 from .files import flush, write_json
 from .networks import InfoGAN
+from .optim import Optimisers
+from .vae import VAE
 
-Optimisers = dict[str, torch.optim.Optimizer]
 
-
-def build_model(cfg: Config, image_shape: tuple[int, int, int]) -> InfoGAN:
+def build_model(cfg: Config, image_shape: tuple[int, int, int]) -> InfoGAN | VAE:
     """The untrained model of a configuration, its weights fixed by the seed."""
-    return InfoGAN(cfg, image_shape)
+    return (InfoGAN if cfg.model == "infogan-cr" else VAE)(cfg, image_shape)
 
 
-def load(run: str | Path) -> InfoGAN:
+def load(run: str | Path) -> InfoGAN | VAE:
     """The trained model of a run folder, on the CPU, with `sample`, `generate` and `encode`.
 
     Raises InputError where the folder holds no run or its checkpoint cannot be read.

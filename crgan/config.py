@@ -18,6 +18,8 @@ class Phase(NamedTuple):
 class Config:
     """A training run. Every field is a flag of `python -m crgan.train`; the defaults are the paper's dSprites row."""
 
+    model: Literal["infogan-cr", "factor-vae", "beta-vae", "beta-tcvae"] = "infogan-cr"
+    """infogan-cr, or a variational autoencoder; VAEs take lr_g for encoder and decoder."""
     data: str = "dsprites"
     """Data set, by the name that `crgan.data.load` takes."""
     root: str | None = None
@@ -68,6 +70,10 @@ class Config:
     """Weight of D's gradient penalty on real images (R1), 0: none."""
     r1_every: int = 4
     """Apply R1 on every r1_every-th step, scaled by r1_every."""
+    gamma: float = 10.0
+    """Weight of FactorVAE's total correlation."""
+    beta: float = 4.0
+    """Weight of BetaVAE's divergence from the prior, and of BetaTCVAE's total correlation."""
     ema: float = 0.0
     """Decay per step of G's moving average for pictures, metrics and selection; 0: none."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -81,7 +87,7 @@ class Config:
         at_least = {
             "num_codes": 2, "num_noise": 0, "width": 1, "hidden": 1, "steps": 1, "batch_size": 2, "g_steps": 1,
             "lr_g": 0, "lr_d": 0, "lr_h": 0, "beta1": 0, "beta2": 0, "info_weight": 0, "cr_weight": 0, "cr_start": 0,
-            "r1_weight": 0, "r1_every": 1, "ema": 0, "seed": 0, "eval_every": 1,
+            "r1_weight": 0, "r1_every": 1, "gamma": 0, "beta": 0, "ema": 0, "seed": 0, "eval_every": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # a NaN fails too
@@ -92,6 +98,16 @@ class Config:
         for name in ("gap", "gap_after"):
             if not 0 <= getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a contrastive gap in [0, 2)")
+
+        if self.model != "infogan-cr":
+            for name in ("num_noise", "cr_weight", "r1_weight", "ema"):
+                if getattr(self, name):
+                    raise InputError(f"{name} is {getattr(self, name)}; expected 0: a {self.model} does not use it")
+
+    @property
+    def images_per_step(self) -> int:
+        """FactorVAE's discriminator takes a batch of its own."""
+        return 2 * self.batch_size if self.model == "factor-vae" else self.batch_size
 
     def phase(self, step: int) -> Phase:
         """The weights and the gap of step `step` (counted from 0)."""
@@ -119,6 +135,11 @@ class Config:
 
 
 _PAPER = Config()
+# 27 epochs of 737,280 images in batches of 64; the pool has gamma in 1, 10, 20, 40 with ten seeds each.
+_FACTOR_VAE = replace(
+    _PAPER, model="factor-vae", num_codes=10, num_noise=0, cr_weight=0.0, steps=27 * 11_520, lr_g=1e-4, lr_d=1e-4,
+    beta1=0.9,
+)  # fmt: skip
 _QUICK = Config(
     data="squares", num_codes=4, num_noise=4, width=16, hidden=64, spectral_norm="none", h_norm="none",
     steps=6_000, batch_size=64, g_steps=1, lr_d=1e-3, lr_h=1e-3, info_weight=0.2, cr_weight=1.0, cr_start=3_000,
@@ -146,4 +167,9 @@ PRESETS: dict[str, Config] = {
         _PAPER, data="celeba", num_noise=100, network="dcgan", width=64, h_norm="batch", steps=90_174, batch_size=128,
         lr_g=2e-3, lr_d=2e-4, lr_h=2e-4, info_weight=2.0, cr_weight=1.0, cr_start=80_000,
     ),
+    # The VAEs that the paper's pools are made of or compared with (Kim and Mnih 2018; Higgins et al. 2017;
+    # Chen et al. 2018).
+    "factorvae-dsprites": _FACTOR_VAE,
+    "betavae-dsprites": replace(_FACTOR_VAE, model="beta-vae"),
+    "betatcvae-dsprites": replace(_FACTOR_VAE, model="beta-tcvae", beta=6.0),
 }  # fmt: skip

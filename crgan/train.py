@@ -18,13 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from . import checkpoint, losses, metrics, ops, pictures
+from . import checkpoint, losses, metrics, ops, pictures, vae
 from . import data as datasets
-from .checkpoint import Optimisers
 from .cli import user_errors
 from .config import PRESETS, Config, Phase
 from .errors import InputError
 from .networks import InfoGAN, advance_power_iteration
+from .optim import Optimisers, adam, update
 
 LOG_EVERY = 100
 """Steps between two lines of losses in metrics.jsonl."""
@@ -32,14 +32,10 @@ LOG_EVERY = 100
 
 def make_optimisers(nets: InfoGAN, cfg: Config) -> Optimisers:
     """One Adam each for G, D with Q, and H."""
-
-    def adam(network: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
-        return torch.optim.Adam(network.parameters(), lr, (cfg.beta1, cfg.beta2), fused=True)
-
     return {
-        "generator": adam(nets.generator, cfg.lr_g),
-        "discriminator": adam(nets.discriminator, cfg.lr_d),
-        "contrastive": adam(nets.contrastive, cfg.lr_h),
+        "generator": adam(nets.generator.parameters(), cfg.lr_g, cfg.beta1, cfg.beta2),
+        "discriminator": adam(nets.discriminator.parameters(), cfg.lr_d, cfg.beta1, cfg.beta2),
+        "contrastive": adam(nets.contrastive.parameters(), cfg.lr_h, cfg.beta1, cfg.beta2),
     }
 
 
@@ -74,7 +70,7 @@ def train_step(
     if phase.cr_weight:
         with autocast:
             report["h"] = contrastive(fakes[1].detach(), fakes[2].detach(), index)
-        _update(optimisers["contrastive"], report["h"])
+        update(optimisers["contrastive"], report["h"])
         advance_power_iteration(contrastive)
 
     with autocast:
@@ -86,7 +82,7 @@ def train_step(
         with autocast:
             logits, _ = discriminator(x)
         loss = loss + cfg.r1_weight * cfg.r1_every * losses.r1_penalty(logits, x)
-    _update(optimisers["discriminator"], loss)
+    update(optimisers["discriminator"], loss)
     advance_power_iteration(discriminator)
 
     for i in range(cfg.g_steps):
@@ -99,18 +95,11 @@ def train_step(
             if phase.cr_weight:
                 report["cr"] = contrastive(fakes[1], fakes[2], index)
                 loss = loss + phase.cr_weight * report["cr"]
-        _update(optimisers["generator"], loss)
+        update(optimisers["generator"], loss)
 
     if nets.average is not None:
         nets.move_average(cfg.ema)
     return {name: value.detach() for name, value in report.items()}
-
-
-def _update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Descends `loss` in the optimiser's parameters alone: no gradient is made for any other network."""
-    loss.backward(inputs=[p for group in optimiser.param_groups for p in group["params"]])
-    optimiser.step()
-    optimiser.zero_grad()
 
 
 def restart_h(nets: InfoGAN, optimisers: Optimisers, step: int) -> None:
@@ -153,7 +142,7 @@ def train(
     device: str = "auto",
     checkpoint_every: int = 1_000,
     cuda_graph: bool = True,
-) -> InfoGAN:
+) -> Any:
     """Trains in the run folder `out`, going on from its checkpoint if it has one, and returns the model.
 
     A run that was killed and taken up again ends with the same bits as one that was not (same machine, same build).
@@ -162,8 +151,9 @@ def train(
     place = _device(device)
     dataset = datasets.load(cfg.data, cfg.root)
     _open_run(out, cfg, dataset.image_shape)
-    nets = checkpoint.build_model(cfg, dataset.image_shape).to(place)
-    optimisers = make_optimisers(nets, cfg)
+    nets: Any = checkpoint.build_model(cfg, dataset.image_shape).to(place)
+    kind = sys.modules[__name__] if cfg.model == "infogan-cr" else vae  # each with make_optimisers and train_step
+    optimisers = kind.make_optimisers(nets, cfg)
     state: dict[str, Any] = {"step": 0, "metrics_bytes": 0}
     if (folder := checkpoint.latest(out)) is not None:
         state = checkpoint.restore(folder, nets, optimisers)
@@ -175,8 +165,8 @@ def train(
     done = torch.tensor(state["step"], device=place)
 
     def take_step(phase: Phase) -> dict[str, Tensor]:
-        index = ops.random_index(cfg.batch_size, dataset.num_images, cfg.seed, done, device=place)
-        report = train_step(nets, optimisers, dataset.images(index), cfg, phase, done)
+        index = ops.random_index(cfg.images_per_step, dataset.num_images, cfg.seed, done, device=place)
+        report = kind.train_step(nets, optimisers, dataset.images(index), cfg, phase, done)
         done.add_(1)
         return report
 
@@ -208,7 +198,7 @@ def train(
     return nets.eval()
 
 
-def evaluate(nets: InfoGAN, dataset: Any, cfg: Config, out: Path, full: bool) -> tuple[dict[str, float], Any]:
+def evaluate(nets: Any, dataset: Any, cfg: Config, out: Path, full: bool) -> tuple[dict[str, float], Any]:
     """Writes samples.png and traversal.png; returns the scores and the latter.
 
     Where the data has factors that is the FactorVAE score (paper protocol): while training on a fifth of the groups,

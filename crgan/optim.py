@@ -1,0 +1,19 @@
+"""Adam, and a step of it that touches nothing but its own parameters."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+Optimisers = dict[str, torch.optim.Optimizer]
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr, (beta1, beta2), fused=True)
+
+
+def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Descends `loss` in the optimiser's parameters alone: no gradient is made for any other network."""
+    loss.backward(inputs=[p for group in optimiser.param_groups for p in group["params"]])
+    optimiser.step()
+    optimiser.zero_grad()

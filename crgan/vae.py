@@ -1,0 +1,195 @@
+"""Variational autoencoders for pools: FactorVAE, BetaVAE and BetaTCVAE behind the same verbs as the GANs.
+
+    loss = -E_q(c|x) log p(x|c) + KL(q(c|x) || p(c)) + penalty,   p(c) = N(0, I),   p(x|c) Bernoulli
+
+    FactorVAE   penalty = gamma TC,        TC by a discriminator's density ratio   (Kim and Mnih 2018, eq. 2 and 3)
+    BetaVAE     penalty = (beta - 1) KL                                            (Higgins et al. 2017, eq. 4)
+    BetaTCVAE   penalty = (beta - 1) TC,   TC of the batch's mixture of posteriors (Chen et al. 2018, eq. 2 and S3)
+
+TC is the total correlation KL(q(c) || prod_j q(c_j)) of the aggregate posterior.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from . import ops
+from .config import Config, Phase
+from .networks import _channels
+from .optim import Optimisers, adam, update
+
+TC_BETAS = (0.5, 0.9)  # of the total-correlation discriminator's Adam (Kim and Mnih 2018, appendix A)
+
+
+class VAE(nn.Module):
+    """Encoder and decoder of Kim and Mnih 2018, table 1: four 4x4 convolutions of stride 2, and one hidden layer."""
+
+    prior = "normal"
+    num_noise = 0
+
+    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+        super().__init__()
+        self.num_codes, self.image_shape = cfg.num_codes, tuple(image_shape)
+        maps = _channels(cfg, image_shape, smallest=4)
+        layers: list[nn.Module] = []
+        for before, after in pairwise([image_shape[0], *maps]):
+            layers += [nn.Conv2d(before, after, 4, 2, 1), nn.ReLU()]
+        layers += [nn.Flatten(), nn.Linear(16 * maps[-1], cfg.hidden), nn.ReLU()]
+        self.encoder = nn.Sequential(*layers, nn.Linear(cfg.hidden, 2 * cfg.num_codes))
+        layers = [nn.Linear(cfg.num_codes, cfg.hidden), nn.ReLU(), nn.Linear(cfg.hidden, 16 * maps[-1]), nn.ReLU()]
+        layers.append(nn.Unflatten(1, (maps[-1], 4, 4)))
+        for before, after in pairwise(maps[::-1]):
+            layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
+        self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(maps[0], image_shape[0], 4, 2, 1))
+        self.discriminator = _tc_discriminator(cfg.num_codes) if cfg.model == "factor-vae" else None
+        draw = torch.Generator().manual_seed(cfg.seed << 32)
+        for module in self.modules():
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+                nn.init.xavier_uniform_(module.weight, generator=draw)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all have one
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def posterior(
+        self,
+        x: Tensor,  # [B, C, H, W] in [0, 1]
+    ) -> tuple[Tensor, Tensor]:
+        """-> mean and log variance [B, K] of q(c|x), float32."""
+        mean, log_variance = self.encoder(x.contiguous(memory_format=torch.channels_last)).float().chunk(2, 1)
+        return mean, log_variance
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def generate(
+        self,
+        codes: Tensor,  # [n, K]
+    ) -> Tensor:
+        """-> images [n, C, H, W], the pixels' means in [0, 1]."""
+        return self.decoder(codes.to(self.device, torch.float32)).sigmoid()
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        """-> n images [n, C, H, W] of codes drawn from N(0, I)."""
+        uniform, _ = ops.sample_latents(n, self.num_codes, 0, seed, 0, device=self.device)
+        return self.generate(gaussian(uniform))
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,  # [n, C, H, W] in [0, 1]
+    ) -> Tensor:
+        """-> codes [n, K], the posterior's mean."""
+        return self.posterior(images.to(self.device, torch.float32))[0]
+
+
+def _tc_discriminator(num_codes: int) -> nn.Module:
+    """Six layers of 1,000 units to two logits: codes as they are, codes permuted (Kim and Mnih 2018, appendix A)."""
+    layers: list[nn.Module] = []
+    for before in (num_codes, *[1000] * 5):
+        layers += [nn.Linear(before, 1000), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Linear(1000, 2))
+
+
+def make_optimisers(nets: VAE, cfg: Config) -> Optimisers:
+    """One Adam for encoder and decoder, and one for the discriminator if there is one."""
+    optimisers = {"vae": adam([*nets.encoder.parameters(), *nets.decoder.parameters()], cfg.lr_g, cfg.beta1, cfg.beta2)}
+    if nets.discriminator is not None:
+        optimisers["discriminator"] = adam(nets.discriminator.parameters(), cfg.lr_d, *TC_BETAS)
+    return optimisers
+
+
+def train_step(
+    nets: VAE,
+    optimisers: Optimisers,
+    x: Tensor,  # [B, C, H, W] images in [0, 1]; FactorVAE: [2 B, ...], the second half for the discriminator
+    cfg: Config,
+    phase: Phase,
+    step: Tensor | int,  # 0-d int64: the count of steps done, which keys every random draw
+) -> dict[str, Tensor]:
+    """One step: an update of encoder and decoder; for FactorVAE then one of its discriminator (algorithm 2).
+
+    Returns the losses as 0-d tensors, in nats per image, and reads nothing back from the device.
+    """
+    batch, k = cfg.batch_size, cfg.num_codes
+    autocast = torch.autocast(x.device.type, torch.bfloat16, cfg.precision == "bfloat16", cache_enabled=False)
+    uniform, keys = ops.sample_latents(batch, 2 * k, k, cfg.seed, step, device=x.device)
+    noise, other_noise = gaussian(uniform).chunk(2, 1)
+    with autocast:
+        mean, log_variance = nets.posterior(x[:batch])
+        codes = mean + noise * (log_variance / 2).exp()
+        logits = nets.decoder(codes)
+    report = {"reconstruction": reconstruction_loss(logits.float(), x[:batch]), "kl": gaussian_kl(mean, log_variance)}
+    if nets.discriminator is not None:
+        with autocast:
+            judged = nets.discriminator(codes).float()
+        report["tc"] = (judged[:, 0] - judged[:, 1]).mean()
+        penalty = cfg.gamma * report["tc"]
+    elif cfg.model == "beta-tcvae":
+        report["tc"] = total_correlation(codes, mean, log_variance)
+        penalty = (cfg.beta - 1) * report["tc"]
+    else:
+        penalty = (cfg.beta - 1) * report["kl"]
+    update(optimisers["vae"], report["reconstruction"] + report["kl"] + penalty)
+
+    if nets.discriminator is not None:
+        with torch.no_grad(), autocast:
+            mean, log_variance = nets.posterior(x[batch:])
+        permuted = permute_dims(mean + other_noise * (log_variance / 2).exp(), keys)
+        with autocast:
+            judged = nets.discriminator(torch.cat([codes.detach(), permuted])).float()
+        label = torch.arange(2 * batch, device=x.device) // batch
+        report["discriminator"] = cross_entropy(judged, label)
+        update(optimisers["discriminator"], report["discriminator"])
+    return {name: value.detach() for name, value in report.items()}
+
+
+def gaussian(
+    uniform: Tensor,  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)
+) -> Tensor:
+    """N(0, 1) by inversion; half a grid step aside, so that it is finite and symmetric."""
+    return math.sqrt(2) * torch.erfinv(uniform + 2.0**-24)
+
+
+def permute_dims(
+    codes: Tensor,  # [B, K]
+    keys: Tensor,  # [B, K] random numbers: their order in each column is its permutation
+) -> Tensor:
+    """Permutes each column on its own: a sample of prod_j q(c_j) (Kim and Mnih 2018, algorithm 1)."""
+    return codes.gather(0, keys.argsort(dim=0, stable=True))
+
+
+def reconstruction_loss(
+    logits: Tensor,  # [B, C, H, W] of the pixels
+    x: Tensor,  # [B, C, H, W] in [0, 1]
+) -> Tensor:
+    """-log p(x|c) of independent Bernoulli pixels, summed over an image, averaged over the batch."""
+    return binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
+
+
+def gaussian_kl(
+    mean: Tensor,  # [B, K]
+    log_variance: Tensor,  # [B, K]
+) -> Tensor:
+    """KL(N(mean, variance) || N(0, 1)), summed over the codes, averaged over the batch."""
+    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean()
+
+
+def total_correlation(
+    codes: Tensor,  # [B, K], codes[b] drawn from the b-th posterior
+    mean: Tensor,  # [B, K]
+    log_variance: Tensor,  # [B, K]
+) -> Tensor:
+    """E log q(c) - sum_j log q(c_j), q the mixture of the batch's posteriors.
+
+    Chen et al. 2018 (eq. S3) weight by the size of the data set besides, which moves the value by a constant and
+    leaves the gradient.
+    """
+    deviation = codes[:, None] - mean[None]  # [B, B, K]: code b under posterior a
+    log_density = -0.5 * (deviation.square() / log_variance.exp() + log_variance + math.log(2 * math.pi))
+    joint = log_density.sum(2).logsumexp(1)
+    marginals = log_density.logsumexp(1).sum(1)
+    return (joint - marginals).mean() + (codes.shape[1] - 1) * math.log(len(codes))

@@ -1,0 +1,212 @@
+"""VAEs: losses against their definitions, what a step updates, and runs that behave as the GANs' do."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Normal, kl_divergence
+
+from crgan import PRESETS, Config, InputError, checkpoint, data, load, ops, vae
+from crgan.train import train
+
+KINDS = ("factorvae-dsprites", "betavae-dsprites", "betatcvae-dsprites")
+PHASE = PRESETS["betavae-dsprites"].phase(0)
+
+
+def tiny(preset):
+    return replace(PRESETS[preset], num_codes=3, width=4, hidden=8, batch_size=4, steps=24, eval_every=12)
+
+
+def nets_and_images(cfg):
+    dataset = data.load(cfg.data)
+    nets = checkpoint.build_model(cfg, dataset.image_shape).train()
+    return nets, vae.make_optimisers(nets, cfg), dataset.images(torch.arange(cfg.images_per_step) * 9973)
+
+
+@pytest.fixture
+def small_scores(monkeypatch):
+    """Evaluations on few images: what they score is tested with the metrics."""
+    import crgan.train as module
+
+    whole = module.metrics.evaluate
+    few = {"groups": 20, "group_size": 10, "scale_samples": 100}
+    monkeypatch.setattr(module.metrics, "evaluate", lambda *args, **sizes: whole(*args, **{**sizes, **few}))
+
+
+# ---------------------------------------------------------------- draws and losses
+
+
+def test_gaussian_draws_are_finite_symmetric_and_standard_normal():
+    ends = torch.tensor([-1.0, -(2.0**-23), 0.0, 1 - 2.0**-23])
+    drawn = vae.gaussian(ends)
+    assert drawn.isfinite().all()
+    assert drawn[0] == -drawn[3]
+    assert drawn[1] == -drawn[2]
+    uniform, _ = ops.sample_latents(100_000, 2, 0, 7, 0, device="cpu")
+    drawn = vae.gaussian(uniform).flatten().double().sort().values
+    expected = torch.special.ndtr(drawn)
+    distance = (expected - torch.linspace(0, 1, len(drawn), dtype=torch.float64)).abs().max()
+    assert distance < 1.95 / len(drawn) ** 0.5  # Kolmogorov-Smirnov at 0.1 %
+
+
+def test_kl_has_its_closed_form():
+    mean, log_variance = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, math.log(4.0)], [0.0, 0.0]])
+    # 1/2 for the mean of 1; (4 - ln 4 - 1) / 2 for the variance of 4; averaged over two images
+    assert vae.gaussian_kl(mean, log_variance).item() == pytest.approx((0.5 + (3 - math.log(4)) / 2) / 2)
+    draw = torch.Generator().manual_seed(0)
+    mean, log_variance = torch.randn(2, 7, 5, generator=draw)
+    expected = kl_divergence(Normal(mean, (log_variance / 2).exp()), Normal(0.0, 1.0)).sum(1).mean()
+    assert vae.gaussian_kl(mean, log_variance).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_reconstruction_is_the_bernoulli_log_likelihood_of_an_image():
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 1, 4, 4, generator=draw)
+    x = torch.randint(2, (3, 1, 4, 4), generator=draw).float()
+    expected = -Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3)).mean()
+    assert vae.reconstruction_loss(logits, x).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_permuted_dims_keep_each_marginal_and_part_the_codes():
+    codes = torch.arange(64.0)[:, None].expand(64, 10).clone()  # all codes equal: as dependent as can be
+    _, keys = ops.sample_latents(64, 0, 10, 3, 5, device="cpu")
+    permuted = vae.permute_dims(codes, keys)
+    assert torch.equal(permuted.sort(0).values, codes)
+    assert len({tuple(column.tolist()) for column in permuted.T}) == 10
+    correlation = torch.corrcoef(permuted.T) - torch.eye(10)
+    assert correlation.abs().max() < 0.5
+
+
+def test_total_correlation_against_the_sum_written_out():
+    draw = torch.Generator().manual_seed(1)
+    codes, mean, log_variance = torch.randn(3, 6, 3, generator=draw).double()
+    total = 0.0
+    for b in range(6):
+        densities = torch.stack(
+            [Normal(mean[a], (log_variance[a] / 2).exp()).log_prob(codes[b]).exp() for a in range(6)]
+        )
+        total += math.log(densities.prod(1).mean()) - sum(math.log(densities[:, j].mean()) for j in range(3))
+    assert vae.total_correlation(codes, mean, log_variance).item() == pytest.approx(total / 6)
+
+
+def test_total_correlation_knows_independent_from_copied_codes():
+    """64 posteriors of a hardly any width: copies of one code have TC (K - 1) ln 64, a full grid of codes has 0."""
+    line = torch.arange(64.0)[:, None].expand(64, 3)
+    narrow = torch.full((64, 3), -8.0)
+    assert vae.total_correlation(line, line, narrow).item() == pytest.approx(2 * math.log(64), rel=1e-4)
+    grid = torch.cartesian_prod(*[torch.arange(4.0)] * 3)
+    assert vae.total_correlation(grid, grid, narrow).item() == pytest.approx(0, abs=1e-4)
+
+
+# ---------------------------------------------------------------- networks and the step
+
+
+def test_networks_are_those_of_the_table():
+    nets = checkpoint.build_model(PRESETS["factorvae-dsprites"], (1, 64, 64))
+    sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in nets.named_children()}
+    convolutions = [(1 * 16 + 1) * 32, (32 * 16 + 1) * 32, (32 * 16 + 1) * 64, (64 * 16 + 1) * 64]
+    assert sizes["encoder"] == sum(convolutions) + (1024 + 1) * 128 + (128 + 1) * 20
+    transposed = [64 * 16 * 64 + 64, 64 * 16 * 32 + 32, 32 * 16 * 32 + 32, 32 * 16 * 1 + 1]
+    assert sizes["decoder"] == (10 + 1) * 128 + (128 + 1) * 1024 + sum(transposed)
+    assert sizes["discriminator"] == 11 * 1000 + 5 * 1001 * 1000 + 1001 * 2
+    assert checkpoint.build_model(PRESETS["betavae-dsprites"], (1, 64, 64)).discriminator is None
+
+
+@pytest.mark.parametrize("preset", KINDS)
+def test_a_step_equals_the_objective_written_out(preset):
+    cfg = replace(tiny(preset), gamma=3.0, beta=2.5)
+    nets, optimisers, x = nets_and_images(cfg)
+    plain, plain_optimisers, _ = nets_and_images(cfg)
+    report = vae.train_step(nets, optimisers, x, cfg, PHASE, 5)
+
+    uniform, keys = ops.sample_latents(4, 6, 3, cfg.seed, 5, device="cpu")
+    noise = Normal(0.0, 1.0).icdf((uniform.double() + 2.0**-24 + 1) / 2).float()
+
+    def posterior(images):
+        mean, log_variance = plain.encoder(images).split(3, 1)
+        return Normal(mean, torch.exp(0.5 * log_variance))
+
+    first = posterior(x[:4])
+    codes = first.mean + first.stddev * noise[:, :3]
+    likelihood = Bernoulli(logits=plain.decoder(codes)).log_prob(x[:4]).sum((1, 2, 3)).mean()
+    kl = kl_divergence(first, Normal(0.0, 1.0)).sum(1).mean()
+    if preset == "factorvae-dsprites":
+        probability = plain.discriminator(codes).softmax(1)
+        penalty = 3.0 * (probability[:, 0] / (1 - probability[:, 0])).log().mean()
+    elif preset == "betavae-dsprites":
+        penalty = 1.5 * kl
+    else:
+        penalty = 1.5 * vae.total_correlation(codes, first.mean, 2 * first.stddev.log())
+    (-likelihood + kl + penalty).backward()
+    plain_optimisers["vae"].step()
+    assert report["reconstruction"].item() == pytest.approx(-likelihood.item(), rel=1e-5)
+    assert report["kl"].item() == pytest.approx(kl.item(), rel=1e-4, abs=1e-6)
+    if preset == "factorvae-dsprites":
+        plain.discriminator.zero_grad()
+        second = posterior(x[4:])
+        other = (second.mean + second.stddev * noise[:, 3:]).detach()
+        permuted = torch.stack([other[keys[:, j].argsort(), j] for j in range(3)], 1)
+        log_real = plain.discriminator(codes.detach()).log_softmax(1)[:, 0].mean()
+        log_permuted = plain.discriminator(permuted).log_softmax(1)[:, 1].mean()
+        loss = -(log_real + log_permuted) / 2
+        loss.backward()
+        plain_optimisers["discriminator"].step()
+        assert report["discriminator"].item() == pytest.approx(loss.item(), rel=1e-5)
+    for (name, a), b in zip(nets.named_parameters(), plain.parameters()):
+        # Adam's first step is lr * sign(gradient): where a gradient is near 0 its rounding decides the sign.
+        assert (a - b).abs().gt(1e-6).float().mean() < 0.02, name
+
+
+def test_the_discriminators_adam_is_the_papers():
+    nets, optimisers, _ = nets_and_images(tiny("factorvae-dsprites"))
+    assert optimisers["discriminator"].defaults["betas"] == (0.5, 0.9)
+    assert optimisers["discriminator"].defaults["lr"] == optimisers["vae"].defaults["lr"] == 1e-4
+    assert optimisers["vae"].defaults["betas"] == (0.9, 0.999)
+    held = {id(p) for o in optimisers.values() for group in o.param_groups for p in group["params"]}
+    assert held == {id(p) for p in nets.parameters()}
+
+
+def test_it_learns_to_tell_two_images_apart():
+    """Without a divergence term the loss falls below half that of the best picture without a code."""
+    cfg = replace(tiny("betavae-dsprites"), beta=0.0, lr_g=5e-3, batch_size=2, width=8, hidden=64)
+    nets, optimisers, _ = nets_and_images(cfg)
+    x = data.load("dsprites").images(torch.tensor([0, 737_279]))
+    losses = [vae.train_step(nets, optimisers, x, cfg, PHASE, step)["reconstruction"].item() for step in range(250)]
+    best = Bernoulli(x.mean(0)).entropy().sum().item()
+    assert 200 < best < 250
+    assert losses[-1] < best / 2
+
+
+# ---------------------------------------------------------------- runs
+
+
+@pytest.mark.parametrize("preset", KINDS)
+def test_a_run_is_a_model_and_resumes_to_the_same_bytes(preset, tmp_path, small_scores):
+    cfg = tiny(preset)
+    model = train(cfg, tmp_path / "straight", "cpu")
+    train(replace(cfg, steps=10), tmp_path / "resumed", "cpu", checkpoint_every=5)
+    train(cfg, tmp_path / "resumed", "cpu")
+    for name in ("model.safetensors", "optimisers.safetensors"):
+        a, b = (checkpoint.latest(tmp_path / run) / name for run in ("straight", "resumed"))
+        assert a.read_bytes() == b.read_bytes()
+    again = load(tmp_path / "straight")
+    assert (again.prior, again.num_noise, again.num_codes, again.image_shape) == ("normal", 0, 3, (1, 64, 64))
+    images = again.sample(5, seed=1)
+    assert images.shape == (5, 1, 64, 64)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert torch.equal(images, again.sample(5, seed=1))
+    assert not torch.equal(images, again.sample(5, seed=2))
+    assert torch.equal(again.encode(images), model.encode(images))
+    assert torch.equal(again.encode(images), again.posterior(images)[0])
+    assert {p.name for p in (tmp_path / "straight").iterdir()} >= {"traversal.png", "samples.png", "metrics.jsonl"}
+
+
+def test_what_a_vae_does_not_use_is_refused_by_name():
+    with pytest.raises(InputError, match=r"cr_weight is 2\.0; expected 0: a beta-vae does not use it"):
+        Config(model="beta-vae", num_noise=0)
+    with pytest.raises(InputError, match="num_noise is 5"):
+        replace(PRESETS["factorvae-dsprites"], num_noise=5)
+    with pytest.raises(InputError, match="gamma is -1"):
+        replace(PRESETS["factorvae-dsprites"], gamma=-1.0)
