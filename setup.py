@@ -13,7 +13,7 @@ import torch
 from setuptools import find_packages, setup
 
 STABLE = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
-CXX = ["-O3", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", STABLE]
+CXX = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", STABLE]
 NVCC = ["-O3", "-UNDEBUG", "-DUSE_CUDA", STABLE]  # device assertions are the range check of the factors
 ARCHS = {"80": "8.0", "90": "9.0", "100": "10.0"}
 

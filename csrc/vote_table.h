@@ -24,8 +24,7 @@ struct VoteTable {
 // Sums of the deviations from a shift near the mean. V is a float or a vector of floats.
 template <typename V>
 struct Moments {
-  V shift;
-  V sum{}, square{};
+  V shift{}, sum{}, square{};
 
   CRGAN_INLINE void add(V x) {
     const V d = x - shift;
@@ -34,14 +33,19 @@ struct Moments {
   }
 };
 
-// Variance (ddof 0) over the square of the scale, or NaN where the scale is of no use: E[d^2] - E[d]^2 with d = x - shift.
-// The second term makes it exact for any shift. With the shift at the mean nothing cancels; at one of the values at
-// most log2(count) bits do. Dividing twice, as scale^2 could underflow.
-CRGAN_INLINE float spread(float sum, float square, float count, float scale) {
-  const float mean = sum / count;
-  const float variance = square / count - mean * mean;
-  const bool usable = scale > 0 && scale <= std::numeric_limits<float>::max();
-  return usable ? (variance < 0 ? 0 : variance) / scale / scale : std::numeric_limits<float>::quiet_NaN();
+// The scale, or NaN where it is of no use: then the spread is NaN too, and the dimension does not vote.
+CRGAN_INLINE float usable(float scale) {
+  return scale > 0 && scale <= std::numeric_limits<float>::max() ? scale : std::numeric_limits<float>::quiet_NaN();
+}
+
+// Variance (ddof 0) over the square of the scale: E[d^2] - E[d]^2 with d = x - shift. The second term makes it exact
+// for any shift. Where the shift is the mean nothing cancels; where it is one of the values, at most log2(count) bits.
+// Divides twice, as scale^2 could underflow.
+template <typename V>
+CRGAN_INLINE V spread(V sum, V square, float count, V scale) {
+  const V mean = sum / count;
+  const V variance = square / count - mean * mean;
+  return (variance < 0 ? V{} : variance) / scale / scale;  // rounding may leave a variance of 0 below it
 }
 
 // The dimension with the least spread so far. Neither NaN nor infinity ever wins, and of equal ones the first does.

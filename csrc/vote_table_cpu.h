@@ -6,6 +6,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #include "vote_table.h"
 
 namespace crgan {
@@ -20,46 +24,36 @@ struct BFloat16 {
 using CountVotes = void (*)(const VoteTable&, int64_t begin, int64_t end);
 
 namespace baseline {
+#define CRGAN_LANES 4
 #include "vote_table_simd.h"
-}
+}  // namespace baseline
 
-#ifdef __x86_64__  // whose baseline is that of 2003; other architectures' has vectors with fused multiply-add
-
+// The baseline of x86-64 is that of 2003, so newer instruction sets are compiled beside it and chosen at run time.
+#ifdef __x86_64__
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 namespace avx2 {
+#define CRGAN_LANES 8
 #include "vote_table_simd.h"
-}
-#ifdef __clang__
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,fma"))), apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
-#endif
-namespace avx512 {
-#include "vote_table_simd.h"
-}
+}  // namespace avx2
 #ifdef __clang__
 #pragma clang attribute pop
 #else
 #pragma GCC pop_options
 #endif
-
 #endif
 
-// The kernel for codes of type T of this many dimensions.
+// The kernel for codes of type T of this many dimensions, for the processor at hand.
 template <typename T>
 CountVotes count_votes(int64_t num_codes) {
 #ifdef __x86_64__
-  static const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  static const bool v3 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (v4) return avx512::choose<T>(num_codes);
-  if (v3) return avx2::choose<T>(num_codes);
+  static const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  if (has_avx2) return avx2::choose<T>(num_codes);
 #endif
   return baseline::choose<T>(num_codes);
 }

@@ -1,15 +1,11 @@
 // The CPU kernel. Included once for each instruction set, inside a namespace of its own, so no include guard.
-// Vectors of 16 floats are one, two or four registers, as the instruction set has it.
+// CRGAN_LANES is the number of floats in a register.
 
-typedef float Vec __attribute__((vector_size(64)));
-typedef uint32_t Bits __attribute__((vector_size(64)));
-typedef uint16_t Short __attribute__((vector_size(32)));
-
-CRGAN_INLINE Bits widen(const uint16_t* p) {
-  Short h;
-  memcpy(&h, p, sizeof h);
-  return __builtin_convertvector(h, Bits);
-}
+constexpr int W = CRGAN_LANES;
+typedef float Vec __attribute__((vector_size(4 * W)));
+typedef int32_t Bits __attribute__((vector_size(4 * W)));
+typedef uint16_t Short __attribute__((vector_size(2 * W)));
+using Lanes = std::make_integer_sequence<int, W>;
 
 CRGAN_INLINE Vec load(const float* p) {
   Vec v;
@@ -17,115 +13,183 @@ CRGAN_INLINE Vec load(const float* p) {
   return v;
 }
 
+CRGAN_INLINE Bits widen(const uint16_t* p) {
+#if CRGAN_LANES == 8
+  return (Bits)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+#else
+  Short h;
+  memcpy(&h, p, sizeof h);
+  return __builtin_convertvector(h, Bits);
+#endif
+}
+
 CRGAN_INLINE Vec load(const BFloat16* p) { return (Vec)(widen(&p->bits) << 16); }
 
 CRGAN_INLINE Vec load(const Half* p) {
+#if CRGAN_LANES == 8
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
   const Bits h = widen(&p->bits);
-  const Bits magnitude = (h & 0x7fff) << 13;            // exponent and mantissa where float has them
-  const Bits rebias = Bits{} + (112u << 23);            // 127 - 15
+  const Bits magnitude = (h & 0x7fff) << 13;  // exponent and mantissa where float has them
+  const Bits rebias = Bits{} + (112 << 23);  // 127 - 15
   const Bits normal = magnitude + rebias + ((Bits)(magnitude >= 0x0f800000) & rebias);  // twice for inf and NaN
-  const Bits hidden = rebias + (1u << 23);              // 2^-14, the leading one that a subnormal lacks
+  const Bits hidden = rebias + (1 << 23);  // 2^-14, the leading one that a subnormal lacks
   const Bits subnormal = (Bits)((Vec)(magnitude + hidden) - (Vec)hidden);
   const Bits is_subnormal = (Bits)(magnitude < 0x00800000);
   return (Vec)((is_subnormal & subnormal) | (~is_subnormal & normal) | (h & 0x8000) << 16);
+#endif
 }
 
-// Few dimensions. A block of 16 rows of K is K vectors, and element i of a block always belongs to dimension i mod K,
-// so the sums of a whole group stay in K registers each and are folded into dimensions once.
-template <int K, typename T>
-struct Group {
-  struct alignas(64) Block {
-    Vec v[K];
-    CRGAN_INLINE float* data() { return (float*)v; }
+template <int... I>
+CRGAN_INLINE Vec shuffle(Vec a, Vec b, std::integer_sequence<int, I...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, I...);
+#else
+  return __builtin_shuffle(a, b, Bits{I...});
+#endif
+}
 
-    // Adds up the rows; the sums are in the first row. The order is the same in every dimension.
-    CRGAN_INLINE void fold() {
-      float* x = data();
-#pragma GCC unroll 4
-      for (int half = 8 * K; half >= K; half /= 2)
-        for (int i = 0; i < half; ++i) x[i] += x[i + half];
-    }
+// Lane i of the result is element start + i of a followed by b.
+template <int start, int... I>
+CRGAN_INLINE Vec window(Vec a, Vec b, std::integer_sequence<int, I...>) {
+  return shuffle(a, b, std::integer_sequence<int, (start + I)...>{});
+}
 
-    // Copies the first row to all rows.
-    CRGAN_INLINE void tile() {
-      float* x = data();
-#pragma GCC unroll 4
-      for (int size = K; size <= 8 * K; size *= 2)
-        for (int i = 0; i < size; ++i) x[i + size] = x[i];
-    }
-  };
+// Lane i of the result is lane (start + i) mod period of a.
+template <int start, int period, int... I>
+CRGAN_INLINE Vec repeat(Vec a, std::integer_sequence<int, I...>) {
+  return shuffle(a, a, std::integer_sequence<int, ((start + I) % period)...>{});
+}
 
-  static CRGAN_INLINE Vote vote(const T* x, int64_t L, const float* scale) {
-    const int64_t whole = L / 16 * 16 * K, rest = L * K - whole;
-    Block mean{}, tail{};
-    for (int64_t i = 0; i < whole; i += 16 * K)
-#pragma GCC unroll 16
-      for (int v = 0; v < K; ++v) mean.v[v] += load(x + i + 16 * v);
-    if (rest) {
-      T padded[16 * K] = {};
-      memcpy(padded, x + whole, rest * sizeof(T));
-#pragma GCC unroll 16
-      for (int v = 0; v < K; ++v) mean.v[v] += tail.v[v] = load(padded + 16 * v);
-    }
-    mean.fold();
-    for (int d = 0; d < K; ++d) mean.data()[d] /= L;
-    mean.tile();
+template <int... I>
+CRGAN_INLINE Vec lanes(std::integer_sequence<int, I...>) {
+  return Vec{I...};
+}
 
-    Moments<Vec> moments[K];
-#pragma GCC unroll 16
-    for (int v = 0; v < K; ++v) moments[v].shift = mean.v[v];
-    for (int64_t i = 0; i < whole; i += 16 * K)
-#pragma GCC unroll 16
-      for (int v = 0; v < K; ++v) moments[v].add(load(x + i + 16 * v));
-    if (rest) {
-      for (int64_t i = rest; i < 16 * K; ++i) tail.data()[i] = mean.data()[i];  // padding of deviation 0
-#pragma GCC unroll 16
-      for (int v = 0; v < K; ++v) moments[v].add(tail.v[v]);
-    }
-    Block sum, square;
-#pragma GCC unroll 16
-    for (int v = 0; v < K; ++v) sum.v[v] = moments[v].sum, square.v[v] = moments[v].square;
-    sum.fold();
-    square.fold();
-    Vote best;
-    for (int d = 0; d < K; ++d) best.consider(spread(sum.data()[d], square.data()[d], L, scale[d]), d);
-    return best;
+// W rows of K <= W dimensions are K vectors, whose element i belongs to dimension i mod K whichever the block: the
+// sums over all blocks of a group stay in K registers, and are folded into dimensions once.
+template <int K>
+struct Block {
+  Vec v[K];
+
+  // Elements start to start + W; what would lie behind the block is anything.
+  template <int start>
+  CRGAN_INLINE Vec at() const {
+    constexpr int i = start / W;
+    if constexpr (start % W == 0)
+      return v[i];
+    else
+      return window<start % W>(v[i], v[i + 1 < K ? i + 1 : i], Lanes{});
+  }
+
+  // Adds the second half of 2 * rows rows to the first.
+  template <int rows, int... I>
+  CRGAN_INLINE void halve(std::integer_sequence<int, I...>) {
+    ((v[I] += at<rows * K + W * I>()), ...);
+    if constexpr (rows > 1) halve<rows / 2>(std::make_integer_sequence<int, (rows / 2 * K + W - 1) / W>{});
+  }
+
+  // The sum of the rows in lanes 0 to K, added in the same order in every dimension.
+  CRGAN_INLINE Vec fold() {
+    halve<W / 2>(std::make_integer_sequence<int, (W / 2 * K + W - 1) / W>{});
+    return v[0];
+  }
+
+  template <int... I>
+  static CRGAN_INLINE Block of_rows(Vec row, std::integer_sequence<int, I...>) {
+    return {{repeat<W * I % K, K>(row, Lanes{})...}};
   }
 };
 
-// Many dimensions: 16 at a time down all rows, four rows in flight. The last 16 overlap the ones before.
-template <typename T>
-CRGAN_INLINE Vote vote_wide(const T* x, int64_t L, int64_t K, const float* scale) {
-  Vote best;
-  for (int64_t start = 0; start < K; start += 16) {
-    const int64_t first = start < K - 16 ? start : K - 16;
-    Vec sum[4] = {};
-    for (int64_t r = 0; r < L; ++r) sum[r % 4] += load(x + r * K + first);
-    const Vec mean = (sum[0] + sum[1] + sum[2] + sum[3]) / (float)L;
-    Moments<Vec> m[4] = {{mean}, {mean}, {mean}, {mean}};
-    for (int64_t r = 0; r < L; ++r) m[r % 4].add(load(x + r * K + first));
-    const Vec total = m[0].sum + m[1].sum + m[2].sum + m[3].sum;
-    const Vec square = m[0].square + m[1].square + m[2].square + m[3].square;
-    for (int i = 0; i < 16; ++i) best.consider(spread(total[i], square[i], L, scale[first + i]), first + i);
+// The spreads of one group in lanes 0 to K.
+template <int K, typename T>
+CRGAN_INLINE Vec spreads(const T* x, int64_t L, Vec scale) {
+  // Whole blocks, then the last W rows once more, of which those count that are left over.
+  const int64_t whole = L / W * W * K, rest = L * K - whole;
+  const float seen = W * K - rest;
+  const Vec lane = lanes(Lanes{});
+  const T* last = x + L * K - W * K;
+  T padded[W * K];
+  if (L < W) {
+    std::fill(padded, padded + W * K - rest, T{});
+    std::copy(x, x + rest, padded + W * K - rest);
+    last = padded;
   }
-  return best;
+  Block<K> sum{}, square;
+  for (int64_t i = 0; i < whole; i += W * K)
+#pragma GCC unroll 16
+    for (int v = 0; v < K; ++v) sum.v[v] += load(x + i + W * v);
+#pragma GCC unroll 16
+  for (int v = 0; v < K; ++v) sum.v[v] += lane + (float)(W * v) < seen ? Vec{} : load(last + W * v);
+  const Block<K> mean = Block<K>::of_rows(sum.fold() / (float)L, std::make_integer_sequence<int, K>{});
+
+  Moments<Vec> moments[K];
+#pragma GCC unroll 16
+  for (int v = 0; v < K; ++v) moments[v].shift = mean.v[v];
+  for (int64_t i = 0; i < whole; i += W * K)
+#pragma GCC unroll 16
+    for (int v = 0; v < K; ++v) moments[v].add(load(x + i + W * v));
+#pragma GCC unroll 16
+  for (int v = 0; v < K; ++v) moments[v].add(lane + (float)(W * v) < seen ? mean.v[v] : load(last + W * v));
+#pragma GCC unroll 16
+  for (int v = 0; v < K; ++v) sum.v[v] = moments[v].sum, square.v[v] = moments[v].square;
+  return spread(sum.fold(), square.fold(), L, scale);
 }
 
-// Votes of groups [begin, end) of all N * G. K is 0 for the wide kernel.
+// The votes of a panel of P windows of W dimensions each, out of K > W, of which d is the first. Goes down the rows.
+// Windows that would reach beyond K are moved back, and overlap the ones before.
+template <int P, typename T>
+CRGAN_INLINE void consider_panel(Vote& best, const T* x, int64_t L, int64_t K, int64_t d, const float* scale) {
+  constexpr int R = P > 2 ? 1 : 2;  // rows in flight, to hide the latency of the sums
+  int64_t first[P];
+  for (int p = 0; p < P; ++p) first[p] = std::min(d + p * W, K - W);
+  const int64_t even = L / R * R;
+  Vec sum[R][P] = {};
+  for (int64_t r = 0; r < even; r += R)
+#pragma GCC unroll 8
+    for (int i = 0; i < R * P; ++i) sum[i / P][i % P] += load(x + (r + i / P) * K + first[i % P]);
+  if (even < L)
+    for (int p = 0; p < P; ++p) sum[0][p] += load(x + even * K + first[p]);
+
+  Moments<Vec> moments[R][P];
+#pragma GCC unroll 8
+  for (int i = 0; i < R * P; ++i)
+    moments[i / P][i % P].shift = (sum[0][i % P] + (R > 1 ? sum[R - 1][i % P] : Vec{})) / (float)L;
+  for (int64_t r = 0; r < even; r += R)
+#pragma GCC unroll 8
+    for (int i = 0; i < R * P; ++i) moments[i / P][i % P].add(load(x + (r + i / P) * K + first[i % P]));
+  if (even < L)
+    for (int p = 0; p < P; ++p) moments[0][p].add(load(x + even * K + first[p]));
+
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p) {
+    Moments<Vec> m = moments[0][p];
+    if (R > 1) m.sum += moments[R - 1][p].sum, m.square += moments[R - 1][p].square;
+    const Vec value = spread(m.sum, m.square, L, load(scale + first[p]));
+    for (int i = 0; i < W; ++i) best.consider(value[i], first[p] + i);
+  }
+}
+
+// Adds the votes of groups begin to end, of all N * G. K is 0 for the wide kernel.
 template <typename T, int K>
 void count_votes(const VoteTable& t, int64_t begin, int64_t end) {
   std::vector<int32_t> mine(t.K * t.F);
+  std::vector<float> scale(std::max<int64_t>(t.K, W), 1.f);
   while (begin < end) {
     const int64_t n = begin / t.G, stop = std::min(end, (n + 1) * t.G);
     std::fill(mine.begin(), mine.end(), 0);
+    for (int64_t d = 0; d < t.K; ++d) scale[d] = usable(t.scale[n * t.K + d]);
     for (; begin < stop; ++begin) {
       const T* group = (const T*)t.codes + begin * t.L * t.K;
-      const float* scale = t.scale + n * t.K;
       Vote best;
-      if constexpr (K)
-        best = Group<K, T>::vote(group, t.L, scale);
-      else
-        best = vote_wide(group, t.L, t.K, scale);
+      if constexpr (K) {
+        const Vec value = spreads<K>(group, t.L, load(scale.data()));
+        for (int d = 0; d < K; ++d) best.consider(value[d], d);
+      } else {
+        int64_t d = 0;
+        for (; d + 2 * W < t.K; d += 4 * W) consider_panel<4>(best, group, t.L, t.K, d, scale.data());
+        if (d < t.K) consider_panel<2>(best, group, t.L, t.K, d, scale.data());
+      }
       if (best.dimension >= 0) ++mine[best.dimension * t.F + t.factor[begin - n * t.G]];
     }
     for (size_t i = 0; i < mine.size(); ++i)  // another thread may have other groups of this n
@@ -136,10 +200,12 @@ void count_votes(const VoteTable& t, int64_t begin, int64_t end) {
 template <typename T, int... K>
 CountVotes choose(int64_t num_codes, std::integer_sequence<int, K...>) {
   constexpr CountVotes kernels[] = {count_votes<T, K>...};
-  return kernels[num_codes < (int64_t)sizeof...(K) ? num_codes : 0];
+  return kernels[num_codes <= W ? num_codes : 0];
 }
 
 template <typename T>
 CountVotes choose(int64_t num_codes) {
-  return choose<T>(num_codes, std::make_integer_sequence<int, 17>{});
+  return choose<T>(num_codes, std::make_integer_sequence<int, W + 1>{});
 }
+
+#undef CRGAN_LANES
