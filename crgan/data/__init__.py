@@ -10,9 +10,9 @@ from crgan.data import digits, grids, objects, pictures, shapes3d, sprites
 from crgan.data.dataset import Dataset
 from crgan.errors import InputError
 
-__all__ = ["NAMES", "Dataset", "load"]
+__all__ = ["NAMES", "RENDERED", "Dataset", "load"]
 
-_RENDERED = {
+RENDERED = {
     "squares": sprites.squares,
     "dsprites": sprites.dsprites,
     "circular_dsprites": sprites.circular_dsprites,
@@ -30,7 +30,7 @@ _READ: dict[str, Callable[[str | Path | None], Dataset]] = {
     "adrenalmnist3d": digits.adrenalmnist3d,
     "folder": pictures.folder,
 }
-NAMES = tuple({**_RENDERED, **_READ})
+NAMES = tuple({**RENDERED, **_READ})
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:
@@ -41,8 +41,8 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     """
     if name not in NAMES:
         raise InputError(f"unknown data set {name!r}; choose one of {', '.join(NAMES)}")
-    if name in _RENDERED and root is None:
-        return _RENDERED[name]()
+    if name in RENDERED and root is None:
+        return RENDERED[name]()
     if name not in _READ:
         raise InputError(f"{name} is drawn from its factors and has no files: leave root (--root) out")
     return _READ[name](root)

@@ -36,20 +36,21 @@ def shapes3d_like() -> Dataset:
 def _render(factors: Tensor) -> Tensor:
     # Light is linear in the colours of the surfaces: an image is colours [3, 4] times the geometry's maps.
     scale, shape, orientation = factors[:, 3], factors[:, 4], factors[:, 5]
-    maps = _maps(factors.device)[(orientation * 4 + shape) * 8 + scale]
+    all_maps, sky = _maps(factors.device)
+    maps = all_maps[(orientation * 4 + shape) * 8 + scale]
     hues = hue_to_rgb(factors[:, :3].reshape(-1) / 10).view(-1, 3, 3)
-    colours = torch.cat([hues, hues.new_tensor(_SKY).expand(len(hues), 1, 3)], 1)  # [n, 4, 3]
+    colours = torch.cat([hues, sky.expand(len(hues), 1, 3)], 1)  # [n, 4, 3]
     return torch.bmm(colours.transpose(1, 2), maps).clamp_(max=1).view(-1, 3, 64, 64)
 
 
 @cache
-def _maps(device: torch.device) -> Tensor:
-    """[15 * 4 * 8, 4, 64 * 64]: how much light floor, walls, object and sky send to each pixel."""
+def _maps(device: torch.device) -> tuple[Tensor, Tensor]:
+    """[15 * 4 * 8, 4, 64 * 64]: how much light floor, walls, object and sky send to each pixel; the sky's colour."""
     angles = torch.linspace(-pi / 6, pi / 6, FACTORS["orientation"], device=device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations: on a busy CPU, threads would mostly wait for each other
     try:
-        return torch.stack([m for angle in angles for m in _trace(angle)])
+        return torch.stack([m for angle in angles for m in _trace(angle)]), torch.tensor(_SKY, device=device)
     finally:
         torch.set_num_threads(threads)
 

@@ -56,7 +56,7 @@ def sound(path: Path, kind: str) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno and error.filename:
             raise  # the operating system's word, not the file's
-        raise InputError(f"{path}: not a whole {kind}, fetch it again ({error})") from error
+        raise InputError(f"{path} cannot be read as {kind}, fetch it again ({error})") from error
 
 
 def expect(path: Path, what: str, got: object, wanted: object) -> None:
