@@ -8,9 +8,10 @@ import importlib
 from collections.abc import Callable
 
 import torch
+from _crgan_kernels import contrastive_loss as loss_kernels
 from _crgan_kernels import latents
 from _crgan_kernels import traversal_pairs as pairs
-from _crgan_kernels.contrastive_loss import contrastive_loss_ref
+from _crgan_kernels._triton import obstacle as triton_obstacle
 from torch import Tensor
 
 from crgan.errors import InputError
@@ -142,9 +143,10 @@ def sample_latents(
 ) -> tuple[Tensor, Tensor]:
     """Codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
 
-    Raises InputError on a negative size, a seed outside [0, 2^64), and where the named `impl` cannot run.
+    Raises InputError on a negative size, a seed outside [0, 2^64), a step tensor of another kind, and where the
+    named `impl` cannot run.
     """
-    draw = _sampler("sample_latents", impl, torch.device(device), seed, batch, num_codes, num_noise)
+    draw = _sampler("sample_latents", impl, torch.device(device), seed, step, batch, num_codes, num_noise)
     return draw(batch, num_codes, num_noise, seed, step, torch.device(device))
 
 
@@ -157,7 +159,7 @@ def random_index(
     """
     if not 1 <= high <= 2**31:
         raise InputError(f"random_index: high is {high}, expected 1 <= high <= 2^31")
-    draw = _sampler("random_index", impl, torch.device(device), seed, n)
+    draw = _sampler("random_index", impl, torch.device(device), seed, step, n)
     return draw(n, high, seed, step, torch.device(device))
 
 
@@ -185,11 +187,16 @@ def traversal_pairs(
         raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")
     if num_codes < 1:
         raise InputError(f"traversal_pairs: num_codes is {num_codes}, expected at least 1")
-    draw = _sampler("traversal_pairs", impl, torch.device(device), seed, batch, num_noise)
+    draw = _sampler("traversal_pairs", impl, torch.device(device), seed, step, batch, num_noise)
     return draw(batch, num_codes, num_noise, gap, seed, step, torch.device(device))
 
 
-def _sampler(op: str, impl: str, device: torch.device, seed: int, *sizes: int) -> Callable:
+def _sampler(op: str, impl: str, device: torch.device, seed: int, step: int | Tensor, *sizes: int) -> Callable:
+    if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.ndim or step.device.type != device.type):
+        raise InputError(
+            f"{op}: step is {step.dtype} of shape {list(step.shape)} on {step.device}, "
+            f"expected an int or a 0-d int64 tensor on {device}"
+        )
     if min(sizes) < 0:
         raise InputError(f"{op}: sizes are {', '.join(map(str, sizes))}, expected none below 0")
     if not 0 <= seed < 2**64:
@@ -199,16 +206,19 @@ def _sampler(op: str, impl: str, device: torch.device, seed: int, *sizes: int) -
 
 _SAMPLERS = {
     ("sample_latents", "ref"): latents.sample_latents_ref,
+    ("sample_latents", "triton"): latents.sample_latents_triton,
     ("random_index", "ref"): latents.random_index_ref,
+    ("random_index", "triton"): latents.random_index_triton,
     ("traversal_pairs", "ref"): pairs.traversal_pairs_ref,
+    ("traversal_pairs", "triton"): pairs.traversal_pairs_triton,
 }
 
 
-def _choose_kernel(op: str, impl: str, device: torch.device) -> str:
-    """ref or triton; the interpreter serves tests, so "auto" never takes it."""
+def _choose_kernel(op: str, impl: str, device: torch.device, obstacle: str = "") -> str:
+    """ref or triton; Triton's interpreter serves tests, so "auto" never takes it."""
     if impl == "auto" and device.type != "cuda":
         return "ref"
-    return choose_impl(op, impl, {"triton": "not yet there"})
+    return choose_impl(op, impl, {"triton": obstacle or triton_obstacle(device)})
 
 
 # ---------------------------------------------------------------- contrastive loss
@@ -244,6 +254,46 @@ def contrastive_loss(
         )
     if index.dtype != torch.int64:
         raise InputError(f"contrastive_loss: index is {index.dtype}, expected int64")
-    _choose_kernel("contrastive_loss", impl, features.device)
-    loss, accuracy = contrastive_loss_ref(features, weight, bias, index)
-    return (loss, accuracy) if return_accuracy else loss
+    devices = {t.device for t in (features, weight, bias, index)}
+    if len(devices) > 1:
+        raise InputError(f"contrastive_loss: arguments are on {devices}; move them to one device")
+    wide = any(t.dtype not in (torch.float32, torch.float16, torch.bfloat16) for t in (features, weight, bias))
+    obstacle = "the kernel reads float32, float16 and bfloat16" if wide else ""
+    if _choose_kernel("contrastive_loss", impl, features.device, obstacle) == "triton":
+        loss, accuracy = _contrastive_loss(features, weight, bias, index)
+    else:
+        loss, accuracy = loss_kernels.contrastive_loss_ref(features, weight, bias, index)
+    return (loss, accuracy.detach()) if return_accuracy else loss
+
+
+@torch.library.custom_op("crgan::contrastive_loss", mutates_args=())
+def _contrastive_loss(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    return loss_kernels.contrastive_loss_triton(features, weight, bias, index)
+
+
+@torch.library.custom_op("crgan::contrastive_loss_backward", mutates_args=())
+def _contrastive_loss_backward(
+    grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return loss_kernels.contrastive_loss_backward_triton(grad, features, weight, bias, index)
+
+
+@_contrastive_loss.register_fake
+def _(features, weight, bias, index):
+    return tuple(features.new_empty((), dtype=torch.float32) for _ in range(2))
+
+
+@_contrastive_loss_backward.register_fake
+def _(grad, features, weight, bias, index):
+    return tuple(t.new_empty(t.shape) for t in (features, weight, bias))
+
+
+def _save_for_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _differentiate(ctx, grad_loss, grad_accuracy):
+    return *_contrastive_loss_backward(grad_loss, *ctx.saved_tensors), None
+
+
+_contrastive_loss.register_autograd(_differentiate, setup_context=_save_for_backward)

@@ -1,7 +1,11 @@
-"""H's last layer and its loss: which code does a pair of images share?"""
+"""H's last layer and its loss, fused: which code does a pair of images share?"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from ._triton import MIN_DOT, device_guard, jit, launch, tl, triton
 
 
 def contrastive_loss_ref(
@@ -10,6 +14,7 @@ def contrastive_loss_ref(
     bias: Tensor,  # [K]
     index: Tensor,  # [B] int64 in [0, K)
 ) -> tuple[Tensor, Tensor]:
+    """Loss and accuracy, in float32 (in float64 for float64 features)."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         logits = features.to(dtype) @ weight.to(dtype).T + bias.to(dtype)  # [B, K]
@@ -17,3 +22,170 @@ def contrastive_loss_ref(
     batch = max(len(index), 1)  # an empty batch has loss 0 and gradients 0
     correct = logits.argmax(dim=1) == index
     return (-log_prob).sum() / batch, correct.sum() / batch
+
+
+# A program takes `rows` rows, BLOCK_B at a time, with the logits of a block in registers only. What several programs
+# have summed up, `sum_kernel` adds in a fixed order: no atomics, so that equal input gives equal bits. Products are
+# float32 ("ieee": no TF32), whatever the types in memory; codes are padded to BLOCK_K.
+
+
+@jit
+def _load_tile(ptr, row, num_rows, d, D: tl.constexpr):
+    mask = (row < num_rows)[:, None] & (d < D)[None, :]
+    return tl.load(ptr + row.to(tl.int64)[:, None] * D + d[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@jit
+def _logits(
+    features, weight, bias, row, batch, K: tl.constexpr, D: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """[rows, BLOCK_K]; -inf beyond the codes."""
+    code = tl.arange(0, BLOCK_K)
+    logits = tl.zeros([row.shape[0], BLOCK_K], tl.float32)
+    for start in range(0, D, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D)
+        x = _load_tile(features, row, batch, d, D)
+        w = _load_tile(weight, code, K, d, D)
+        logits = tl.dot(x, tl.trans(w), logits, input_precision="ieee")
+    return logits + tl.load(bias + code, mask=code < K, other=float("-inf")).to(tl.float32)[None, :]
+
+
+@jit
+def forward_kernel(
+    features, weight, bias, index,  # [B, D], [K, D], [K], [B]
+    loss, accuracy,  # shares of the two means, a program's stride apart
+    stride, rows, batch, K: tl.constexpr, D: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    code = tl.arange(0, BLOCK_K)[None, :]
+    losses = tl.zeros([BLOCK_B], tl.float32)
+    correct = tl.zeros([BLOCK_B], tl.float32)
+    for start in range(program * rows, min(program * rows + rows, batch), BLOCK_B):
+        row = start + tl.arange(0, BLOCK_B)
+        logits = _logits(features, weight, bias, row, batch, K, D, BLOCK_K, BLOCK_D)
+        label = tl.load(index + row, mask=row < batch, other=0).to(tl.int32)
+        # loss = log(sum_k exp(logit_k)) - logit_index; NaN where there is no such code
+        top = tl.max(logits, axis=1)
+        log_sum = top + tl.log(tl.sum(tl.exp(logits - top[:, None]), axis=1))
+        target = tl.sum(tl.where(code == label[:, None], logits, 0.0), axis=1)
+        target = tl.where((label >= 0) & (label < K), target, float("nan"))
+        losses += tl.where(row < batch, log_sum - target, 0.0)
+        correct += tl.where((row < batch) & (tl.argmax(logits, axis=1) == label), 1.0, 0.0)
+    tl.store(loss + program * stride, tl.sum(losses, axis=0) / batch)
+    tl.store(accuracy + program * stride, tl.sum(correct, axis=0) / batch)
+
+
+@jit
+def backward_kernel(
+    grad, features, weight, bias, index,  # [], [B, D], [K, D], [K], [B]
+    grad_features, grad_weight, grad_bias,  # [B, D]; [K, D] and [K], a program's stride apart
+    stride, rows, batch, K: tl.constexpr, D: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A program has the gradients of its rows for BLOCK_D of the features; it computes the logits again."""
+    program, chunk = tl.program_id(0), tl.program_id(1)
+    code = tl.arange(0, BLOCK_K)
+    d = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+    w = _load_tile(weight, code, K, d, D)
+    scale = tl.load(grad).to(tl.float32) / batch
+    sum_weight = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
+    sum_bias = tl.zeros([BLOCK_K], tl.float32)
+    for start in range(program * rows, min(program * rows + rows, batch), BLOCK_B):
+        row = start + tl.arange(0, BLOCK_B)
+        logits = _logits(features, weight, bias, row, batch, K, D, BLOCK_K, BLOCK_D)
+        label = tl.load(index + row, mask=row < batch, other=0).to(tl.int32)
+        # d loss / d logit_k = (softmax_k - [k == index]) / B =: error
+        # d features = error weight,  d weight = error^T features,  d bias = sum over the batch of error
+        exp = tl.exp(logits - tl.max(logits, axis=1)[:, None])
+        softmax = exp / tl.sum(exp, axis=1)[:, None]
+        error = (softmax - tl.where(code[None, :] == label[:, None], 1.0, 0.0)) * scale
+        error = tl.where((row < batch)[:, None], error, 0.0)
+        x = _load_tile(features, row, batch, d, D)
+        grad_x = tl.dot(error, w, input_precision="ieee")
+        sum_weight = tl.dot(tl.trans(error), x, sum_weight, input_precision="ieee")
+        sum_bias += tl.sum(error, axis=0)
+        place = row.to(tl.int64)[:, None] * D + d[None, :]
+        tl.store(grad_features + place, grad_x, mask=(row < batch)[:, None] & (d < D)[None, :])
+    if chunk == 0:
+        tl.store(grad_bias + program.to(tl.int64) * stride + code, sum_bias, mask=code < K)
+    place = (program.to(tl.int64) * stride + code * D)[:, None] + d[None, :]
+    tl.store(grad_weight + place, sum_weight, mask=(code < K)[:, None] & (d < D)[None, :])
+
+
+@jit
+def sum_kernel(partial, programs, stride, out1, n1, out2, n2, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Adds up the rows of partial [programs, stride]: n1 columns into out1, the next n2 into out2."""
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros([BLOCK_P, BLOCK], tl.float32)
+    for start in range(0, programs, BLOCK_P):
+        program = start + tl.arange(0, BLOCK_P)
+        mask = (program < programs)[:, None] & (column < n1 + n2)[None, :]
+        total += tl.load(partial + program.to(tl.int64)[:, None] * stride + column[None, :], mask=mask, other=0.0)
+    value = tl.sum(total, axis=0)
+    tl.store(out1 + column, value, mask=column < n1)
+    tl.store(out2 + column - n1, value, mask=(column >= n1) & (column < n1 + n2))
+
+
+FORWARD_CONFIGS = [(64, 32, 4), (64, 64, 8), (32, 64, 4), (128, 32, 8)]  # BLOCK_B, BLOCK_D, warps; default first
+BACKWARD_CONFIGS = [(64, 64, 8), (32, 64, 4), (32, 128, 8), (16, 128, 4)]
+SUM_CONFIG = {"BLOCK": 16, "BLOCK_P": 128, "enable_fp_fusion": True}
+
+
+def fit_configs(configs: list[tuple[int, int, int]], num_codes: int) -> list[dict]:
+    """The configurations, with the tiles of many codes kept small enough for the registers."""
+    block_k = max(MIN_DOT, triton.next_power_of_2(num_codes))
+    return [
+        {
+            "BLOCK_B": max(16, min(block_b, 4096 // block_k)),
+            "BLOCK_K": block_k,
+            "BLOCK_D": min(block_d, 4096 // block_k),
+            "num_warps": warps,
+            "enable_fp_fusion": True,
+        }
+        for block_b, block_d, warps in configs
+    ]
+
+
+def _run(kernel: Any, configs: list, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int, int, int]) -> None:
+    """Launches `kernel` with its sums in `outs`, by way of one partial sum per program if there are several."""
+    batch, num_codes, width = shape
+    # more rows than codes, so that the partial sums stay smaller than the features; at most 1024 programs
+    rows = 64 * triton.cdiv(max(num_codes, triton.cdiv(batch, 1024)), 64)
+    programs = triton.cdiv(batch, rows)
+    n1, n2 = (out.numel() for out in outs)
+    stride = 16 * triton.cdiv(n1 + n2, 16)
+    sums = torch.empty(programs, stride, device=inputs[0].device) if programs > 1 else None
+    targets = outs if sums is None else [sums, sums[:, n1:]]
+
+    def run(config: dict) -> None:
+        chunks = triton.cdiv(width, config["BLOCK_D"]) if kernel is backward_kernel else 1
+        kernel[programs, chunks](*inputs, *targets, stride, rows, batch, K=num_codes, D=width, **config)
+
+    with device_guard(inputs[0].device):
+        key = (kernel, triton.next_power_of_2(batch), num_codes, width, inputs[1].dtype)
+        launch(run, fit_configs(configs, num_codes), key)
+        if sums is not None:
+            grid = (triton.cdiv(n1 + n2, SUM_CONFIG["BLOCK"]),)
+            sum_kernel[grid](sums, programs, stride, outs[0], n1, outs[1], n2, **SUM_CONFIG)
+
+
+def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    new = torch.empty if len(index) else torch.zeros
+    loss, accuracy = (new((), device=features.device) for _ in range(2))
+    if len(index):
+        inputs = [t.contiguous() for t in (features, weight, bias, index)]
+        _run(forward_kernel, FORWARD_CONFIGS, inputs, [loss, accuracy], (len(index), *weight.shape))
+    return loss, accuracy
+
+
+def contrastive_loss_backward_triton(
+    grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor, index: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    new = torch.empty if len(index) else torch.zeros
+    grads = [new(t.shape, dtype=t.dtype, device=t.device) for t in (features, weight, bias)]
+    if len(index):
+        inputs = [t.contiguous() for t in (grad, features, weight, bias, index)]
+        _run(backward_kernel, BACKWARD_CONFIGS, [*inputs, grads[0]], grads[1:], (len(index), *weight.shape))
+    return tuple(grads)

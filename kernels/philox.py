@@ -13,6 +13,8 @@ any device computes the same bits in any order.
 import torch
 from torch import Tensor
 
+from ._triton import jit, tl
+
 LATENTS, PAIR_CODES, PAIR_INDEX, PAIR_NOISE, DATA_INDEX = range(5)  # the streams
 
 MASK = 0xFFFFFFFF
@@ -49,3 +51,25 @@ def words_ref(
     counter[2] = step & MASK
     counter[3] = step >> 32
     return list(philox_ref(counter, seed).split(list(blocks.values()), dim=1))
+
+
+@jit
+def block_words(block, stream, seed, step):
+    """The four uint32 words of each block. `step` is an int64 or a pointer to one."""
+    if step.dtype.is_ptr():
+        step = tl.load(step)
+    step = step + tl.full([], 0, tl.int64)  # a small argument arrives as int32
+    low = (step & 0xFFFFFFFF).to(tl.uint32)
+    high = (step >> 32).to(tl.uint32)
+    return tl.philox(seed, block.to(tl.uint32), tl.full([], stream, tl.uint32), low, high)
+
+
+@jit
+def to_unit(word):
+    """uint32 to float32, uniform on [-1, 1), by its top 24 bits."""
+    return ((word >> 8).to(tl.int32) - 8388608).to(tl.float32) * (1 / 8388608)
+
+
+def signed(seed: int) -> int:
+    """The seed's 64 bits as the signed integer that a launch can pass."""
+    return seed - 2**64 if seed >= 2**63 else seed

@@ -1,0 +1,88 @@
+"""Compiles every Triton kernel ahead of time; needs no GPU: `python -m _crgan_kernels.aot [--targets 80 90 100]`.
+
+Prints registers and spilled bytes per kernel and target, and ends with exit code 1 where a kernel spills.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from . import contrastive_loss as loss
+from . import latents, philox, traversal_pairs
+
+INTEGERS = ("n", "blocks", "high", "seed", "step", "batch", "num_codes", "num_noise", "half")
+INTEGERS += ("stride", "rows", "programs", "n1", "n2")
+
+
+def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
+    """Name, kernel, types of its pointers (float32 where none is given), constants and options."""
+    draw = {"STREAM": philox.LATENTS, **latents.CONFIG}
+    yield "draw, floats", latents.draw_kernel, {}, draw
+    yield "draw, indices, step in memory", latents.draw_kernel, {"out": "*i64", "step": "*i64"}, draw
+    pairs = {"CODES": philox.PAIR_CODES, "INDEX": philox.PAIR_INDEX, "NOISE": philox.PAIR_NOISE}
+    pairs |= latents.CONFIG
+    for place, step in (("", {}), (", step in memory", {"step": "*i64"})):
+        yield f"traversal pairs{place}", traversal_pairs.traversal_pairs_kernel, {"index": "*i64"} | step, pairs
+    for name, kernel, configs in (
+        ("loss", loss.forward_kernel, loss.FORWARD_CONFIGS),
+        ("loss gradients", loss.backward_kernel, loss.BACKWARD_CONFIGS),
+    ):
+        for dtype in ("fp32", "bf16", "fp16"):
+            types = {"index": "*i64", "features": f"*{dtype}", "grad_features": f"*{dtype}"}
+            for num_codes, width in ((5, 128), (16, 2000), (256, 100)) if dtype != "fp16" else ((5, 128),):
+                fitted = loss.fit_configs(configs, num_codes)
+                for config in fitted if dtype == "fp32" and num_codes == 5 else fitted[:1]:
+                    tile = "x".join(str(config[key]) for key in ("BLOCK_B", "BLOCK_K", "BLOCK_D"))
+                    label = f"{name}, {dtype}, K={num_codes}, D={width}, {tile}, {config['num_warps']} warps"
+                    yield label, kernel, types, {"K": num_codes, "D": width, **config}
+    yield "sum of partial sums", loss.sum_kernel, {}, loss.SUM_CONFIG
+
+
+def compile_kernel(kernel: Any, types: dict[str, str], settings: dict[str, Any], arch: int) -> tuple[int, int]:
+    """Registers per thread and bytes of spills, as the machine code states them."""
+    constants = {k: v for k, v in settings.items() if k in kernel.arg_names}
+    options = {k: v for k, v in settings.items() if k not in constants}
+    signature = {}
+    for name in kernel.arg_names:
+        kind = "constexpr" if name in constants else "i32" if name in INTEGERS else "*fp32"
+        signature[name] = types.get(name, kind)
+    aligned = {(i,): [["tt.divisibility", 16]] for i, t in enumerate(signature.values()) if t.startswith("*")}
+    source = ASTSource(kernel, signature, constants, aligned)
+    cubin = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options).asm["cubin"]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack, local = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+    return registers, stack + local
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--targets", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities, times 10")
+    targets = parser.parse_args().targets
+    failed = 0
+    print(f"{'registers (spilled bytes)':60}" + "".join(f"{f'sm_{t}':>12}" for t in targets))
+    for name, kernel, types, settings in variants():
+        line = f"{name:60}"
+        for arch in targets:
+            registers, spilled = compile_kernel(kernel, types, settings, arch)
+            line += f"{f'{registers} ({spilled})':>12}"
+            failed += spilled > 0
+        print(line, flush=True)
+    if failed:
+        print(f"{failed} kernels spill registers to memory: choose smaller tiles", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
