@@ -72,12 +72,12 @@ def test_squares_cover_their_area_inside_the_image_in_pure_hues():
     index = torch.arange(0, dataset.num_images, 7)
     factors, images = dataset.factors(index), dataset.images(index)
     brightest = images.amax(1)
-    side = 5 + factors[:, 2]
-    torch.testing.assert_close(brightest.sum((1, 2)), side.float() ** 2, rtol=1e-5, atol=0)
+    side = 4 + factors[:, 2] * (10 / 7)
+    torch.testing.assert_close(brightest.sum((1, 2)), side**2, rtol=1e-5, atol=0)
     for axis, position in ((1, factors[:, 0]), (0, factors[:, 1])):
         profile = brightest.sum(1 + (1 - axis))
         centre = (profile * (torch.arange(32) + 0.5)).sum(1) / profile.sum(1)
-        torch.testing.assert_close(centre, 6 + position * (20 / 15), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(centre, 7 + position * (18 / 15), rtol=1e-5, atol=1e-4)
     red, blue = images[factors[:, 3] == 0], images[factors[:, 3] == 9]
     assert red[:, 1:].max() == 0
     assert red[:, 0].amax() == 1

@@ -73,14 +73,14 @@ def _render_circular(factors: Tensor) -> Tensor:
 
 
 def squares() -> Dataset:
-    """Coloured squares on black, 3x32x32: side 5 to 12 px, wholly inside the image, hue red to blue; an edge
+    """Coloured squares on black, 3x32x32: side 4 to 14 px, wholly inside the image, hue red to blue; an edge
     pixel holds the share that is covered. Small, with four factors that do not mix: the quick set."""
     return grid("squares", SQUARES, (3, 32, 32), render=_render_squares)
 
 
 def _render_squares(factors: Tensor) -> Tensor:
-    half = (5 + factors[:, 2:3, None]) / 2
-    centre = 6 + factors[:, :2, None] * (20 / 15)
+    half = 2 + factors[:, 2:3, None] * (5 / 7)
+    centre = 7 + factors[:, :2, None] * (18 / 15)
     pixel = torch.arange(32, device=factors.device)
     # Share of each pixel's width, and height, that the square covers: [n, 2, 32].
     cover = (torch.minimum(pixel + 1, centre + half) - torch.maximum(pixel, centre - half)).clamp_(0, 1)
