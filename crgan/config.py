@@ -12,6 +12,7 @@ class Phase(NamedTuple):
     cr_weight: float
     gap: float
     r1: bool
+    blur: bool
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Config:
     """Layers of D and Q under spectral norm: all, all but the heads, or none."""
     h_norm: Literal["spectral", "batch", "none"] = "spectral"
     """Normalisation of H; its last layer never has one."""
+    init: Literal["normal", "he"] = "normal"
+    """First weights: N(0, 0.02) as in the paper, or N(0, 2 / fan-in), which learns from the first step on."""
     steps: int = 322_560
     """Training steps; one is an H, a D/Q and g_steps G updates on one batch."""
     batch_size: int = 64
@@ -70,12 +73,16 @@ class Config:
     """Weight of D's gradient penalty on real images (R1), 0: none."""
     r1_every: int = 4
     """Apply R1 on every r1_every-th step, scaled by r1_every."""
+    blur: float = 0.0
+    """Gaussian blur of what D sees: its standard deviation in pixels at step 0, falling linearly to 0 at blur_steps."""
+    blur_steps: int = 0
+    """Steps until the blur is gone."""
     gamma: float = 10.0
     """Weight of FactorVAE's total correlation."""
     beta: float = 4.0
     """Weight of BetaVAE's divergence from the prior, and of BetaTCVAE's total correlation."""
     ema: float = 0.0
-    """Decay per step of G's moving average for pictures, metrics and selection; 0: none."""
+    """Decay per step of the moving average of G, D and Q for pictures, metrics and selection; 0: none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the networks' passes (autocast); weights and losses stay float32."""
     seed: int = 0
@@ -87,7 +94,8 @@ class Config:
         at_least = {
             "num_codes": 2, "num_noise": 0, "width": 1, "hidden": 1, "steps": 1, "batch_size": 2, "g_steps": 1,
             "lr_g": 0, "lr_d": 0, "lr_h": 0, "beta1": 0, "beta2": 0, "info_weight": 0, "cr_weight": 0, "cr_start": 0,
-            "r1_weight": 0, "r1_every": 1, "gamma": 0, "beta": 0, "ema": 0, "seed": 0, "eval_every": 1,
+            "r1_weight": 0, "r1_every": 1, "blur": 0, "blur_steps": 0, "gamma": 0, "beta": 0, "ema": 0, "seed": 0,
+            "eval_every": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # a NaN fails too
@@ -117,6 +125,7 @@ class Config:
             cr_weight=self.cr_weight if cr_on else 0.0,
             gap=self.gap_after if gap_switched else self.gap,
             r1=self.r1_weight > 0 and step % self.r1_every == 0,
+            blur=self.blur > 0 and step < self.blur_steps,
         )
 
     def restarts_h(self, step: int) -> bool:

@@ -50,12 +50,22 @@ def _spectral(layer: nn.Module, on: bool) -> nn.Module:
     return layer
 
 
-def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Weights N(0, 0.02), those of convolutions cut at two standard deviations; biases 0; batch norms the identity."""
+def initialise(network: nn.Module, generator: torch.Generator, init: str = "normal") -> None:
+    """Draws the weights; biases 0, batch norms the identity.
+
+    "normal": N(0, 0.02), for convolutions cut at two standard deviations (the original). "he": N(0, 2 / fan-in) of He
+    et al. (2015), N(0, 1 / fan-in) where a layer ends in a few outputs, with the taps that reach one output as the
+    fan-in of a transposed convolution.
+    """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             weight = module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
-            if isinstance(module, nn.Linear):
+            if init == "he":
+                transposed = isinstance(module, nn.ConvTranspose2d)
+                fan_in = len(weight) * weight[0, 0].numel() / 4 if transposed else weight[0].numel()
+                gain = 1.0 if isinstance(module, nn.Linear) and len(weight) <= 16 else 2.0
+                nn.init.normal_(weight, std=(gain / fan_in) ** 0.5, generator=generator)
+            elif isinstance(module, nn.Linear):
                 nn.init.normal_(weight, std=0.02, generator=generator)
             else:
                 nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04, generator=generator)
@@ -242,7 +252,7 @@ class InfoGAN(nn.Module):
         self.discriminator = Discriminator(cfg, image_shape)
         self.contrastive = ContrastiveDiscriminator(cfg, image_shape)
         for i, network in enumerate((self.generator, self.discriminator, self.contrastive)):
-            initialise(network, _weight_draw(cfg.seed, i))
+            initialise(network, _weight_draw(cfg.seed, i), cfg.init)
         self.average = None
         if cfg.ema > 0:
             trained = {"generator": self.generator, "discriminator": self.discriminator}
@@ -252,7 +262,7 @@ class InfoGAN(nn.Module):
     def restart_contrastive(self, step: int) -> None:
         """Gives H new weights, fixed by the seed and the step, in the memory of the old ones."""
         fresh = ContrastiveDiscriminator(self.cfg, self.image_shape)
-        initialise(fresh, _weight_draw(self.cfg.seed, 2, step))
+        initialise(fresh, _weight_draw(self.cfg.seed, 2, step), self.cfg.init)
         self.contrastive.load_state_dict(fresh.state_dict())
 
     @torch.no_grad()

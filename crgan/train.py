@@ -23,7 +23,7 @@ from . import data as datasets
 from .cli import user_errors
 from .config import PRESETS, Config, Phase
 from .errors import InputError
-from .networks import InfoGAN, advance_power_iteration
+from .networks import InfoGAN, advance_power_iteration, gaussian_blur
 from .optim import Optimisers, adam, update
 
 LOG_EVERY = 100
@@ -63,6 +63,11 @@ def train_step(
         # Each half of a pair is a batch of its own to G's batch norm.
         return (generator(c, z), *((generator(c1, pair_z), generator(c2, pair_z)) if phase.cr_weight else ()))
 
+    def see(images: Tensor) -> Tensor:
+        if not phase.blur:
+            return images
+        return gaussian_blur(images, cfg.blur * (1 - torch.as_tensor(step, device=device) / cfg.blur_steps))
+
     with autocast:
         fakes = generate()  # serves H, D and the first update of G: G's weights are the same in all three
     report = {}
@@ -74,11 +79,11 @@ def train_step(
         advance_power_iteration(contrastive)
 
     with autocast:
-        logits, predicted = discriminator(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()]))
+        logits, predicted = discriminator(see(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()])))
         report["d"] = losses.discriminator_loss(logits[:batch], logits[batch:])
         loss = report["d"] + cfg.info_weight * losses.info_loss(c, predicted[batch:])
     if phase.r1:
-        x = x.detach().requires_grad_()
+        x = see(x).detach().requires_grad_()
         with autocast:
             logits, _ = discriminator(x)
         loss = loss + cfg.r1_weight * cfg.r1_every * losses.r1_penalty(logits, x)
@@ -89,7 +94,7 @@ def train_step(
         with autocast:
             if i > 0:
                 fakes = generate()
-            logits, predicted = discriminator(fakes[0])
+            logits, predicted = discriminator(see(fakes[0]))
             report["g"], report["info"] = losses.generator_loss(logits), losses.info_loss(c, predicted)
             loss = report["g"] + cfg.info_weight * report["info"]
             if phase.cr_weight:

@@ -15,10 +15,21 @@ import torch
 from crgan import PRESETS, Config, InputError, checkpoint, data, load, losses, ops
 from crgan.config import Phase
 from crgan.networks import advance_power_iteration
-from crgan.train import _open_run, main, make_optimisers, restart_h, train, train_step
+from crgan.train import _open_run, capture, main, make_optimisers, restart_h, train, train_step
 
 TINY = replace(
-    PRESETS["quick"], width=4, hidden=8, batch_size=4, steps=24, cr_start=8, eval_every=12, ema=0.9, g_steps=2, r1_every=3
+    PRESETS["quick"],
+    width=4,
+    hidden=8,
+    batch_size=4,
+    steps=24,
+    cr_start=8,
+    eval_every=12,
+    ema=0.9,
+    g_steps=2,
+    r1_every=3,
+    blur=2.0,
+    blur_steps=16,
 )
 ROOT = Path(__file__).parents[1]
 SMALLER_THAN_A_CHECKPOINT = 20_000
@@ -59,8 +70,8 @@ def tensors_of(run):
 def test_the_papers_schedule():
     paper, teapots = PRESETS["dsprites"], PRESETS["teapots"]
     assert paper.steps == 28 * 11_520
-    assert paper.phase(287_999) == Phase(cr_weight=0.0, gap=0.0, r1=False)
-    assert paper.phase(288_000) == Phase(cr_weight=2.0, gap=0.0, r1=False)
+    assert paper.phase(287_999) == Phase(cr_weight=0.0, gap=0.0, r1=False, blur=False)
+    assert paper.phase(288_000) == Phase(cr_weight=2.0, gap=0.0, r1=False, blur=False)
     assert [s for s in range(0, 322_560) if paper.restarts_h(s)] == [288_000]
     assert teapots.phase(84_999).gap == 1.9
     assert teapots.phase(85_000).gap == 0.0
@@ -77,7 +88,7 @@ def test_without_weight_the_regularizer_does_no_work():
     nets, optimisers, x = nets_and_batch(TINY)
     before = [p.clone() for p in nets.contrastive.parameters()]
     nets.contrastive.forward = None  # any pass through H would fail
-    report = train_step(nets, optimisers, x, TINY, Phase(0.0, 0.0, False), 0)
+    report = train_step(nets, optimisers, x, TINY, Phase(0.0, 0.0, False, False), 0)
     assert set(report) == {"d", "g", "info"}
     assert all(torch.equal(a, b) for a, b in zip(before, nets.contrastive.parameters()))
 
@@ -85,7 +96,7 @@ def test_without_weight_the_regularizer_does_no_work():
 def test_each_network_learns_from_its_own_loss_only():
     nets, optimisers, x = nets_and_batch(TINY)
     before = {name: value.clone() for name, value in nets.named_parameters()}
-    train_step(nets, optimisers, x, TINY, Phase(1.0, 0.5, True), 0)
+    train_step(nets, optimisers, x, TINY, Phase(1.0, 0.5, True, True), 0)
     moved = {name.split(".")[0] for name, value in nets.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"generator", "discriminator", "contrastive", "average"}
     assert all(p.grad is None for p in nets.parameters())
@@ -96,7 +107,7 @@ def test_a_step_equals_the_algorithm_written_out():
     cfg = replace(TINY, g_steps=1, ema=0.0, spectral_norm="all", h_norm="spectral")
     nets, optimisers, x = nets_and_batch(cfg)
     plain, plain_optimisers, _ = nets_and_batch(cfg)
-    phase = Phase(cr_weight=1.5, gap=1.0, r1=False)
+    phase = Phase(cr_weight=1.5, gap=1.0, r1=False, blur=False)
     train_step(nets, optimisers, x, cfg, phase, 3)
 
     def descend(name, loss):
@@ -127,7 +138,7 @@ def test_a_step_equals_the_algorithm_written_out():
 
 def test_h_and_its_optimiser_restart_in_place():
     nets, optimisers, x = nets_and_batch(TINY)
-    train_step(nets, optimisers, x, TINY, Phase(1.0, 0.0, False), 0)
+    train_step(nets, optimisers, x, TINY, Phase(1.0, 0.0, False, False), 0)
     weight = nets.contrastive.head.weight
     address, before = weight.data_ptr(), weight.clone()
     restart_h(nets, optimisers, 8)
@@ -136,16 +147,44 @@ def test_h_and_its_optimiser_restart_in_place():
     state = optimisers["contrastive"].state[weight]
     assert state["step"] == 0
     assert not state["exp_avg"].any()
-    train_step(nets, optimisers, x, TINY, Phase(1.0, 0.0, False), 8)
+    train_step(nets, optimisers, x, TINY, Phase(1.0, 0.0, False, False), 8)
     assert state["step"] == 1
 
 
 def test_bfloat16_runs_and_keeps_float32_weights():
     cfg = replace(TINY, precision="bfloat16")
     nets, optimisers, x = nets_and_batch(cfg)
-    report = train_step(nets, optimisers, x, cfg, Phase(1.0, 0.0, True), 0)
+    report = train_step(nets, optimisers, x, cfg, Phase(1.0, 0.0, True, True), 0)
     assert all(value.isfinite() and value.dtype == torch.float32 for value in report.values())
     assert {p.dtype for p in nets.parameters()} == {torch.float32}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_captured_steps_equal_eager_ones(precision):
+    """Across a switch of the regularizer, a restart of H and steps with R1."""
+    cfg = replace(TINY, precision=precision, steps=40, cr_start=20)
+    dataset = data.load(cfg.data)
+    reports = []
+    for wrap in (lambda step: step, capture):
+        nets = checkpoint.build_model(cfg, dataset.image_shape).cuda().train()
+        optimisers = make_optimisers(nets, cfg)
+        done = torch.zeros((), dtype=torch.int64, device="cuda")
+
+        def step(phase, nets=nets, optimisers=optimisers, done=done):
+            x = dataset.images(ops.random_index(4, dataset.num_images, cfg.seed, done, device="cuda"))
+            report = train_step(nets, optimisers, x, cfg, phase, done)
+            done.add_(1)
+            return report
+
+        take, rows = wrap(step), []
+        for i in range(cfg.steps):
+            if cfg.restarts_h(i):
+                restart_h(nets, optimisers, i)
+            rows.append({name: value.item() for name, value in take(cfg.phase(i)).items()})
+        reports.append(rows)
+    for eager, captured in zip(*reports):
+        assert captured == pytest.approx(eager, rel=2e-2 if precision == "bfloat16" else 1e-3)
 
 
 # ---------------------------------------------------------------- a run
