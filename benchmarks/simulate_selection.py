@@ -1,0 +1,154 @@
+"""How often budgeted selection finds the exact winner, on simulated pools of linear models.
+
+Model j makes x = W_j c from uniform codes c, and its encoder is E_j W_j^-1, E_j near the identity: an encoder that
+undoes its generator not quite. Encoder i sees generator j's codes through T = E_i W_i^-1 W_j, so every vote is drawn
+as in a real selection: from the variances of 100 codes in a group, over the variance of a scale sample, with
+the groups of a generator shared by all encoders. W_j = expm(t_j S_j) with S_j random and skew: t_j = 0 is a perfect model.
+
+    python benchmarks/simulate_selection.py --models 50 --budget 0.1 --pools 10 --trials 20
+"""
+
+import argparse
+import json
+import time
+from types import SimpleNamespace
+
+import numpy as np
+
+from crgan.centrality import Sizes, bootstrap, factor_score, sequential_halving, vote_tables
+
+L, K, BANK = 100, 5, 2048
+
+
+def covariance_bank(rng: np.random.Generator) -> np.ndarray:
+    """Sample covariances [K, BANK, K * K] of groups of L uniform codes with code f held."""
+    bank = np.empty((K, BANK, K, K), np.float32)
+    for f in range(K):
+        codes = rng.uniform(-1, 1, (BANK, L, K))
+        codes[:, :, f] = 0
+        codes -= codes.mean(1, keepdims=True)
+        bank[f] = codes.transpose(0, 2, 1) @ codes / L
+    return bank.reshape(K, BANK, K * K)
+
+
+def expm(X: np.ndarray) -> np.ndarray:  # of skew matrices [..., K, K]
+    values, vectors = np.linalg.eigh(1j * X)
+    return np.real((vectors * np.exp(-1j * values)[..., None, :]) @ vectors.conj().swapaxes(-1, -2))
+
+
+class LinearPool:
+    def __init__(self, num_models: int, seed: int, sizes: Sizes, spread: float, encoder_error: float):
+        rng = np.random.default_rng(seed)
+        skew = rng.normal(size=(num_models, K, K)) / np.sqrt(2)
+        turns = rng.gamma(2.0, spread / 2, num_models)  # how far each model is from disentangled
+        self.W = expm(turns[:, None, None] * (skew - skew.swapaxes(1, 2)))
+        noise = rng.normal(size=(num_models, K, K)) * encoder_error
+        self.decode = (np.eye(K) + noise) @ self.W.swapaxes(1, 2)  # E_i W_i^-1
+        self.sizes, self.seed, self.bank = sizes, seed, covariance_bank(rng)
+        self.members = [SimpleNamespace(num_codes=K)] * num_models
+        self.pairs: dict = {}
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def factor(self, j: int) -> np.ndarray:
+        return np.arange(self.sizes.groups) % K
+
+    def votes(self, encoders: np.ndarray, j: int, groups: int) -> np.ndarray:  # [n, groups]
+        rng = np.random.default_rng([self.seed, j])
+        pick = rng.integers(BANK, size=self.sizes.groups)[:groups]
+        C = self.bank[np.arange(groups) % K, pick]  # [groups, K * K]
+        R = int(self.sizes.scale_for(groups))
+        rng = np.random.default_rng([self.seed, j, R])
+        noise = np.triu(rng.normal(size=(K, K)) / 3, 1)  # of a covariance: Var(u v) = 1/9, Var(u^2) = 4/45
+        S = np.eye(K) / 3 + (noise + noise.T + np.diag(rng.normal(size=K) * np.sqrt(4 / 45))) / np.sqrt(R)
+        T = (self.decode[encoders] @ self.W[j]).astype(np.float32)  # [n, K, K]
+        scale2 = np.einsum("nab,bc,nac->na", T, S.astype(np.float32), T)
+        Q = (T[..., :, None] * T[..., None, :]).reshape(-1, K * K) / scale2.reshape(-1, 1)
+        return (Q @ C.T).reshape(len(encoders), K, groups).argmin(1)
+
+    def measure(self, j: int, encoders: np.ndarray, groups: int) -> np.ndarray:
+        votes = self.votes(encoders, j, groups)
+        return factor_score(vote_tables(votes, self.factor(j)[:groups], K, K))
+
+    def centrality(self, models: np.ndarray, groups: int) -> np.ndarray:
+        """The exact centrality of some models."""
+        rows = np.stack([self.measure(j, models, groups) for j in range(len(self))], 1)  # [n, N]
+        columns = np.stack([self.measure(j, np.arange(len(self)), groups) for j in models])  # [n, N]
+        A = (rows + columns) / 2
+        A[np.arange(len(models)), models] = 0
+        return A.sum(1) / (len(self) - 1)
+
+    def standard_error(self, model: int) -> float:
+        """By the bootstrap over groups that the command uses."""
+        everyone = np.arange(len(self))
+        mask = np.zeros((len(self), len(self)), bool)
+        mask[model], mask[:, model] = True, True
+        mask[model, model] = False
+        groups = self.sizes.groups
+        for j in everyone:
+            for i in everyone if j == model else [model]:
+                if i != j:
+                    votes = self.votes(np.array([i]), j, groups)[0]
+                    self.pairs[i, j] = SimpleNamespace(done=groups, votes=votes)
+        return float(bootstrap(self, mask)[:, model].std())
+
+
+def simulate(args: argparse.Namespace) -> dict:
+    found, close, regret, share, top, seconds = [], [], [], [], [], []
+    for p in range(args.pools):
+        sizes = Sizes(seed=p)
+        pool = LinearPool(args.models, 1000 + p, sizes, args.spread, args.encoder_error)
+        everyone, rough = np.arange(args.models), sizes.groups if args.models <= 2000 else 50
+        if rough == sizes.groups:
+            B = np.stack([pool.measure(j, everyone, rough) for j in everyone], 1)
+        else:  # a first pass with few groups, then the leaders with all
+            B = np.stack([pool.measure(j, everyone, rough) for j in everyone], 1).astype(np.float32)
+        s = ((B.sum(0) + B.sum(1)) / 2 - B.diagonal()) / (args.models - 1)
+        if rough < sizes.groups:
+            leaders = np.argsort(-s)[:60]
+            s[:] = np.minimum(s, s[leaders].min())
+            s[leaders] = pool.centrality(leaders, sizes.groups)
+        best = int(s.argmax())
+        error = pool.standard_error(best)
+        top.append(np.sort(s)[::-1][:3].tolist())
+        for trial in range(args.trials):
+            begin = time.perf_counter()
+            trial_sizes = Sizes(seed=trial)
+            result = sequential_halving(
+                pool.measure, args.models, args.budget, sizes=trial_sizes, first_groups=args.first
+            )
+            seconds.append(time.perf_counter() - begin)
+            chosen = int(result.ranking[0])
+            found.append(chosen == best)
+            regret.append(float(s[best] - s[chosen]))
+            close.append(regret[-1] <= error)
+            share.append(result.encodes / (args.models**2 * sizes.encodes(sizes.groups)))
+    return {
+        "models": args.models,
+        "budget": args.budget,
+        "spread": args.spread,
+        "pools": args.pools,
+        "trials": len(found),
+        "exact_winner": float(np.mean(found)),
+        "within_one_standard_error": float(np.mean(close)),
+        "mean_regret": float(np.mean(regret)),
+        "worst_regret": float(np.max(regret)),
+        "standard_error_of_winner": error,
+        "share_of_encodes": float(np.mean(share)),
+        "top_scores": top[-1],
+        "seconds_per_selection": float(np.mean(seconds)),
+        "rounds_of_last": result.rounds,
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=int, default=50)
+    parser.add_argument("--budget", type=float, default=0.1)
+    parser.add_argument("--pools", type=int, default=5)
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--spread", type=float, default=0.4)
+    parser.add_argument("--encoder-error", type=float, default=0.1)
+    parser.add_argument("--first", type=int, default=50)
+    print(json.dumps(simulate(parser.parse_args()), indent=2))

@@ -1,0 +1,438 @@
+"""ModelCentrality (Lin et al. 2020, InfoGAN-CR and ModelCentrality, section 4): the best model of a pool without labels.
+
+Models that disentangle well agree with each other. B[i, j] is the FactorVAE score of encoder i on images of
+generator j, whose codes serve as the factors; the medoid of the pool under that similarity is chosen:
+
+    A = (B + B^T) / 2        s_i = mean_{j != i} A[i, j]        choose argmax_i s_i
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import ceil, log2
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .errors import InputError
+from .models import Member
+from .ops import vote_table
+
+Array = NDArray[Any]
+POINTS_BLOCK = 256  # images of the scale sample drawn with one seed
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is drawn for each generator. The defaults are the paper's: 123,728 images."""
+
+    groups: int = 500  # M; group m holds code m mod K at one value
+    group_size: int = 100  # L images in each
+    scale_samples: int = 73_728  # R images without a held code, for the standard deviation of each dimension
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("groups", 1), ("group_size", 2), ("scale_samples", 2), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
+
+    def scale_for(self, groups: Any) -> Any:
+        """Images of the scale sample that go with the first `groups` groups; elementwise on arrays.
+
+        All with all groups. With fewer, half of the groups' images: a deviation from 1,000 images is right to 1.5 %,
+        where the deviation inside a group of 100 is right to 7 %.
+        """
+        fewer = np.minimum(groups * self.group_size // 2 + 1, self.scale_samples)
+        return np.where(np.asarray(groups) >= self.groups, self.scale_samples, fewer)
+
+    def encodes(self, groups: Any) -> Any:
+        """Images that one ordered pair encodes for its first `groups` groups; elementwise on arrays."""
+        return groups * self.group_size + np.where(np.asarray(groups) > 0, self.scale_for(groups), 0)
+
+
+def similarity(B: Array) -> Array:  # [N, N] scores -> [N, N], symmetric
+    return (B + B.T) / 2
+
+
+def model_centrality(A: Array) -> Array:  # [N, N] similarity -> [N], each model's mean over the others
+    return (A.sum(1) - A.diagonal()) / (len(A) - 1)
+
+
+def cross_scores(
+    models: Sequence[Any],
+    *,
+    groups: int = 500,
+    group_size: int = 100,
+    scale_samples: int = 73_728,
+    seed: int = 0,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] = lambda encodes: None,
+) -> Array:
+    """B [N, N] float64: B[i, j] in [0, 1] is the FactorVAE score of encoder i on generator j.
+
+    `models` are any objects with `sample(n, seed)`, `generate(codes)` and `encode(images)` (docs/selection.md);
+    their code sizes may differ. Group m of generator j holds code m mod K_j at one random value and draws all
+    else anew for each image; its label is that code. Encoder i's codes are divided by their standard deviation
+    (ddof 0) on `scale_samples` unconditional images of j, the dimension with the least variance in a group
+    votes, and B[i, j] = sum_d max_f votes[d, f] / groups. Groups where no dimension can vote (collapsed codes,
+    NaN) count as the votes of one further dimension, so that a broken encoder scores chance, never NaN.
+
+    Each image is made once and stays on its device; memory does not grow with the sizes. The draws for generator
+    j depend on the seed and j's weights alone: a larger pool repeats every value of a smaller one.
+    `batch_size` is the number of images encoded at once; `progress` is told the encodes after each batch.
+    Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
+    """
+    sizes = Sizes(groups, group_size, scale_samples, seed)
+    members = [Member(f"models[{i}]", model) for i, model in enumerate(models)]
+    pool = Pool(members, sizes, batch_size=batch_size, progress=progress)
+    pool.measure_all()
+    return pool.B
+
+
+class Pair:
+    """Encoder i on generator j, so far: the moments of its codes on the scale sample, and its vote in each group."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean: Tensor | None = None  # [K] float64
+        self.m2: Tensor | None = None  # [K] float64, sum of squared deviations
+        self.done = 0  # groups that have voted
+        self._votes: list[Tensor] = []
+
+    def add_points(self, codes: Tensor) -> None:  # [n, K]
+        """Merges a batch into the moments (Chan et al. 1979); a constant code keeps a deviation of exactly 0."""
+        x = codes.double()
+        first, n = x[0], len(x)
+        mean = first + (x - first).mean(0)
+        m2 = (x - mean).square().sum(0)
+        if self.mean is None or self.m2 is None:
+            self.count, self.mean, self.m2 = n, mean, m2
+            return
+        total, delta = self.count + n, mean - self.mean
+        self.m2 = self.m2 + m2 + delta.square() * (self.count * n / total)
+        self.mean = self.mean + delta * (n / total)
+        self.count = total
+
+    def add_groups(self, codes: Tensor) -> None:  # [G, L, K]
+        assert self.mean is not None
+        assert self.m2 is not None
+        scale = (self.m2 / self.count).sqrt()
+        # What is no more than the rounding of the code's own values is a constant: it must not vote.
+        scale = scale.where(scale > torch.finfo(torch.float32).eps * self.mean.abs(), 0.0).to(codes)
+        zero = torch.zeros(1, dtype=torch.int64, device=codes.device)
+        table = vote_table(codes[:, None], scale, zero, 1)[..., 0]  # [G, K], one 1 in each row, or none
+        self._votes.append(torch.where(table.any(1), table.argmax(1), -1).to(torch.int16))
+        self.done += len(codes)
+
+    @property
+    def votes(self) -> Array:  # [done] int16, -1: none
+        if len(self._votes) > 1 or (self._votes and self._votes[0].device.type != "cpu"):
+            self._votes = [torch.cat(self._votes).cpu()]
+        return self._votes[0].numpy() if self._votes else np.empty(0, np.int16)
+
+    @classmethod
+    def restore(cls, count: int, mean: Array, m2: Array, votes: Array) -> "Pair":
+        pair = cls()
+        pair.count, pair.mean, pair.m2 = count, torch.from_numpy(mean), torch.from_numpy(m2)
+        pair.done, pair._votes = len(votes), [torch.from_numpy(votes.astype(np.int16))]
+        return pair
+
+    def to(self, device: Any) -> None:
+        if self.mean is not None and self.m2 is not None:
+            self.mean, self.m2 = self.mean.to(device), self.m2.to(device)
+
+
+def vote_tables(votes: Array, factor: Array, num_codes: int, num_factors: int) -> Array:
+    """votes [n, M] (-1: none) in groups of `factor` [M] -> counts [n, num_codes + 1, num_factors].
+
+    The last row counts the groups in which no dimension could vote.
+    """
+    n, rows = len(votes), num_codes + 1
+    index = (np.arange(n)[:, None] * rows + votes % rows) * num_factors + factor
+    return np.bincount(index.ravel(), minlength=n * rows * num_factors).reshape(n, rows, num_factors)
+
+
+def factor_score(tables: Array) -> Array:  # [..., K + 1, F] counts -> [...] in [0, 1]
+    return tables.max(-1).sum(-1) / tables.sum((-2, -1))
+
+
+class Pool:
+    """The models of a pool, what is known of each ordered pair, and `measure`, which makes more of it known."""
+
+    def __init__(
+        self,
+        members: Sequence[Member],
+        sizes: Sizes,
+        *,
+        batch_size: int | None = None,
+        progress: Callable[[int], None] = lambda encodes: None,
+    ):
+        if len(members) < 2:
+            raise InputError(f"a selection needs at least 2 models, got {len(members)}")
+        for member in members[1:]:
+            if member.image_shape != members[0].image_shape:
+                raise InputError(
+                    f"{members[0].name} makes images {list(members[0].image_shape)} and {member.name} "
+                    f"{list(member.image_shape)}; expected one shape, as each encodes the other's"
+                )
+        self.members, self.sizes, self.batch_size, self.progress = list(members), sizes, batch_size, progress
+        self.pairs: dict[tuple[int, int], Pair] = {}
+        self.B = np.full((len(members), len(members)), np.nan)
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def factor(self, j: int) -> Array:  # [M]
+        return np.arange(self.sizes.groups) % self.members[j].num_codes
+
+    def measure_all(self) -> None:
+        for j in range(len(self)):
+            self.measure(j, range(len(self)), self.sizes.groups)
+
+    def measure(self, j: int, encoders: Iterable[int], groups: int) -> Array:
+        """Brings each of `encoders` up to the first `groups` groups of generator j; returns their B[:, j]."""
+        encoders = list(encoders)
+        for i in encoders:
+            pair = self.pairs.setdefault((i, j), Pair())
+            if pair.done < groups:
+                pair.to(self.members[i].device)
+        self._encode(j, {i: self.pairs[i, j] for i in encoders if self.pairs[i, j].done < groups}, groups)
+        for i in encoders:
+            self.B[i, j] = factor_score(self.tables([i], j))[0]
+        return self.B[encoders, j]
+
+    def tables(self, encoders: Iterable[int], j: int) -> Array:
+        """Vote tables [n, K + 1, K_j] of encoders of one code size that have seen equally many groups."""
+        encoders = list(encoders)
+        votes = np.stack([self.pairs[i, j].votes for i in encoders])
+        member = self.members[encoders[0]]
+        return vote_tables(votes, self.factor(j)[: votes.shape[1]], member.num_codes, self.members[j].num_codes)
+
+    @torch.inference_mode()
+    def _encode(self, j: int, pairs: dict[int, Pair], groups: int) -> None:
+        """Images outside, encoders inside; a pair that has seen the first part of a chunk encodes the rest."""
+        generator, sizes = self.members[j], self.sizes
+        batch = self.batch_size or (4096 if generator.device.type == "cuda" else POINTS_BLOCK)
+        points = int(sizes.scale_for(groups))
+        span = POINTS_BLOCK * max(1, batch // POINTS_BLOCK)
+        for start in range(0, points, span):
+            stop = min(start + span, points)
+            due = {i: pair for i, pair in pairs.items() if pair.count < stop}
+            if not due:
+                continue
+            blocks = [
+                generator.sample(min(POINTS_BLOCK, sizes.scale_samples - b), self._seed(j, "points", b))
+                for b in range(start, stop, POINTS_BLOCK)
+            ]
+            images = torch.cat(blocks)[: stop - start]
+            for i, pair in due.items():
+                pair.add_points(self._codes(i, images[max(0, pair.count - start) :]))
+            self.progress(len(images) * len(due))
+        span = max(1, batch // sizes.group_size)
+        for start in range(0, groups, span):
+            stop = min(start + span, groups)
+            due = {i: pair for i, pair in pairs.items() if pair.done < stop}
+            if not due:
+                continue
+            images = torch.cat([self._group(j, m) for m in range(start, stop)])
+            for i, pair in due.items():
+                codes = self._codes(i, images[max(0, pair.done - start) * sizes.group_size :])
+                pair.add_groups(codes.unflatten(0, (-1, sizes.group_size)))
+            self.progress(len(images) * len(due))
+
+    def _group(self, j: int, m: int) -> Tensor:
+        """Images [L, C, H, W] of group m of generator j."""
+        generator = self.members[j]
+        draw = torch.Generator().manual_seed(self._seed(j, "group", m))
+        shape = (self.sizes.group_size, generator.num_codes)
+        codes = torch.randn(shape, generator=draw) if generator.normal else torch.rand(shape, generator=draw) * 2 - 1
+        held = m % generator.num_codes
+        codes[:, held] = codes[0, held].clone()
+        return generator.generate(codes, self._seed(j, "noise", m))
+
+    def _codes(self, i: int, images: Tensor) -> Tensor:
+        return self.members[i].encode(images)
+
+    def _seed(self, j: int, stream: str, block: int) -> int:
+        """A 32-bit seed: every library's generator takes one."""
+        text = f"{self.sizes.seed} {self.members[j].fingerprint} {stream} {block}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+
+# ---------------------------------------------------------------- how sure the choice is
+
+
+def bootstrap(pool: Pool, mask: Array, replicates: int = 200) -> Array:
+    """Centrality [replicates, N] with the groups of every generator drawn anew with replacement.
+
+    Model i's mean goes over the models j with mask[i, j] (symmetric); a generator's groups are shared by all its
+    encoders, and are redrawn together, within each factor.
+    """
+    total = np.zeros((replicates, len(pool)))
+    codes = np.array([member.num_codes for member in pool.members])
+    for j in np.flatnonzero(mask.any(0)):
+        encoders = np.flatnonzero(mask[:, j])
+        done = np.array([pool.pairs[i, j].done for i in encoders])
+        for m, k in {*zip(done.tolist(), codes[encoders].tolist())}:
+            rows = encoders[(done == m) & (codes[encoders] == k)]
+            factor = pool.factor(j)[:m]
+            votes = np.stack([pool.pairs[i, j].votes for i in rows]) % (k + 1)  # [n, m]
+            one_hot = (votes[..., None] == np.arange(k + 1)).astype(np.float32)  # [n, m, K + 1]
+            rng = np.random.default_rng([pool.sizes.seed, int(j)])  # the same weights for every encoder of j
+            best = []
+            for f in range(pool.members[j].num_codes):
+                inside = one_hot[:, factor == f]  # [n, m_f, K + 1]
+                size = inside.shape[1]
+                weights = rng.multinomial(size, np.full(size, 1 / max(size, 1)), replicates).astype(np.float32)
+                best.append(np.tensordot(weights, inside, (1, 1)))  # [replicates, n, K + 1]
+            scores = np.max(best, 0).sum(-1) / m  # [replicates, n]
+            total[:, rows] += scores / 2
+            total[:, j] += scores.sum(1) / 2
+    return total / np.maximum(mask.sum(1), 1)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How far the winner is ahead of the runner-up on the reference models that both have met."""
+
+    winner: int
+    runner_up: int
+    gap: float
+    standard_error: float
+
+    @property
+    def confidence(self) -> float:
+        """Probability in [0, 1] that the winner is the better of the two, by the normal approximation."""
+        return float(torch.special.ndtr(torch.tensor(self.gap / max(self.standard_error, 1e-12))))
+
+
+def confidence_gap(pool: Pool, winner: int, runner_up: int) -> Gap:
+    """The standard error joins the draw of the groups (bootstrap) and, if not all models are met, of the references."""
+    A = similarity(pool.B)
+    others = np.setdiff1d(np.arange(len(pool)), [winner, runner_up])
+    met = others[np.isfinite(A[winner, others]) & np.isfinite(A[runner_up, others])]
+    if not len(met):
+        return Gap(winner, runner_up, 0.0, 0.0)
+    difference = A[winner, met] - A[runner_up, met]
+    mask = np.zeros(A.shape, bool)
+    for i in (winner, runner_up):
+        mask[i, met] = mask[met, i] = True
+    resampled = bootstrap(pool, mask)
+    variance = (resampled[:, winner] - resampled[:, runner_up]).var()
+    if 1 < len(met) < len(others):
+        variance += (1 - len(met) / len(others)) * difference.var(ddof=1) / len(met)
+    return Gap(winner, runner_up, float(difference.mean()), float(variance**0.5))
+
+
+def split(A: Array, margin: float = 0.2) -> tuple[Array, float] | None:
+    """Two clusters that agree only within themselves, or None; the medoid of such a pool says little.
+
+    `A` [N, n] holds the similarity to n reference models, the first columns of the pool's matrix in the order of
+    its rows (NaN: not known). The leading singular vector of the doubly centred matrix parts the pool. Returns the
+    membership [N] and the lead of the mean similarity inside the looser cluster over that across, if each cluster
+    has 2 models and a tenth of the pool, and the lead is at least `margin`. Models that agree with nobody form none.
+    """
+    N, n = A.shape
+    A = A.copy()
+    A[np.arange(n), np.arange(n)] = np.nan
+    X = A - np.nanmean(A, 0) - np.nanmean(A, 1, keepdims=True) + np.nanmean(A)
+    U, _, _ = np.linalg.svd(np.nan_to_num(X), full_matrices=False)
+    side = U[:, 0] > 0
+    if min(side.sum(), N - side.sum()) < max(2, N / 10) or not 0 < side[:n].sum() < n:
+        return None
+    inside = min(np.nanmean(A[side][:, side[:n]]), np.nanmean(A[~side][:, ~side[:n]]))
+    across = (np.nansum(A[side][:, ~side[:n]]) + np.nansum(A[~side][:, side[:n]])) / (side[:, None] != side[:n]).sum()
+    lead = float(inside - across)
+    return (side, lead) if lead >= margin else None
+
+
+# ---------------------------------------------------------------- fewer pairs
+
+
+@dataclass
+class Halving:
+    """What `sequential_halving` found."""
+
+    ranking: Array  # [N] model indices, best first
+    encodes: int  # spent
+    B: Array  # [N, N], NaN where not measured
+    references: Array  # [N] the order in which models serve as references
+    rounds: list[dict[str, int]] = field(default_factory=list)  # models, references and groups of each round
+
+
+def sequential_halving(
+    measure: Callable[[int, Array, int], Array],
+    num_models: int,
+    budget: float,
+    *,
+    sizes: Sizes,
+    first_groups: int = 50,
+) -> Halving:
+    """Correlated Sequential Halving (Baharav and Tse 2019) for the medoid under A = (B + B^T) / 2.
+
+    In each of ceil(log2 N) rounds all models still in the race are scored on the same reference models, drawn at
+    random, and the worse half leaves. References are nested, so that nothing measured is thrown away: a round first
+    takes in more references, on `first_groups` groups each, and when all models serve, more groups.
+    `measure(j, encoders, groups)` returns B[encoders, j] on the first `groups` groups of generator j. `budget` is the
+    share in (0, 1] of the N^2 * sizes.encodes(sizes.groups) encodes of an exact selection.
+
+    Raises InputError where the budget does not pay for 2 references in the first round.
+    """
+    N, full = num_models, sizes.groups
+    first = min(first_groups, full)
+    price = sizes.encodes(np.arange(full + 1))
+    total = int(budget * N * N * price[full])
+    references = np.random.default_rng(sizes.seed).permutation(N)
+    B, done = np.full((N, N), np.nan), np.zeros((N, N), np.int32)
+    alive, ranking, spent = np.arange(N), np.empty(0, np.int64), 0
+    result = Halving(ranking, 0, B, references)
+
+    def plan(step: int) -> tuple[Array, int]:  # steps 2..N take in references, further ones add groups
+        return references[:step], first + max(0, step - N)
+
+    def missing(rows: Array, columns: Array, groups: int) -> Array:
+        """Mask [rows, columns] of pairs that need more groups."""
+        return (done[np.ix_(rows, columns)] < groups) & (rows[:, None] != columns)
+
+    def cost(step: int) -> int:
+        met, groups = plan(step)
+        both = 0
+        for rows, columns in ((alive, met), (met, alive)):
+            mask = missing(rows, columns, groups)
+            if rows is met:  # pairs among models that are both alive and references were counted above
+                mask &= ~(np.isin(met, alive)[:, None] & np.isin(alive, met))
+            both += int((price[groups] - price[done[np.ix_(rows, columns)][mask]]).sum())
+        return both
+
+    rounds = ceil(log2(N))
+    for r in range(rounds):
+        allowance = (total - spent) // (rounds - r)
+        low, high = 2, N + full - first
+        if r == 0 and (least := cost(low)) > allowance:
+            share = least * rounds / (N * N * price[full])
+            raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {share:.2g}")
+        while low < high:  # the furthest step that the allowance pays for
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if cost(middle) <= allowance else (low, middle - 1)
+        met, groups = plan(low)
+        spent += cost(low)
+        for j in np.union1d(alive, met):
+            encoders = np.union1d(alive if j in met else [], met if j in alive else []).astype(np.int64)
+            encoders = encoders[missing(encoders, np.array([j]), groups)[:, 0]]
+            if len(encoders):
+                B[encoders, j] = measure(int(j), encoders, groups)
+                done[encoders, j] = groups
+        A = (B[np.ix_(alive, met)] + B[np.ix_(met, alive)].T) / 2
+        A[alive[:, None] == met] = np.nan
+        # A model is no reference of its own: without the references' own levels its mean would miss one of them.
+        A -= np.nanmean(A, 0)
+        order = np.argsort(-np.nanmean(A, 1), kind="stable")
+        result.rounds.append({"models": len(alive), "references": len(met), "groups": groups})
+        keep = (len(alive) + 1) // 2
+        ranking = np.concatenate([alive[order[keep:]], ranking])
+        alive = alive[order[:keep]]
+    result.ranking, result.encodes = np.concatenate([alive, ranking]), spent
+    return result

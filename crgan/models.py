@@ -1,0 +1,222 @@
+"""Opening models of any kind for selection and metrics."""
+
+import hashlib
+import importlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+
+
+class Member:
+    """A model as selection sees it: the contract of docs/selection.md, checked where it is used."""
+
+    def __init__(self, name: str, model: Any, fingerprint: str | None = None):
+        missing = [verb for verb in ("sample", "generate", "encode") if not callable(getattr(model, verb, None))]
+        if missing:
+            raise InputError(f"{name} has no {missing[0]}(); expected a model with sample, generate and encode")
+        if isinstance(model, nn.Module):
+            model.eval()
+        self.name, self.model = name, model
+        self.fingerprint = fingerprint or fingerprint_of(model)
+        self.device = torch.device(getattr(model, "device", "cpu"))
+        self.num_noise = int(getattr(model, "num_noise", 0))
+        self.prior = getattr(model, "prior", "normal")
+        if self.prior not in ("uniform", "normal"):
+            raise InputError(f"{name} has the prior {self.prior!r}, expected 'uniform' (in [-1, 1]) or 'normal'")
+        shape, num_codes = getattr(model, "image_shape", None), getattr(model, "num_codes", None)
+        if shape is None or num_codes is None:
+            with torch.inference_mode():
+                images = model.sample(2, 0)
+                shape = shape or images.shape[1:]
+                num_codes = num_codes or model.encode(images).shape[-1]
+        self.image_shape, self.num_codes = tuple(shape), int(num_codes)
+
+    @property
+    def normal(self) -> bool:
+        return self.prior == "normal"
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        return self._images("sample", self.model.sample(n, seed), n)
+
+    def generate(self, codes: Tensor, seed: int) -> Tensor:
+        codes = codes.to(self.device)
+        images = self.model.generate(codes, seed=seed) if self.num_noise else self.model.generate(codes)
+        return self._images("generate", images, len(codes))
+
+    def encode(self, images: Tensor) -> Tensor:
+        codes = self.model.encode(images.to(self.device))
+        if codes.shape != (len(images), self.num_codes):
+            raise InputError(
+                f"{self.name}.encode gave codes {list(codes.shape)}, expected {[len(images), self.num_codes]}"
+            )
+        return codes
+
+    def _images(self, verb: str, images: Tensor, n: int) -> Tensor:
+        if images.shape != (n, *self.image_shape):
+            raise InputError(f"{self.name}.{verb} gave images {list(images.shape)}, expected {[n, *self.image_shape]}")
+        return images
+
+
+def open_models(runs: Sequence[str], device: str | torch.device = "cpu") -> list[Member]:
+    """The models of the RUN arguments of a command, named after them.
+
+    A RUN is the folder of a training run; a folder with `generate.pt2` and `encode.pt2` (torch.export.save); a
+    TorchScript file (.pt, .ts) with the methods `generate` and `encode`; or `module:function`, which returns a
+    model, a sequence or a mapping of models. Archives and modules run as code: open only those that you trust.
+
+    Raises InputError for what is none of these, cannot be read or breaks the contract, and for a model given twice.
+    """
+    members: list[Member] = []
+    for run in runs:
+        members.extend(_open(run, torch.device(device)))
+    seen: dict[str, Member] = {}
+    for member in members:
+        twin = seen.setdefault(member.fingerprint, member)
+        if twin is not member:
+            raise InputError(f"{twin.name} and {member.name} are the same model; name each model of a pool once")
+    return members
+
+
+def _open(run: str, device: torch.device) -> Iterator[Member]:
+    path = Path(run)
+    if (path / "generate.pt2").is_file():
+        yield Member(run, _exported(path, device), _hash_files(path / "generate.pt2", path / "encode.pt2"))
+    elif path.is_dir():
+        from .checkpoint import load
+
+        yield Member(run, load(path).to(device))
+    elif path.is_file():
+        yield Member(run, _script(path, device), _hash_files(path))
+    elif ":" in run:
+        for name, model in _imported(run):
+            yield Member(name, model.to(device) if isinstance(model, nn.Module) else model)
+    else:
+        raise InputError(f"there is no {run}; expected a run folder, a model archive or module:function")
+
+
+def _imported(run: str) -> Iterator[tuple[str, Any]]:
+    module, _, function = run.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # `python -m` has it, an installed command may not
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{run} cannot be imported ({error}); expected module:function") from None
+    models = found()
+    if isinstance(models, Mapping):
+        yield from models.items()
+    elif isinstance(models, Sequence):
+        yield from ((f"{run}[{i}]", model) for i, model in enumerate(models))
+    else:
+        yield run, models
+
+
+class _Archive:
+    """generate and encode of a saved graph, with draws from its prior."""
+
+    def __init__(self, generate: Any, encode: Any, num_codes: int, num_noise: int, prior: str, device: torch.device):
+        self._generate, self._encode, self.device = generate, encode, device
+        self.num_codes, self.num_noise, self.prior = num_codes, num_noise, prior
+
+    def generate(self, codes: Tensor, seed: int = 0) -> Tensor:
+        if not self.num_noise:
+            return self._generate(codes)
+        return self._generate(codes, self._draw(len(codes), self.num_noise, seed).to(self.device))
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        drawn = self._draw(n, self.num_codes + self.num_noise, seed).to(self.device)
+        return self._generate(*drawn.split([self.num_codes, self.num_noise], 1)[: 1 + (self.num_noise > 0)])
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self._encode(images)
+
+    def _draw(self, n: int, size: int, seed: int) -> Tensor:
+        draw = torch.Generator().manual_seed(seed)
+        if self.prior == "normal":
+            return torch.randn(n, size, generator=draw)
+        return torch.rand(n, size, generator=draw) * 2 - 1
+
+
+def _exported(folder: Path, device: torch.device) -> _Archive:
+    from torch.export.passes import move_to_device_pass
+
+    extra = {"prior": ""}
+    try:
+        generate = torch.export.load(folder / "generate.pt2", extra_files=extra)
+        encode = torch.export.load(folder / "encode.pt2")
+    except Exception as error:  # torch raises a different one for each way in which a file can be broken
+        raise InputError(f"{folder} cannot be opened with torch.export.load ({error})") from None
+    names = generate.graph_signature.user_inputs
+    values = {node.name: node.meta.get("val") for node in generate.graph.nodes if node.op == "placeholder"}
+    widths = [values[name].shape[1] for name in names if isinstance(name, str)]
+    if not 1 <= len(widths) <= 2 or not all(isinstance(width, int) for width in widths):
+        raise InputError(f"{folder}/generate.pt2 takes {len(widths)} arrays, expected codes [n, K] or codes and noise")
+    graphs = [move_to_device_pass(program, device).module() for program in (generate, encode)]
+    return _Archive(*graphs, *(widths + [0])[:2], extra["prior"] or "normal", device)
+
+
+def _script(path: Path, device: torch.device) -> _Archive:
+    try:
+        module = torch.jit.load(path, map_location=device).eval()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} is no TorchScript archive ({reason}); expected torch.jit.save's output") from None
+    for name in ("generate", "encode", "num_codes"):
+        if not hasattr(module, name):
+            raise InputError(f"{path} has no {name}; expected a scripted module with generate, encode and num_codes")
+    noise, prior = getattr(module, "num_noise", 0), getattr(module, "prior", "normal")
+    return _Archive(module.generate, module.encode, module.num_codes, noise, prior, device)
+
+
+def _hash_files(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint_of(model: Any) -> str:
+    """SHA-256 over the weights and plain settings of a model; its own `fingerprint` (a string), if it has one.
+
+    Reads the state of modules, tensors, arrays, numbers, texts and containers of these, in attributes at any depth.
+    """
+    given = getattr(model, "fingerprint", None)
+    if isinstance(given, str):
+        return given
+    digest, seen = hashlib.sha256(), set()
+
+    def feed(name: str, value: Any) -> None:
+        if id(value) in seen:
+            return
+        digest.update(f"{name} {type(value).__qualname__} ".encode())
+        if isinstance(value, Tensor | np.ndarray):
+            x = torch.as_tensor(value).detach().cpu().contiguous()
+            digest.update(f"{x.dtype} {list(x.shape)} ".encode() + x.reshape(-1).view(torch.uint8).numpy().tobytes())
+        elif isinstance(value, bool | int | float | str | bytes | type(None)):
+            digest.update(repr(value).encode())
+        else:
+            seen.add(id(value))
+            if isinstance(value, nn.Module):
+                feed("state", dict(value.state_dict()))
+                items: Any = ((k, v) for k, v in vars(value).items() if k[0] != "_" and k != "training")
+            elif isinstance(value, Mapping):
+                items = value.items()
+            elif isinstance(value, list | tuple):
+                items = enumerate(value)
+            else:
+                items = getattr(value, "__dict__", {}).items()
+                digest.update(getattr(value, "__qualname__", "").encode())
+            for key, item in items:
+                feed(str(key), item)
+
+    feed("", model)
+    return digest.hexdigest()

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.linear_model import Lasso
+
+from crgan.errors import InputError
+from crgan.udr import udr
+
+
+def plain_udr(codes, method):
+    """The definition, code by code, on standardised codes that all vary."""
+    codes = [(c - c.mean(0)) / c.std(0) for c in codes]
+    N = len(codes)
+    pairs = np.zeros((N, N))
+    for i in range(N):
+        for j in range(N):
+            if i == j:
+                continue
+            R = np.zeros((codes[i].shape[1], codes[j].shape[1]))
+            for b in range(R.shape[1]):
+                if method == "udr-lasso":
+                    fit = Lasso(alpha=0.1, fit_intercept=False, tol=1e-12, max_iter=100_000)
+                    R[:, b] = np.abs(fit.fit(codes[i], codes[j][:, b]).coef_)
+                else:
+                    for a in range(R.shape[0]):
+                        R[a, b] = abs(spearmanr(codes[i][:, a], codes[j][:, b]).statistic)
+            columns = [max(R[:, b]) ** 2 / sum(R[:, b]) if sum(R[:, b]) else 0 for b in range(R.shape[1])]
+            rows = [max(R[a]) ** 2 / sum(R[a]) if sum(R[a]) else 0 for a in range(R.shape[0])]
+            pairs[i, j] = (np.mean(columns) + np.mean(rows)) / 2
+    return pairs, [np.median([pairs[i, j] for j in range(N) if j != i]) for i in range(N)]
+
+
+@pytest.fixture()
+def pool():
+    rng = np.random.default_rng(0)
+    factors = rng.uniform(-1, 1, (800, 4))
+    codes = [factors @ rng.normal(size=(4, k)) + 0.1 * rng.normal(size=(800, k)) for k in (4, 3, 6)]
+    return [*codes, np.round(factors * 4)]  # the last with many ties
+
+
+@pytest.mark.parametrize("method", ["udr-lasso", "udr-spearman"])
+def test_agrees_with_the_definition(pool, method):
+    found = udr(pool, method=method)
+    pairs, score = plain_udr(pool, method)
+    np.testing.assert_allclose(found["pairs"], pairs, atol=1e-6)
+    np.testing.assert_allclose(found["score"], score, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["udr-lasso", "udr-spearman"])
+def test_known_answers(method):
+    rng = np.random.default_rng(1)
+    c = rng.uniform(-1, 1, (5000, 4))
+    turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+    collapsed, broken = np.zeros_like(c), c * np.nan
+    found = udr([c, -3 * c[:, [2, 0, 3, 1]] + 7, c**3, c @ turn, collapsed, broken], method=method)
+    exact = 0.9 if method == "udr-lasso" else None  # the penalty shortens a coefficient of 1 to 1 - alpha
+    if exact:
+        assert found["pairs"][0, 1] == pytest.approx(exact, abs=0.01)
+    assert found["pairs"][0, 1] > 0.85
+    assert (found["pairs"][4:] == 0).all()
+    assert (found["pairs"][:, 4:] == 0).all()
+    assert np.isfinite(found["score"]).all()
+    score = udr([c, -3 * c[:, [2, 0, 3, 1]] + 7, c**3, c @ turn], method=method)["score"]
+    assert score.argmin() == 3
+    assert score[:3].min() > score[3] + 0.2
+
+
+def test_a_constant_code_changes_nothing(pool):
+    padded = [np.concatenate([c, np.full((len(c), 2), 3.0)], 1) for c in pool]
+    np.testing.assert_array_equal(udr(pool)["pairs"], udr(padded)["pairs"])
+
+
+def test_user_mistakes(pool):
+    with pytest.raises(InputError, match="at least 2 models"):
+        udr(pool[:1])
+    with pytest.raises(InputError, match="same n images"):
+        udr([pool[0], pool[1][:10]])
+    with pytest.raises(InputError, match="udr-kendall"):
+        udr(pool, method="udr-kendall")
