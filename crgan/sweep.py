@@ -1,0 +1,346 @@
+"""A pool of runs: `python -m crgan.sweep PRESET --seeds 0:10 --set cr_weight=0.5,1,2 --out DIR`.
+
+Every run is `python -m crgan.train` with flags of its own, in a folder of its own; what is finished is skipped and
+what was begun goes on, so the same command again completes a sweep.
+"""
+
+import ctypes
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, fields, replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import torch
+import tyro
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from . import checkpoint, cluster
+from .cli import user_errors
+from .config import PRESETS, Config
+from .errors import InputError
+from .files import write_json
+
+SHOWN = 40  # rows of the live table
+SCORE = "factor_vae"
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+@dataclass
+class Run:
+    """One run of a sweep, and what its files tell of it."""
+
+    name: str
+    flags: list[str]  # of crgan.train, --out and --device not among them
+    cfg: Config
+    out: Path
+    state: str = "waiting"
+    step: int = 0
+    score: float | None = None
+    started: tuple[float, int] | None = None  # time and step when it was first seen to move
+    read: int = 0  # bytes of metrics.jsonl
+
+    @property
+    def log(self) -> Path:
+        return self.out.parent / ".sweep" / f"{self.name}.log"
+
+    def finished(self) -> bool:
+        try:
+            before, _ = checkpoint.read_config(self.out)
+        except InputError:  # if something is wrong there, the run itself will say it
+            return False
+        folder = checkpoint.latest(self.out)
+        return before == self.cfg and folder is not None and folder.name == f"step-{self.cfg.steps:09d}"
+
+    def look(self) -> None:
+        """Reads what was written since the last look."""
+        try:
+            with (self.out / "metrics.jsonl").open("rb") as file:
+                if file.seek(0, 2) < self.read:  # cut back to the checkpoint that the run goes on from
+                    self.read = 0
+                file.seek(self.read)
+                lines = file.read().split(b"\n")[:-1]
+        except OSError:
+            return
+        self.read += sum(len(line) + 1 for line in lines)
+        for line in lines:
+            values = json.loads(line)
+            self.step, self.score = values["step"], values.get(SCORE, self.score)
+        if lines and self.started is None:
+            self.started = time.monotonic(), self.step
+
+    def rate(self) -> float | None:
+        """Steps per second since it was first seen to move."""
+        if self.started is None or self.step <= self.started[1]:
+            return None
+        return (self.step - self.started[1]) / (time.monotonic() - self.started[0])
+
+
+def expand(preset: str, out: Path, settings: Sequence[str], seeds: str = "", listed: Path | None = None) -> list[Run]:
+    """The runs of a grid: rows of the list x values of each setting x seeds.
+
+    `settings` are texts "field=value,value"; `seeds` is "first:end" or "seed,seed"; `listed` holds a JSON object of
+    fields per line, or an array of such. Raises InputError for what is no field, no value of it, or given twice.
+    """
+    if preset not in PRESETS:
+        raise InputError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    axes: dict[str, list[Any]] = {}
+    for setting in settings:
+        field, _, values = setting.partition("=")
+        axes[field] = [_value(field, text) for text in values.split(",")]
+    rows = _rows(listed) if listed else [{}]
+    if seeds:
+        axes["seed"] = _seeds(seeds)
+    elif not any("seed" in row for row in rows):
+        axes.setdefault("seed", [PRESETS[preset].seed])
+    runs: dict[str, Run] = {}
+    for row, values in product(rows, product(*axes.values())):
+        chosen = row | dict(zip(axes, values))
+        chosen["seed"] = chosen.pop("seed", PRESETS[preset].seed)  # last in the name
+        name = ",".join(f"{field}={value}" for field, value in chosen.items()).replace("/", "_")
+        if name in runs:
+            raise InputError(f"the run {name} is in this sweep twice; give each setting once")
+        if chosen.get("root"):
+            chosen["root"] = str(Path(chosen["root"]).resolve())  # a worker has a working folder of its own
+        flags = [preset, *(part for field, value in chosen.items() for part in _flag(field, value))]
+        runs[name] = Run(name, flags, replace(PRESETS[preset], **chosen), out.resolve() / name)
+    return list(runs.values())
+
+
+@cache
+def _value(field: str, text: str) -> Any:
+    """`text` as crgan.train would read it for that field."""
+    hints = get_type_hints(Config)
+    if field not in {f.name for f in fields(Config)}:
+        raise InputError(f"{field!r} is no field of the configuration; expected one of {', '.join(hints)}")
+    try:
+        with redirect_stderr(io.StringIO()):
+            kind: Any = tyro.conf.Positional[hints[field]]  # type: ignore[valid-type,misc]
+            return tyro.cli(kind, args=[text])
+    except SystemExit:
+        raise InputError(f"{field}={text}: {text!r} is no value of {field}; see python -m crgan.train --help") from None
+
+
+def _flag(field: str, value: Any) -> list[str]:
+    option = field.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{option}" if value else f"--no-{option}"]
+    return [f"--{option}", str(value)]
+
+
+def _seeds(text: str) -> list[int]:
+    try:
+        first, colon, end = text.partition(":")
+        seeds = list(range(int(first), int(end))) if colon else [int(seed) for seed in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds:
+        raise InputError(f"--seeds is {text!r}; expected first:end, as in 0:10, or a list, as in 0,3,7")
+    return seeds
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text().strip()
+        rows = json.loads(text if text.startswith("[") else f"[{','.join(text.splitlines())}]")
+        return [{field: _value(field, str(value)) for field, value in row.items()} for row in rows]
+    except (ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no list of runs ({error}); expected a JSON object of fields per line") from None
+
+
+# ---------------------------------------------------------------- where they run
+
+
+def run_here(runs: Sequence[Run], flags: list[str], jobs: int, threads: int, gpus: int) -> Generator[None, None, None]:
+    """Trains `runs`, `jobs` at once, each in a process pinned to `threads` cores and to one GPU if there are any.
+
+    Yields a few times a second. When closed or interrupted it lets the processes save and end.
+    """
+    cores, libc = sorted(os.sched_getaffinity(0)), ctypes.CDLL(None)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+    waiting, active = list(runs), dict[int, tuple[Run, subprocess.Popen]]()
+    try:
+        while waiting or active:
+            for slot in range(jobs):
+                if slot not in active and waiting:
+                    run = waiting.pop(0)
+                    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+                    if gpus:
+                        environment["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus]
+                    command = [sys.executable, "-m", "crgan.train", *run.flags, "--out", str(run.out), *flags]
+                    own = {cores[(slot * threads + i) % len(cores)] for i in range(threads)}
+
+                    def tie(own: set[int] = own) -> None:  # to its cores, and to the life of this process
+                        os.sched_setaffinity(0, own)
+                        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+                    with run.log.open("ab") as log:
+                        process = subprocess.Popen(
+                            command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=tie
+                        )
+                    run.state, active[slot] = "running", (run, process)
+            yield
+            time.sleep(0.2)
+            for slot, (run, process) in list(active.items()):
+                if process.poll() is not None:
+                    run.state = "failed" if process.returncode else "done"
+                    del active[slot]
+    finally:
+        for _, process in active.values():
+            process.send_signal(signal.SIGTERM)  # a second one, after Ctrl-C in a terminal, changes nothing
+        for _, process in active.values():
+            process.wait()
+
+
+def run_on_cluster(runs: Sequence[Run], flags: list[str], threads: int, gpus: float) -> Generator[None, None, None]:
+    """Trains `runs` on the Ray cluster that `cluster.connect` has joined; yields a few times a second."""
+    begun = time.time()
+    pieces = {run.name: ([*run.flags, "--out", str(run.out), *flags], str(run.log)) for run in runs}
+    named = {run.name: run for run in runs}
+    for ended in cluster.scatter(cluster.train_run, pieces, threads, gpus):
+        if ended is not None:
+            name, result = ended
+            if isinstance(result, Exception):
+                with named[name].log.open("a") as log:
+                    log.write(f"{result}\n")
+            named[name].state = "done" if result == 0 else "failed"
+            continue
+        for run in runs:  # Ray does not say what has started; its log does
+            if run.state == "waiting" and run.log.exists() and run.log.stat().st_mtime >= begun:
+                run.state = "running"
+        yield
+
+
+# ---------------------------------------------------------------- the command
+
+
+def table(runs: Sequence[Run]) -> Group:
+    counts = Counter(run.state for run in runs)
+    states = ("running", "failed", "done", "waiting")
+    text = Text(f"{len(runs)} runs: " + ", ".join(f"{counts[state]} {state}" for state in states))
+    rows = Table("run", "state", "step", "steps/s", SCORE)
+    for run in sorted(runs, key=lambda run: states.index(run.state))[:SHOWN]:
+        rate = run.rate() if run.state == "running" else None
+        rows.add_row(
+            run.name, run.state, f"{run.step:,} / {run.cfg.steps:,}", "" if rate is None else f"{rate:.1f}",
+            "" if run.score is None else f"{run.score:.3f}",
+        )  # fmt: skip
+    return Group(rows, text)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    out: Path
+    """Folder of the sweep; a run folder for each run is made in it."""
+    seeds: str = ""
+    """Seeds, as first:end or as a list with commas; default the preset's."""
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """field=value,value: a setting that every combination takes a value of. May be given several times."""
+    list: Path | None = None
+    """File with a JSON object of fields per line, for settings that form no grid."""
+    jobs: int | None = None
+    """Runs at once on this machine; default one per `threads` cores, or `per_gpu` for each GPU."""
+    threads: int = 1
+    """CPU cores of a run. The last bits of a result depend on it."""
+    per_gpu: int = 1
+    """Runs that share a GPU."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    checkpoint_every: int = 1_000
+    """Steps between two checkpoints."""
+    ray: str | None = None
+    """Address of a Ray cluster that sees `out` on shared storage, or auto; default: this machine alone."""
+    dry_run: bool = False
+    """Print the command of each run and exit."""
+
+
+def sweep(preset: str, given: Arguments) -> list[Run]:
+    """Trains all runs that are not finished and returns all, each with its state and score."""
+    for name in ("threads", "per_gpu", "checkpoint_every", *(["jobs"] if given.jobs is not None else [])):
+        if getattr(given, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(given, name)}; expected a number of at least 1")
+    if given.device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device is {given.device!r}; expected auto, cpu or cuda: a sweep takes all GPUs it sees")
+    runs = expand(preset, given.out, given.set, given.seeds, given.list)
+    if given.dry_run:
+        for run in runs:
+            print("python -m crgan.train", *run.flags, "--out", run.out)
+        return runs
+    for run in runs:
+        run.look()
+        run.state = "done" if run.finished() else "waiting"
+        run.started = None
+    due = [run for run in runs if run.state == "waiting"]
+    (given.out / ".sweep").mkdir(parents=True, exist_ok=True)
+    has_gpus = cluster.connect(given.ray) if given.ray else torch.cuda.is_available()
+    device = given.device if given.device != "auto" else "cuda" if has_gpus else "cpu"
+    flags = ["--device", device, "--checkpoint-every", str(given.checkpoint_every)]
+    if given.ray:
+        steps = run_on_cluster(due, flags, given.threads, 1 / given.per_gpu if device == "cuda" else 0)
+    else:
+        gpus = torch.cuda.device_count() if device == "cuda" else 0
+        if device == "cuda" and not gpus:
+            raise InputError("--device is 'cuda' but torch sees no CUDA device; use --device cpu")
+        jobs = given.jobs or (gpus * given.per_gpu or max(1, len(os.sched_getaffinity(0)) // given.threads))
+        steps = run_here(due, flags, jobs, given.threads, gpus)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with Live(table(runs), auto_refresh=False) as live:
+            for _ in steps:
+                for run in due:
+                    if run.state != "waiting":
+                        run.look()
+                live.update(table(runs), refresh=True)
+            live.update(table(runs), refresh=True)
+    except KeyboardInterrupt:
+        steps.close()
+        print(f"stopped; the runs in {given.out} were saved and the same command goes on", file=sys.stderr)
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    write_json(
+        given.out / ".sweep" / "sweep.json",
+        [{"run": run.name, "state": run.state, "step": run.step, SCORE: run.score} for run in runs],
+    )
+    return runs
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Parses `PRESET [flags]` and trains."""
+    args = sys.argv[1:] if args is None else list(args)
+    with user_errors():
+        preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
+        given = tyro.cli(
+            Arguments,
+            args=args,
+            prog="python -m crgan.sweep [PRESET]",
+            description=f"Train a pool of models. PRESET is one of {', '.join(PRESETS)} (now: {preset}).",
+        )
+        runs = sweep(preset, given)
+        failed = [run for run in runs if run.state == "failed"]
+        for run in failed:
+            lines = run.log.read_text(errors="replace").strip().splitlines()
+            print(f"failed: {run.name}: {lines[-1] if lines else 'no word'} (log: {run.log})", file=sys.stderr)
+        if failed:
+            sys.exit(1)
+        if not given.dry_run:
+            print(f"{len(runs)} runs in {given.out}; python -m crgan.select {given.out}/* chooses among them")
+
+
+if __name__ == "__main__":
+    main()

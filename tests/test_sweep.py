@@ -1,0 +1,164 @@
+"""Sweeps: which runs a grid has, and runs that are finished, half done, failed, or killed with the sweep."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+
+from crgan import PRESETS, InputError, checkpoint
+from crgan.sweep import Run, expand, main
+from crgan.train import train
+
+COMMON = ["data=circular_dsprites", "num_codes=2", "width=4", "hidden=8", "batch_size=4", "cr_start=10"]
+
+
+def settings(*more):
+    return [part for setting in (*COMMON, *more) for part in ("--set", setting)]
+
+
+def bytes_of(run):
+    return [path.read_bytes() for path in sorted(checkpoint.latest(run).glob("*.safetensors"))]
+
+
+# ---------------------------------------------------------------- the grid
+
+
+def test_the_grid_is_every_combination(tmp_path):
+    runs = expand("quick", tmp_path, ["cr_weight=0.5,1", "gap_switch=None,7"], "3:6")
+    assert len(runs) == 2 * 2 * 3
+    assert runs[0].name == "cr_weight=0.5,gap_switch=None,seed=3"
+    assert runs[0].out == tmp_path / runs[0].name
+    assert {(r.cfg.cr_weight, r.cfg.gap_switch, r.cfg.seed) for r in runs} == {
+        (w, g, s) for w in (0.5, 1.0) for g in (None, 7) for s in (3, 4, 5)
+    }
+    assert runs[0].flags == ["quick", "--cr-weight", "0.5", "--gap-switch", "None", "--seed", "3"]
+    assert all(replace(r.cfg, cr_weight=1.0, gap_switch=None, seed=0) == PRESETS["quick"] for r in runs)
+
+
+def test_a_list_of_settings(tmp_path):
+    listed = tmp_path / "runs.jsonl"
+    listed.write_text('{"seed": 4, "lr_g": 0.002}\n{"cr_weight": 0, "network": "dcgan"}\n')
+    runs = expand("quick", tmp_path, ["gap=0,1"], "", listed)
+    assert [r.name for r in runs] == [
+        "lr_g=0.002,gap=0.0,seed=4", "lr_g=0.002,gap=1.0,seed=4",
+        "cr_weight=0.0,network=dcgan,gap=0.0,seed=0", "cr_weight=0.0,network=dcgan,gap=1.0,seed=0",
+    ]  # fmt: skip
+    listed.write_text(json.dumps([{"seed": 4}, {"seed": 5}]))
+    assert [r.cfg.seed for r in expand("quick", tmp_path, [], "", listed)] == [4, 5]
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds", "listed", "message"),
+    [
+        (["lambda=1"], "", None, "'lambda' is no field"),
+        (["lr_g=fast"], "", None, "'fast' is no value of lr_g"),
+        (["network=resnet"], "", None, "'resnet' is no value of network"),
+        (["width=0"], "", None, "width is 0; expected a number of at least 1"),
+        ([], "0:0", None, "--seeds is '0:0'; expected first:end"),
+        ([], "1,1", None, "seed=1 is in this sweep twice"),
+        ([], "", "{seed: 1}", "is no list of runs"),
+        ([], "", "[1, 2]", "is no list of runs"),
+        ([], "", '{"sede": 1}', "'sede' is no field"),
+    ],
+)
+def test_what_is_no_sweep_is_named(tmp_path, settings, seeds, listed, message):
+    path = None
+    if listed is not None:
+        path = tmp_path / "runs.jsonl"
+        path.write_text(listed)
+    with pytest.raises(InputError, match=message):
+        expand("quick", tmp_path, settings, seeds, path)
+
+
+def test_the_command_ends_with_one_sentence(tmp_path, capsys):
+    for flags in (["nope"], ["quick", "--jobs", "0"], ["quick", "--device", "tpu"]):
+        with pytest.raises(SystemExit, match="2"):
+            main([*flags, "--out", str(tmp_path / "pool")])
+        assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "pool").exists()
+
+
+def test_steps_scores_and_rates_are_read_as_they_are_written(tmp_path):
+    run = Run("a", [], PRESETS["quick"], tmp_path)
+    run.look()
+    assert (run.step, run.score, run.rate()) == (0, None, None)
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 100, "d": 1.4}\n{"step": 100, "factor_vae": 0.5}\n{"step": 200, "d"')
+    run.look()
+    assert (run.step, run.score, run.rate()) == (100, 0.5, None)  # the unfinished line is left for later
+    time.sleep(0.05)
+    metrics.write_text(metrics.read_text() + ': 1.3}\n{"step": 300, "d": 1.3}\n')
+    run.look()
+    assert (run.step, run.score) == (300, 0.5)
+    assert 0 < run.rate() <= 200 / 0.05
+    metrics.write_text('{"step": 100, "d": 1.4}\n')  # cut back: the run went on from a checkpoint
+    run.look()
+    assert run.step == 100
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_finished_half_done_and_failed_runs(tmp_path, capsys):
+    """Of three runs one is half done before, one cannot be trained; the same command again has one left to do."""
+    listed, pool = tmp_path / "runs.jsonl", tmp_path / "pool"
+    listed.write_text('{"seed": 0}\n{"seed": 1}\n{"seed": 2, "lr_g": 1e30}\n')
+    flags = ["quick", *settings("steps=30"), "--list", str(listed), "--out", str(pool), "--device", "cpu"]
+    runs = expand("quick", pool, [*COMMON, "steps=30"], "", listed)
+    half, other, broken = runs
+    train(replace(half.cfg, steps=20), half.out, "cpu")
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1"):
+        main([*flags, "--jobs", "2"])
+    said = capsys.readouterr().err
+    assert said.startswith(f"failed: {broken.name}: error: the loss")
+    assert str(broken.log) in said
+    assert said.count("\n") == 1
+    assert "going on from" in half.log.read_text()
+    assert all(run.finished() for run in (half, other))
+    states = json.loads((pool / ".sweep" / "sweep.json").read_text())
+    assert [row["state"] for row in states] == ["done", "done", "failed"]
+    assert [row["factor_vae"] is None for row in states] == [False, False, True]
+    shown = {path.name for path in pool.iterdir() if not path.name.startswith(".")}
+    assert shown == {run.name for run in runs}  # what DIR/* hands on
+
+    written = half.log.stat().st_mtime_ns, other.log.stat().st_mtime_ns
+    with pytest.raises(SystemExit, match="1"):
+        main(flags)
+    assert (half.log.stat().st_mtime_ns, other.log.stat().st_mtime_ns) == written
+    train(half.cfg, tmp_path / "straight", "cpu")  # the same bits as without a sweep and an interruption
+    if os.environ.get("OMP_NUM_THREADS") == "1":
+        assert bytes_of(tmp_path / "straight") == bytes_of(half.out)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_with_its_sweep_a_run_saves_and_goes_on(tmp_path, number):
+    flags = ["quick", *settings("steps=900"), "--seeds", "0:2", "--jobs", "2", "--device", "cpu"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def command(out):
+        full = [sys.executable, "-m", "crgan.sweep", *flags, "--out", str(out)]
+        return subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert command(straight).wait() == 0
+    process = command(killed)
+    deadline = time.monotonic() + 120
+    while len(list(killed.glob("*/metrics.jsonl"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(2)
+    process.send_signal(number)
+    assert process.wait() == (130 if number == signal.SIGTERM else -9)
+    runs = sorted(path for path in killed.iterdir() if not path.name.startswith("."))
+    while not all("stopped after step" in (killed / ".sweep" / f"{run.name}.log").read_text() for run in runs):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert command(killed).wait() == 0
+    for run in runs:
+        assert bytes_of(run) == bytes_of(straight / run.name)
