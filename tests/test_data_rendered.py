@@ -77,7 +77,9 @@ def test_squares_cover_their_area_inside_the_image_in_pure_hues():
     for axis, position in ((1, factors[:, 0]), (0, factors[:, 1])):
         profile = brightest.sum(1 + (1 - axis))
         centre = (profile * (torch.arange(32) + 0.5)).sum(1) / profile.sum(1)
-        torch.testing.assert_close(centre, 7 + position * (18 / 15), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            centre, 7 + position * (18 / 15), rtol=0, atol=0.04
+        )  # edge pixels: 1/8 px at most, over the side
     red, blue = images[factors[:, 3] == 0], images[factors[:, 3] == 9]
     assert red[:, 1:].max() == 0
     assert red[:, 0].amax() == 1
