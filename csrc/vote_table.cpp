@@ -25,8 +25,8 @@ Tensor vote_table(const Tensor& codes, const Tensor& scale, const Tensor& factor
   for (int64_t g = 0; g < t.G; ++g)
     STD_TORCH_CHECK(t.factor[g] >= 0 && t.factor[g] < t.F, "vote_table: factor holds ", t.factor[g],
                     ", expected 0 <= factor < num_factors = ", t.F);
-  const CountVotes count = kernel(op.codes);
   if (op.empty()) return op.votes;
+  const CountVotes count = kernel(op.codes);
   const int64_t grain = 1 + 16384 / (t.L * t.K + 1);  // below some 10 us of work a thread does not pay
   torch::stable::parallel_for(0, t.N * t.G, grain, [&](int64_t begin, int64_t end) { count(t, begin, end); });
   return op.votes;

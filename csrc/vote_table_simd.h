@@ -170,8 +170,9 @@ CRGAN_INLINE void consider_panel(Vote& best, const T* x, int64_t L, int64_t K, i
   }
 }
 
-// Adds the votes of groups begin to end, of all N * G. K is 0 for the wide kernel.
-template <typename T, int K>
+// Adds the votes of groups begin to end, of all N * G. Either K dimensions in blocks or, where K is 0, any number in
+// panels of P windows; P is the same for all, as the order of the sums depends on it and equal codes shall tie.
+template <typename T, int K, int P>
 void count_votes(const VoteTable& t, int64_t begin, int64_t end) {
   std::vector<int32_t> mine(t.K * t.F);
   std::vector<float> scale(std::max<int64_t>(t.K, W), 1.f);
@@ -186,9 +187,7 @@ void count_votes(const VoteTable& t, int64_t begin, int64_t end) {
         const Vec value = spreads<K>(group, t.L, load(scale.data()));
         for (int d = 0; d < K; ++d) best.consider(value[d], d);
       } else {
-        int64_t d = 0;
-        for (; d + 2 * W < t.K; d += 4 * W) consider_panel<4>(best, group, t.L, t.K, d, scale.data());
-        if (d < t.K) consider_panel<2>(best, group, t.L, t.K, d, scale.data());
+        for (int64_t d = 0; d < t.K; d += P * W) consider_panel<P>(best, group, t.L, t.K, d, scale.data());
       }
       if (best.dimension >= 0) ++mine[best.dimension * t.F + t.factor[begin - n * t.G]];
     }
@@ -199,13 +198,14 @@ void count_votes(const VoteTable& t, int64_t begin, int64_t end) {
 
 template <typename T, int... K>
 CountVotes choose(int64_t num_codes, std::integer_sequence<int, K...>) {
-  constexpr CountVotes kernels[] = {count_votes<T, K>...};
-  return kernels[num_codes <= W ? num_codes : 0];
+  constexpr CountVotes kernels[] = {count_votes<T, K + 1, 0>...};
+  if (num_codes <= W) return kernels[num_codes - 1];
+  return num_codes <= 2 * W ? count_votes<T, 0, 2> : count_votes<T, 0, 4>;
 }
 
 template <typename T>
 CountVotes choose(int64_t num_codes) {
-  return choose<T>(num_codes, std::make_integer_sequence<int, W + 1>{});
+  return choose<T>(num_codes, Lanes{});
 }
 
 #undef CRGAN_LANES
