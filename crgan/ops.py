@@ -4,6 +4,7 @@ Every op takes `impl`: "ref" is plain PyTorch, "triton" and "ext" are compiled, 
 can run here. An implementation asked for by name runs or raises; only "auto" falls back.
 """
 
+import functools
 import importlib
 from collections.abc import Callable
 
@@ -104,15 +105,24 @@ def vote_table_ref(codes: Tensor, scale: Tensor, factor: Tensor, num_factors: in
     return votes.unflatten(-1, (x.shape[-1], num_factors))
 
 
+@functools.cache
+def _define_vote_table() -> None:
+    importlib.import_module("_crgan_C")  # registers the op and its CPU kernel
+
+    @torch.library.register_fake("crgan::vote_table")
+    def _(codes, scale, factor, num_factors):
+        return codes.new_empty([*codes.shape[:-3], codes.shape[-1], num_factors], dtype=torch.int32)
+
+
 @torch.compiler.assume_constant_result
 def _load_extension(device: str) -> str:
-    """Loads the compiled modules for this kind of device; returns "" or what is in the way."""
-    modules = {"cpu": ["_crgan_C"], "cuda": ["_crgan_C", "_crgan_cuda"]}  # the first defines the op
-    if device not in modules:
+    """Loads the compiled kernels for this kind of device; returns "" or what is in the way."""
+    if device not in ("cpu", "cuda"):
         return f"the extension has no kernel for {device} tensors"
     try:
-        for module in modules[device]:
-            importlib.import_module(module)
+        _define_vote_table()
+        if device == "cuda":
+            importlib.import_module("_crgan_cuda")
     except ImportError as error:
         place = " where torch has CUDA and nvcc is found" if device == "cuda" else ""
         return f"the extension is not there ({error}), run `pip install --no-build-isolation .`{place}"
