@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from crgan.data.dataset import Dataset
-from crgan.data.storage import as_table, expect, find, npz_images, npz_small, reader, sound
+from crgan.data.storage import as_table, expect, find, images, reader, small, sound
 
 _DIGITS, _TURNS, _BLOCKS, _SLICES = 10, 4, 4, 28
 _SOURCE = "MNIST (LeCun et al. 1998)"
@@ -23,18 +23,18 @@ def mnist(root: str | Path | None, name: str = "mnist") -> Dataset:
     files = ["mnist.npz", "train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"]
     path = find(name, root, files, _SOURCE)
     if path.suffix == ".npz":
-        images = npz_images(path, "x_train", (-1, 28, 28))
-        labels = npz_small(path, "y_train", (len(images),), "ui")
+        stored = images(path, "x_train", (-1, 28, 28))
+        labels = small(path, ["y_train"], (len(stored),), "ui")
     else:
-        images = _idx(path, 3)
-        expect(path, "shape", images.shape[1:], (28, 28))
+        stored = _idx(path, 3)
+        expect(path, "shape", stored.shape[1:], (28, 28))
         labels_files = ["train-labels-idx1-ubyte", "train-labels-idx1-ubyte.gz"]
         labels_path = find(name, path.parent, labels_files, _SOURCE)
         labels = _idx(labels_path, 1)
-        expect(labels_path, "number of labels", len(labels), len(images))
+        expect(labels_path, "number of labels", len(labels), len(stored))
     table = as_table(path, labels[:, None], (_DIGITS,))
-    read = reader(path, images, pad=2)
-    return Dataset(name, (1, 32, 32), len(images), ("digit",), (_DIGITS,), read=read, table=table)
+    read = reader(path, stored, pad=2)
+    return Dataset(name, (1, 32, 32), len(stored), ("digit",), (_DIGITS,), read=read, table=table)
 
 
 def rmnist(root: str | Path | None) -> Dataset:
@@ -99,12 +99,12 @@ def adrenalmnist3d(root: str | Path | None) -> Dataset:
     the factors are the volume's label and the slice."""
     path = find("adrenalmnist3d", root, ["adrenalmnist3d.npz"], "MedMNIST v2 (Yang et al. 2023)")
     parts = ("train", "val", "test")
-    images = np.concatenate([npz_images(path, f"{part}_images", (-1, _SLICES, 28, 28)) for part in parts])
-    labels = np.concatenate([npz_small(path, f"{part}_labels", (-1, 1), "ui") for part in parts])
-    expect(path, "number of labels", len(labels), len(images))
-    slices = np.tile(np.arange(_SLICES), len(images))[:, None]
+    stored = np.concatenate([images(path, f"{part}_images", (-1, _SLICES, 28, 28)) for part in parts])
+    labels = np.concatenate([small(path, [f"{part}_labels"], (-1, 1), "ui") for part in parts])
+    expect(path, "number of labels", len(labels), len(stored))
+    slices = np.tile(np.arange(_SLICES), len(stored))[:, None]
     sizes = (2, _SLICES)
     table = as_table(path, np.concatenate([labels.repeat(_SLICES, 0), slices], 1), sizes)
-    read = reader(path, images.reshape(-1, 28, 28), pad=2)
+    read = reader(path, stored.reshape(-1, 28, 28), pad=2)
     names = ("label", "slice")
     return Dataset("adrenalmnist3d", (1, 32, 32), len(table), names, sizes, read=read, table=table)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from crgan.data import shapes3d, sprites
 from crgan.data.dataset import Dataset, grid
-from crgan.data.storage import check_grid, find, has_array, hdf5_images, hdf5_small, npz_images, npz_small, reader
+from crgan.data.storage import check_grid, find, images, reader, small
 
 
 @dataclass(frozen=True)
@@ -70,10 +70,9 @@ def published(name: str, root: str | Path | None) -> Dataset:
     what = PUBLISHED[name]
     path = find(name, root, what.files, what.source)
     sizes = tuple(what.factors.values())
-    images_of, values_of = (npz_images, npz_small) if path.suffix == ".npz" else (hdf5_images, hdf5_small)
-    images = images_of(path, what.key, (prod(sizes), *what.image))
+    stored = images(path, what.key, (prod(sizes), *what.image))
     if what.values:
-        key = next((key for key in what.values if has_array(path, key)), what.values[0])
-        check_grid(path, key, values_of(path, key, (prod(sizes), len(sizes)), "f"), sizes)
+        values = small(path, what.values, (prod(sizes), len(sizes)), "f")
+        check_grid(path, what.values[0], values, sizes)
     shape = (what.image[2] if len(what.image) == 3 else 1, *what.image[:2])
-    return grid(name, what.factors, shape, read=reader(path, images, what.levels), levels=what.levels)
+    return grid(name, what.factors, shape, read=reader(path, stored, what.levels), levels=what.levels)

@@ -16,7 +16,7 @@ import scipy.io
 from PIL import Image
 
 from crgan.data.dataset import Dataset, grid
-from crgan.data.storage import as_table, cached, expect, find, has_array, npz_images, npz_small, reader, shrink, sound
+from crgan.data.storage import as_table, cached, expect, find, images, reader, shrink, small, sound
 from crgan.errors import InputError
 
 CARS3D = {"elevation": 4, "azimuth": 24, "object": 183}
@@ -27,29 +27,27 @@ _LEVELS = 10  # classes per factor that the teapots' random values are sorted in
 
 
 def cars3d(root: str | Path | None) -> Dataset:
-    """Cars3D (Reed et al. 2015), 3x64x64: 4 elevations, 24 azimuths, 183 cars, in the order of their names."""
+    """Cars3D (Reed et al. 2015), 3x64x64: 4 elevations, 24 azimuths, 183 cars, in the archive's order."""
     files = ["nips2015-analogy-data.tar.gz"]
     path = find("cars3d", root, files, "Deep Visual Analogy-Making (Reed et al. 2015)")
     elevations, azimuths, cars = CARS3D.values()
 
-    def read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> np.ndarray:
-        where, file = path / member.name, archive.extractfile(member)
-        with sound(where, "MATLAB file"):
-            im = scipy.io.loadmat(file, variable_names=["im"])["im"]
-        expect(where, "im: dtype", im.dtype, np.dtype(np.uint8))
-        expect(where, "im: shape", im.shape, (128, 128, 3, azimuths, elevations))
-        views = im.transpose(4, 3, 0, 1, 2).reshape(-1, 128, 128, 3)
-        return np.stack([shrink(Image.fromarray(view), 64) for view in views])
-
     def blocks() -> Iterator[np.ndarray]:
         with sound(path, "tar.gz archive"), tarfile.open(path) as archive:
-            mats = [m for m in archive if PurePosixPath(m.name).match("cars/*.mat")]
-            for member in sorted(mats, key=lambda m: m.name):
-                yield read(archive, member)
+            for member in archive:
+                if not PurePosixPath(member.name).match("cars/*.mat"):
+                    continue
+                where = path / member.name
+                with sound(where, "MATLAB file"):
+                    im = scipy.io.loadmat(archive.extractfile(member), variable_names=["im"])["im"]
+                expect(where, "im: dtype", im.dtype, np.dtype(np.uint8))
+                expect(where, "im: shape", im.shape, (128, 128, 3, azimuths, elevations))
+                pictures = im.transpose(4, 3, 0, 1, 2).reshape(-1, 128, 128, 3)
+                yield np.stack([shrink(Image.fromarray(picture), 64) for picture in pictures])
 
     views = elevations * azimuths
-    images = cached([path], "cars", (cars * views, 64, 64, 3), blocks())
-    by_car = reader(path, images)
+    stored = cached([path], "cars", (cars * views, 64, 64, 3), blocks())
+    by_car = reader(path, stored)
     return grid("cars3d", CARS3D, (3, 64, 64), read=lambda index: by_car(index % cars * views + index // cars))
 
 
@@ -80,10 +78,10 @@ def smallnorb(root: str | Path | None) -> Dataset:
             raise InputError(f"{info}: azimuths should be even numbers from 0 to 34")
         columns.append(np.stack([category, elevation, azimuth // 2, lighting], 1))
     table = as_table(halves[0][2], np.concatenate(columns), tuple(SMALLNORB.values()))
-    images = cached([dat for dat, _, _ in halves], "64px", (2 * NORB_IMAGES, 64, 64), pictures())
-    read = reader(halves[0][0], images)
+    stored = cached([dat for dat, _, _ in halves], "64px", (2 * NORB_IMAGES, 64, 64), pictures())
+    read = reader(halves[0][0], stored)
     return Dataset(
-        "smallnorb", (1, 64, 64), len(images), tuple(SMALLNORB), tuple(SMALLNORB.values()), read=read, table=table
+        "smallnorb", (1, 64, 64), len(stored), tuple(SMALLNORB), tuple(SMALLNORB.values()), read=read, table=table
     )
 
 
@@ -108,11 +106,13 @@ def teapots(root: str | Path | None) -> Dataset:
     files = ["teapots.npz", "train_data/data.npz"]
     source = "Eastwood and Williams 2018 (teapots.npz) or with InfoGAN-CR (train_data/data.npz)"
     path = find("teapots", root, files, source)
-    images_key, values_key = ("images", "gts") if path.name == "teapots.npz" else ("imgs", "latents")
-    images = npz_images(path, images_key, (-1, 64, 64, 3))
-    dataset = Dataset("teapots", (3, 64, 64), len(images), read=reader(path, images))
-    if values_key == "latents" or has_array(path, values_key):
-        values = npz_small(path, values_key, (len(images), 5), "f") / [*TEAPOTS.values()] * _LEVELS
+    single = path.name == "teapots.npz"
+    stored = images(path, "images" if single else "imgs", (-1, 64, 64, 3))
+    dataset = Dataset("teapots", (3, 64, 64), len(stored), read=reader(path, stored))
+    with sound(path, "npz file"), np.load(path, allow_pickle=False) as file:
+        has_values = "gts" in file or not single
+    if has_values:
+        values = small(path, ["gts" if single else "latents"], (len(stored), 5), "f") / [*TEAPOTS.values()] * _LEVELS
         # The upper end belongs to the last class; NaN becomes a class that does not exist.
         classes = np.nan_to_num(np.where(values == _LEVELS, _LEVELS - 1, np.floor(values)), nan=-1)
         sizes = (_LEVELS,) * 5
@@ -120,8 +120,8 @@ def teapots(root: str | Path | None) -> Dataset:
         dataset = replace(dataset, factor_names=tuple(TEAPOTS), factor_sizes=sizes, table=table)
     metric = path.parent.parent / "metric_data" / "data.npz"
     if path.name == "data.npz" and metric.is_file():
-        groups = npz_images(metric, "imgs", (-1, 100, 64, 64, 3)).reshape(-1, 64, 64, 3)
-        labels = npz_small(metric, "labels", (len(groups) // 100,), "ui").repeat(100)[:, None]
+        groups = images(metric, "imgs", (-1, 100, 64, 64, 3)).reshape(-1, 64, 64, 3)
+        labels = small(metric, ["labels"], (len(groups) // 100,), "ui").repeat(100)[:, None]
         table = as_table(metric, labels, (5,))
         read = reader(metric, groups)
         shared = Dataset("teapots groups", (3, 64, 64), len(groups), ("shared factor",), (5,), read=read, table=table)

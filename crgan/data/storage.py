@@ -64,22 +64,25 @@ def expect(path: Path, what: str, got: object, wanted: object) -> None:
         raise InputError(f"{path}: {what} should be {wanted}, got {got}")
 
 
-def npz_small(path: Path, key: str, shape: Shape, kinds: str) -> np.ndarray:
-    """A small array of a .npz file, its dtype's kind one of `kinds` (numpy's letters)."""
-    with sound(path, "npz file"), np.load(path, allow_pickle=False) as archive:
-        return _checked(path, key, archive[key], shape, kinds)
+def small(path: Path, keys: Sequence[str], shape: Shape, kinds: str) -> np.ndarray:
+    """A small array of a .npz or HDF5 file, by the first of `keys` that is there; `kinds`: numpy's letters."""
+    npz = path.suffix == ".npz"
+    with (
+        sound(path, "npz file" if npz else "HDF5 file"),
+        np.load(path, allow_pickle=False) if npz else h5py.File(path) as file,
+    ):
+        key = next((key for key in keys if key in file), keys[0])
+        array = file[key][()]
+        _check(path, key, array.shape, array.dtype, shape, kinds)
+        return array
 
 
-def has_array(path: Path, key: str) -> bool:
-    if path.suffix == ".npz":
-        with sound(path, "npz file"), zipfile.ZipFile(path) as archive:
-            return f"{key}.npy" in archive.namelist()
-    with sound(path, "HDF5 file"), h5py.File(path) as file:
-        return key in file
+def images(path: Path, key: str, shape: Shape) -> np.ndarray:
+    """Images [N, ...] uint8 of a .npz or HDF5 file; -1 in `shape` matches any length."""
+    return (_npz_images if path.suffix == ".npz" else _hdf5_images)(path, key, shape)
 
 
-def npz_images(path: Path, key: str, shape: Shape) -> np.ndarray:
-    """Images [N, ...] uint8 of a .npz file; -1 in `shape` matches any length."""
+def _npz_images(path: Path, key: str, shape: Shape) -> np.ndarray:
     with sound(path, "npz file"), zipfile.ZipFile(path) as archive:
         entry = archive.getinfo(f"{key}.npy")
         with archive.open(entry) as member:
@@ -101,16 +104,10 @@ def npz_images(path: Path, key: str, shape: Shape) -> np.ndarray:
             return cached([path], key, found, blocks)
 
 
-def hdf5_small(path: Path, key: str, shape: Shape, kinds: str) -> np.ndarray:
-    """A small array of an HDF5 file."""
+def _hdf5_images(path: Path, key: str, shape: Shape) -> np.ndarray:
     with sound(path, "HDF5 file"), h5py.File(path) as file:
-        return _checked(path, key, file[key], shape, kinds)[()]
-
-
-def hdf5_images(path: Path, key: str, shape: Shape) -> np.ndarray:
-    """Images [N, ...] uint8 of an HDF5 file; chunked or compressed ones go through the cache."""
-    with sound(path, "HDF5 file"), h5py.File(path) as file:
-        data = _checked(path, key, file[key], shape, "buif")
+        data = file[key]
+        _check(path, key, data.shape, data.dtype, shape, "buif")
         offset = data.id.get_offset()
         if offset is not None and data.dtype == np.uint8:
             return np.memmap(path, np.uint8, "r", offset, data.shape)
@@ -191,13 +188,8 @@ def as_table(path: Path, rows: np.ndarray, sizes: Shape) -> Tensor:
     return torch.from_numpy(rows.astype(np.int64))
 
 
-def _checked(path: Path, key: str, array, shape: Shape, kinds: str):
-    _check(path, key, array.shape, array.dtype, shape, kinds)
-    return array
-
-
 def _check(path: Path, key: str, found: Shape, dtype: np.dtype, shape: Shape, kinds: str) -> None:
-    if len(found) != len(shape) or any(want not in (-1, got) for got, want in zip(found, shape)):
+    if len(found) != len(shape) or any(want not in (-1, got) or not got for got, want in zip(found, shape)):
         expect(path, f"{key}: shape", found, shape)
     if dtype.kind not in kinds:
         names = {"b": "bool", "u": "unsigned", "i": "integer", "f": "float"}
