@@ -3,7 +3,7 @@
 Model j makes x = W_j c from uniform codes c, and its encoder is E_j W_j^-1, E_j near the identity: an encoder that
 undoes its generator not quite. Encoder i sees generator j's codes through T = E_i W_i^-1 W_j, so every vote is drawn
 as in a real selection: from the variances of 100 codes in a group, over the variance of a scale sample, with
-the groups of a generator shared by all encoders. W_j = expm(t_j S_j) with S_j random and skew: t_j = 0 is a perfect model.
+the groups of a generator shared by all encoders. W_j = expm(t_j S_j), S_j random and skew: t_j = 0 is a perfect model.
 
     python benchmarks/simulate_selection.py --models 50 --budget 0.1 --pools 10 --trials 20
 """

@@ -1,4 +1,4 @@
-"""ModelCentrality (Lin et al. 2020, InfoGAN-CR and ModelCentrality, section 4): the best model of a pool without labels.
+"""ModelCentrality (Lin et al. 2020, InfoGAN-CR, section 4): the best model of a pool without labels.
 
 Models that disentangle well agree with each other. B[i, j] is the FactorVAE score of encoder i on images of
 generator j, whose codes serve as the factors; the medoid of the pool under that similarity is chosen:
@@ -99,6 +99,7 @@ class Pair:
         self.count = 0
         self.mean: Tensor | None = None  # [K] float64
         self.m2: Tensor | None = None  # [K] float64, sum of squared deviations
+        self.least_count = 0  # images in the scale sample behind the first votes
         self.done = 0  # groups that have voted
         self._votes: list[Tensor] = []
 
@@ -124,6 +125,7 @@ class Pair:
         scale = scale.where(scale > torch.finfo(torch.float32).eps * self.mean.abs(), 0.0).to(codes)
         zero = torch.zeros(1, dtype=torch.int64, device=codes.device)
         table = vote_table(codes[:, None], scale, zero, 1)[..., 0]  # [G, K], one 1 in each row, or none
+        self.least_count = self.least_count or self.count
         self._votes.append(torch.where(table.any(1), table.argmax(1), -1).to(torch.int16))
         self.done += len(codes)
 
@@ -134,9 +136,10 @@ class Pair:
         return self._votes[0].numpy() if self._votes else np.empty(0, np.int16)
 
     @classmethod
-    def restore(cls, count: int, mean: Array, m2: Array, votes: Array) -> "Pair":
+    def restore(cls, count: int, least_count: int, mean: Array, m2: Array, votes: Array) -> "Pair":
         pair = cls()
-        pair.count, pair.mean, pair.m2 = count, torch.from_numpy(mean), torch.from_numpy(m2)
+        pair.count, pair.least_count = count, least_count
+        pair.mean, pair.m2 = torch.from_numpy(mean), torch.from_numpy(m2)
         pair.done, pair._votes = len(votes), [torch.from_numpy(votes.astype(np.int16))]
         return pair
 
@@ -189,6 +192,10 @@ class Pool:
         return np.arange(self.sizes.groups) % self.members[j].num_codes
 
     def measure_all(self) -> None:
+        """The exact matrix; pairs that voted with less than the whole scale sample start anew."""
+        for key, pair in list(self.pairs.items()):
+            if pair.done and pair.least_count < self.sizes.scale_samples:
+                del self.pairs[key]
         for j in range(len(self)):
             self.measure(j, range(len(self)), self.sizes.groups)
 
@@ -201,15 +208,14 @@ class Pool:
                 pair.to(self.members[i].device)
         self._encode(j, {i: self.pairs[i, j] for i in encoders if self.pairs[i, j].done < groups}, groups)
         for i in encoders:
-            self.B[i, j] = factor_score(self.tables([i], j))[0]
+            self.B[i, j] = factor_score(self.table(i, j, groups))
         return self.B[encoders, j]
 
-    def tables(self, encoders: Iterable[int], j: int) -> Array:
-        """Vote tables [n, K + 1, K_j] of encoders of one code size that have seen equally many groups."""
-        encoders = list(encoders)
-        votes = np.stack([self.pairs[i, j].votes for i in encoders])
-        member = self.members[encoders[0]]
-        return vote_tables(votes, self.factor(j)[: votes.shape[1]], member.num_codes, self.members[j].num_codes)
+    def table(self, i: int, j: int, groups: int | None = None) -> Array:
+        """Vote table [K_i + 1, K_j] of the first `groups` groups, or of all so far."""
+        votes = self.pairs[i, j].votes[None, :groups]
+        factor = self.factor(j)[: votes.shape[1]]
+        return vote_tables(votes, factor, self.members[i].num_codes, self.members[j].num_codes)[0]
 
     @torch.inference_mode()
     def _encode(self, j: int, pairs: dict[int, Pair], groups: int) -> None:

@@ -87,13 +87,15 @@ def open_models(runs: Sequence[str], device: str | torch.device = "cpu") -> list
 def _open(run: str, device: torch.device) -> Iterator[Member]:
     path = Path(run)
     if (path / "generate.pt2").is_file():
-        yield Member(run, _exported(path, device), _hash_files(path / "generate.pt2", path / "encode.pt2"))
+        yield Member(run, _exported(path, device), hash_files(path / "generate.pt2", path / "encode.pt2"))
     elif path.is_dir():
         from .checkpoint import load
 
         yield Member(run, load(path).to(device))
+    elif path.suffix in (".h5", ".hdf5"):
+        raise InputError(f"{run} holds codes, not a model; it must be the only RUN, as no model can read its images")
     elif path.is_file():
-        yield Member(run, _script(path, device), _hash_files(path))
+        yield Member(run, _script(path, device), hash_files(path))
     elif ":" in run:
         for name, model in _imported(run):
             yield Member(name, model.to(device) if isinstance(model, nn.Module) else model)
@@ -159,7 +161,7 @@ def _exported(folder: Path, device: torch.device) -> _Archive:
     if not 1 <= len(widths) <= 2 or not all(isinstance(width, int) for width in widths):
         raise InputError(f"{folder}/generate.pt2 takes {len(widths)} arrays, expected codes [n, K] or codes and noise")
     graphs = [move_to_device_pass(program, device).module() for program in (generate, encode)]
-    return _Archive(*graphs, *(widths + [0])[:2], extra["prior"] or "normal", device)
+    return _Archive(*graphs, *[*widths, 0][:2], extra["prior"] or "normal", device)
 
 
 def _script(path: Path, device: torch.device) -> _Archive:
@@ -175,7 +177,7 @@ def _script(path: Path, device: torch.device) -> _Archive:
     return _Archive(module.generate, module.encode, module.num_codes, noise, prior, device)
 
 
-def _hash_files(*paths: Path) -> str:
+def hash_files(*paths: Path) -> str:
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

@@ -24,7 +24,7 @@ def udr(
     alpha: float = 0.1,
     min_variance: float = 1e-4,
 ) -> dict[str, Array]:
-    """UDR of each model: `score` [N], the median over the others of `pairs` [N, N] (Duan et al. 2020, equations 2 and 3).
+    """UDR of each model: `score` [N], the median over the others of `pairs` [N, N] (Duan et al. 2020, eq. 2, 3).
 
     For a pair, R[a, b] >= 0 tells how much code a of model i says about code b of model j: the absolute Lasso
     coefficients that predict b from all a (penalty `alpha`, both standardised), or the absolute Spearman
@@ -39,7 +39,9 @@ def udr(
     arrays = [np.asarray(c, np.float64) for c in codes]
     if len(arrays) < 2 or any(c.ndim != 2 or len(c) != len(arrays[0]) or len(c) < 2 for c in arrays):
         shapes = ", ".join(str(list(c.shape)) for c in arrays)
-        raise InputError(f"udr needs the codes [n, K] of at least 2 models on the same n images, got {shapes or 'none'}")
+        raise InputError(
+            f"udr needs the codes [n, K] of at least 2 models on the same n images, got {shapes or 'none'}"
+        )
     x = []
     for c in arrays:
         active = np.isfinite(c).all(0) & (np.nan_to_num(c).var(0) >= min_variance)
@@ -66,7 +68,7 @@ def relative_strength(R: Array) -> float:  # [K_i, K_j] >= 0
 
 
 def lasso(gram: Array, target: Array, alpha: float, tolerance: float = 1e-9) -> Array:
-    """argmin_w |y - x w|^2 / (2 n) + alpha |w|_1 for every column of y: gram = x^T x / n [K, K], target = x^T y / n [K, T].
+    """argmin_w |y - x w|^2 / (2 n) + alpha |w|_1 for every column of y; gram = x^T x / n [K, K], target = x^T y / n.
 
     Coordinate descent on the moments, so the n images are read once for each pair of models.
     """

@@ -30,7 +30,7 @@ def plain_udr(codes, method):
     return pairs, [np.median([pairs[i, j] for j in range(N) if j != i]) for i in range(N)]
 
 
-@pytest.fixture()
+@pytest.fixture
 def pool():
     rng = np.random.default_rng(0)
     factors = rng.uniform(-1, 1, (800, 4))

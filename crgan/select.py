@@ -1,0 +1,297 @@
+"""`python -m crgan.select RUN... --out DIR`: ranks a pool of models without labels."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+from scipy.stats import spearmanr
+
+from . import cli, metrics
+from . import data as datasets
+from .centrality import (
+    Array,
+    Gap,
+    Pool,
+    Sizes,
+    bootstrap,
+    confidence_gap,
+    model_centrality,
+    sequential_halving,
+    similarity,
+    split,
+)
+from .errors import InputError
+from .files import write_atomically, write_json
+from .models import Member, open_models
+from .scores import CodesPool, ScoreFile
+from .udr import udr
+
+
+def select(
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    out: Path,
+    method: Literal["centrality", "udr-lasso", "udr-spearman"] = "centrality",
+    budget: float = 1.0,
+    with_labels: bool = False,
+    data: str | None = None,
+    root: Path | None = None,
+    seed: int = 0,
+    groups: int = Sizes.groups,
+    group_size: int = Sizes.group_size,
+    scale_samples: int = Sizes.scale_samples,
+    samples: int = 10_000,
+    batch_size: int | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Rank a pool of models and choose the best one, without labels.
+
+    Writes scores.h5, ranking.json and similarity.png to the --out folder. A run that was stopped goes on where it was;
+    models that are added later cost only their own pairs.
+
+    Args:
+        runs: Run folders, folders with generate.pt2 and encode.pt2, TorchScript files, module:function, or one HDF5
+            file with codes.
+        out: Folder for the results.
+        method: ModelCentrality, or the UDR baseline with Lasso or Spearman.
+        budget: Share of the exact selection's encodes to spend, in (0, 1]; below 1 only the leaders are scored fully.
+        with_labels: Also score each model with the factors of --data (FactorVAE score), to see whether to trust this.
+        data: Data set for --with-labels and UDR; default: the one that the models were trained on.
+        root: Folder with the files of --data.
+        seed: Keys every random draw.
+        groups: Groups of images for each generator, M.
+        group_size: Images in a group, L.
+        scale_samples: Images for the deviation of each code, R.
+        samples: Images that all models encode for UDR.
+        batch_size: Images encoded at once; default: 256 on the CPU, 4096 on a GPU.
+        device: auto, cpu, cuda or cuda:<number>.
+    """
+    if not 0 < budget <= 1:
+        raise InputError(f"--budget is {budget:g}, expected a share above 0 and up to 1")
+    if samples < 2:
+        raise InputError(f"--samples is {samples}, expected at least 2")
+    begin, console = time.monotonic(), Console()
+    sizes = Sizes(groups, group_size, scale_samples, seed)
+    pool: Pool
+    if len(runs) == 1 and Path(runs[0]).suffix in (".h5", ".hdf5"):
+        pool = CodesPool(Path(runs[0]), seed)
+        if with_labels:
+            raise InputError(f"--with-labels needs models, but {runs[0]} holds only their codes")
+    else:
+        pool = Pool(open_models(runs, _device(device)), sizes, batch_size=batch_size)
+    labelled = _dataset(pool.members, data, root) if with_labels else None
+    out.mkdir(parents=True, exist_ok=True)
+    result: dict[str, Any] = {
+        "method": method,
+        **asdict(pool.sizes),
+        "budget": budget,
+        "device": str(pool.members[0].device),
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        if method == "centrality":
+            ranking, score, error, A, found = _centrality(pool, budget, out / "scores.h5", bar)
+        else:
+            ranking, score, error, A, found = _udr(pool, method, samples, data, root, bar)
+        result |= found
+        if with_labels:
+            truth = _supervised(pool.members, labelled, seed, bar)
+            result["rank_correlation"] = float(spearmanr(score, truth, nan_policy="omit").statistic)
+    result["seconds"] = time.monotonic() - begin
+    result["models"] = [
+        {
+            "rank": rank,
+            "name": pool.members[i].name,
+            "score": float(score[i]),
+            "standard_error": None if error is None else float(error[i]),
+            "own_score": float(A[i, i]) if np.isfinite(A[i, i]) else None,
+            **({"factor_vae": float(truth[i])} if with_labels else {}),
+            "fingerprint": pool.members[i].fingerprint,
+        }
+        for rank, i in enumerate(ranking, 1)
+    ]
+    result["winner"] = result["models"][0]["name"]
+    write_json(out / "ranking.json", result)
+    write_atomically(out / "similarity.png", lambda path: _heat_map(A, ranking, pool.members, path))
+    _print(result, console)
+    console.print(f"wrote ranking.json, similarity.png{' and scores.h5' if method == 'centrality' else ''} to {out}")
+    return result
+
+
+def _centrality(
+    pool: Pool, budget: float, path: Path, bar: Progress
+) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    """-> ranking [N], score [N], standard error [N], similarity [N, N], and what else to report."""
+    N, full = len(pool), int(pool.sizes.encodes(pool.sizes.groups))
+    file = ScoreFile(path, pool)
+    for name in file.replaced:
+        bar.console.print(f"{name} has changed since {path} was written: its pairs are computed anew")
+    task = bar.add_task("encoding", total=max(1, int(budget * N * N * full)))
+    made = 0
+
+    def progress(encodes: int) -> None:
+        nonlocal made
+        made += encodes
+        bar.advance(task, encodes)
+        file.tick()
+
+    pool.progress = progress
+    found: dict[str, Any] = {}
+    try:
+        if budget < 1:
+            halving = sequential_halving(pool.measure, N, budget, sizes=pool.sizes)
+            ranking, references = halving.ranking, halving.references
+            met = references[: halving.rounds[0]["references"]]
+            order = np.concatenate([met, np.setdiff1d(references, met)])
+            found = {"rounds": halving.rounds, "share_of_encodes": halving.encodes / (N * N * full)}
+        else:
+            bar.advance(task, sum(pair.done == pool.sizes.groups for pair in pool.pairs.values()) * full)
+            pool.measure_all()
+            order = met = np.arange(N)
+    finally:
+        file.save()
+    bar.update(task, total=1, completed=1)
+    A = similarity(pool.B)
+    mask = np.isfinite(A) & ~np.eye(N, dtype=bool)
+    if budget < 1:
+        score = np.where(mask, A, 0).sum(1) / np.maximum(mask.sum(1), 1)
+    else:
+        score = model_centrality(A)
+        ranking = np.argsort(-score, kind="stable")
+    gap = confidence_gap(pool, int(ranking[0]), int(ranking[1]))
+    found |= {"encodes": made, "gap": _gap(gap, pool.members)}
+    if len(met) > 3 and (parted := split(A[np.ix_(order, met)])):
+        names = [[pool.members[order[n]].name for n in np.flatnonzero(parted[0] == side)] for side in (True, False)]
+        found["warning"] = (
+            f"the pool splits into clusters of {len(names[0])} and {len(names[1])} models that agree only within "
+            f"themselves (by {parted[1]:.2f}): the winner speaks for its own cluster; select among each alone"
+        )
+        found["clusters"] = names
+    return ranking, score, bootstrap(pool, mask).std(0), A, found
+
+
+def _gap(gap: Gap, members: Sequence[Member]) -> dict[str, Any]:
+    names = {"winner": members[gap.winner].name, "runner_up": members[gap.runner_up].name}
+    return {**names, "gap": gap.gap, "standard_error": gap.standard_error, "confidence": gap.confidence}
+
+
+def _udr(
+    pool: Pool, method: str, samples: int, name: str | None, root: Path | None, bar: Progress
+) -> tuple[Array, Array, None, Array, dict[str, Any]]:
+    if isinstance(pool, CodesPool):
+        codes = pool.common_codes()
+    else:
+        task = bar.add_task("encoding", total=samples * len(pool))
+        parts: list[list[Array]] = [[] for _ in pool.members]
+        for images in _common_images(pool, samples, name, root):
+            for member, part in zip(pool.members, parts):
+                with torch.inference_mode():
+                    part.append(member.encode(images).double().cpu().numpy())
+                bar.advance(task, len(images))
+        codes = [np.concatenate(part) for part in parts]
+    found = udr(codes, method=method)
+    A = found["pairs"] + np.diag(np.full(len(pool), np.nan))
+    return np.argsort(-found["score"], kind="stable"), found["score"], None, A, {"samples": len(codes[0])}
+
+
+def _common_images(pool: Pool, samples: int, name: str | None, root: Path | None) -> Any:
+    """Batches of images that all models encode: of the data set, or else of every generator in turn."""
+    dataset = _dataset(pool.members, name, root, needed=False)
+    draw = torch.Generator().manual_seed(pool.sizes.seed)
+    for n, start in enumerate(range(0, samples, 256)):
+        size = min(256, samples - start)
+        if dataset is None:
+            yield pool.members[n % len(pool)].sample(size, int(torch.randint(1 << 31, (), generator=draw)))
+        else:
+            yield dataset.images(torch.randint(dataset.num_images, (size,), generator=draw))
+
+
+def _dataset(members: Sequence[Member], name: str | None, root: Path | None, needed: bool = True) -> Any:
+    if name is None:
+        trained = {(cfg.data, cfg.root) if (cfg := getattr(m.model, "cfg", None)) else None for m in members}
+        if len(trained) == 1 and (only := next(iter(trained))):
+            name, root = only[0], root or only[1]
+        elif needed:
+            raise InputError("--with-labels needs --data NAME: the models do not tell one data set that they share")
+        else:
+            return None
+    return datasets.load(name, root)
+
+
+def _supervised(members: Sequence[Member], dataset: Any, seed: int, bar: Progress) -> Array:
+    """FactorVAE score [N] on the data's factors; NaN for a model whose codes are not finite."""
+    task = bar.add_task("labels", total=len(members))
+    scores = np.full(len(members), np.nan)
+    for i, member in enumerate(members):
+        if np.isfinite(member.encode(dataset.images(torch.zeros(1, dtype=torch.int64))).cpu()).all():
+            scores[i] = metrics.evaluate(member, dataset, ["factor_vae"], "paper", seed)["factor_vae"]["score"]
+        bar.advance(task)
+    return scores
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device is {name!r}, which torch cannot use ({str(error).splitlines()[0]})") from None
+
+
+def _heat_map(A: Array, ranking: Array, members: Sequence[Member], path: Path) -> None:
+    N = len(A)
+    size = min(4 + 0.25 * N, 20)
+    figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
+    picture = axes.imshow(A[np.ix_(ranking, ranking)], vmin=0, vmax=1, cmap="magma")
+    if N <= 60:
+        axes.set_xticks(range(N), range(1, N + 1), fontsize=8)
+        axes.set_yticks(range(N), [f"{members[i].name[-40:]}  {r}" for r, i in enumerate(ranking, 1)], fontsize=8)
+    axes.set_title("similarity of the models, by rank")
+    figure.colorbar(picture, shrink=0.7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f}/s" if task.speed else "")
+
+
+def _print(result: dict[str, Any], console: Console) -> None:
+    labels = "rank_correlation" in result
+    table = Table("rank", "model", "score", "standard error", *(["FactorVAE score"] if labels else []))
+    for row in result["models"][:50]:
+        error = "" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
+        cells = [str(row["rank"]), row["name"], f"{row['score']:.4f}", error]
+        table.add_row(*cells, *([f"{row['factor_vae']:.3f}"] if labels else []))
+    console.print(table)
+    if gap := result.get("gap"):
+        console.print(
+            f"{gap['winner']} leads {gap['runner_up']} by {gap['gap']:.4f} +- {gap['standard_error']:.4f}: "
+            f"the better of the two with probability {gap['confidence']:.2f}"
+        )
+    if labels:
+        console.print(f"rank correlation with the supervised FactorVAE score: {result['rank_correlation']:.2f}")
+    if warning := result.get("warning"):
+        console.print(f"warning: {warning}", style="yellow")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    cli.run(select, args)
+
+
+if __name__ == "__main__":
+    main()
