@@ -253,6 +253,9 @@ class InfoGAN(nn.Module):
         self.contrastive = ContrastiveDiscriminator(cfg, image_shape)
         for i, network in enumerate((self.generator, self.discriminator, self.contrastive)):
             initialise(network, _weight_draw(cfg.seed, i), cfg.init)
+        for module in self.generator.fully_connected:
+            if isinstance(module, nn.BatchNorm1d):
+                nn.init.constant_(module.bias, cfg.g_bias)
         self.average = None
         if cfg.ema > 0:
             trained = {"generator": self.generator, "discriminator": self.discriminator}

@@ -84,8 +84,7 @@ def train_step(
         loss = report["d"] + cfg.info_weight * losses.info_loss(c, predicted[batch:])
     if phase.r1:
         x = see(x).detach().requires_grad_()
-        with autocast:
-            logits, _ = discriminator(x)
+        logits, _ = discriminator(x)  # a gradient of a gradient wants float32
         loss = loss + cfg.r1_weight * cfg.r1_every * losses.r1_penalty(logits, x)
     update(optimisers["discriminator"], loss)
     advance_power_iteration(discriminator)

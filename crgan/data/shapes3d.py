@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from crgan.data.dataset import Dataset, grid
-from crgan.data.sprites import hue_to_rgb
 
 FACTORS = {"floor_hue": 10, "wall_hue": 10, "object_hue": 10, "scale": 8, "shape": 4, "orientation": 15}
 
@@ -38,7 +37,7 @@ def _render(factors: Tensor) -> Tensor:
     scale, shape, orientation = factors[:, 3], factors[:, 4], factors[:, 5]
     all_maps, sky = _maps(factors.device)
     maps = all_maps[(orientation * 4 + shape) * 8 + scale]
-    hues = hue_to_rgb(factors[:, :3].reshape(-1) / 10).view(-1, 3, 3)
+    hues = _hue_to_rgb(factors[:, :3].reshape(-1) / 10).view(-1, 3, 3)
     colours = torch.cat([hues, sky.expand(len(hues), 1, 3)], 1)  # [n, 4, 3]
     return torch.bmm(colours.transpose(1, 2), maps).clamp_(max=1).view(-1, 3, 64, 64)
 
@@ -150,3 +149,11 @@ def _root(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     square = b * b - a * c
     t = (-b - square.clamp(min=0).sqrt()) / a
     return t.where((square > 0) & (t > 0), torch.inf)
+
+
+def _hue_to_rgb(
+    hue: Tensor,  # [n] in [0, 1]
+) -> Tensor:
+    """RGB [n, 3] of the pure colours HSV(hue, 1, 1)."""
+    sixths = hue[:, None] * 6
+    return torch.cat([(sixths - 3).abs() - 1, 2 - (sixths - 2).abs(), 2 - (sixths - 4).abs()], -1).clamp_(0, 1)

@@ -12,7 +12,7 @@ from crgan.data.dataset import Dataset, grid
 
 DSPRITES = {"color": 1, "shape": 3, "scale": 6, "orientation": 40, "posX": 32, "posY": 32}
 CIRCULAR = {"angle": 40, "radius": 27}
-SQUARES = {"posX": 16, "posY": 16, "size": 8, "hue": 10}
+SQUARES = {"posX": 16, "posY": 16, "size": 8, "colour": 10}
 
 
 def dsprites() -> Dataset:
@@ -73,8 +73,11 @@ def _render_circular(factors: Tensor) -> Tensor:
 
 
 def squares() -> Dataset:
-    """Coloured squares on black, 3x32x32: side 4 to 14 px, wholly inside the image, hue red to blue; an edge
-    pixel holds the share that is covered. Small, with four factors that do not mix: the quick set."""
+    """Coloured squares on black, 3x32x32: side 4 to 14 px, wholly inside the image, red to blue through purple.
+
+    Red and blue add up to 1, so that colour and size do not share the brightness; an edge pixel holds the share
+    that is covered. Small, with four independent factors: the quick set.
+    """
     return grid("squares", SQUARES, (3, 32, 32), render=_render_squares)
 
 
@@ -84,16 +87,9 @@ def _render_squares(factors: Tensor) -> Tensor:
     pixel = torch.arange(32, device=factors.device)
     # Share of each pixel's width, and height, that the square covers: [n, 2, 32].
     cover = (torch.minimum(pixel + 1, centre + half) - torch.maximum(pixel, centre - half)).clamp_(0, 1)
-    colour = hue_to_rgb(factors[:, 3] * (2 / 3 / 9))
+    blue = factors[:, 3] / 9
+    colour = torch.stack([1 - blue, torch.zeros_like(blue), blue], 1)
     return colour[:, :, None, None] * (cover[:, 1, :, None] * cover[:, 0, None, :])[:, None]
-
-
-def hue_to_rgb(
-    hue: Tensor,  # [n] in [0, 1]
-) -> Tensor:
-    """RGB [n, 3] of the pure colours HSV(hue, 1, 1)."""
-    sixths = hue[:, None] * 6
-    return torch.cat([(sixths - 3).abs() - 1, 2 - (sixths - 2).abs(), 2 - (sixths - 4).abs()], -1).clamp_(0, 1)
 
 
 def _paste(
