@@ -1,0 +1,47 @@
+"""Models whose disentanglement is known: the image is a matrix times the codes, and the encoder another matrix."""
+
+import torch
+from torch import Tensor
+
+
+class Linear:
+    """image = mix @ codes as [n, 1, 1, P]; encode = unmix @ image, the inverse unless given."""
+
+    prior = "uniform"
+
+    def __init__(self, mix: Tensor, unmix: Tensor | None = None, pixels: int | None = None):
+        self.num_codes = mix.shape[1]
+        self.mix = torch.zeros(pixels or len(mix), self.num_codes)
+        self.mix[: len(mix)] = mix
+        self.unmix = torch.linalg.pinv(self.mix) if unmix is None else unmix
+        self.image_shape = (1, 1, len(self.mix))
+
+    def generate(self, codes: Tensor) -> Tensor:
+        return (codes @ self.mix.T)[:, None, None]
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        draw = torch.Generator().manual_seed(seed)
+        return self.generate(torch.rand(n, self.mix.shape[1], generator=draw) * 2 - 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images[:, 0, 0] @ self.unmix.T
+
+
+def rotation(k: int, seed: int) -> Tensor:
+    return torch.linalg.qr(torch.randn(k, k, generator=torch.Generator().manual_seed(seed)))[0]
+
+
+def known_pool(k: int = 5) -> dict[str, Linear]:
+    """Good models first, then those that are worse by construction."""
+    eye = torch.eye(k)
+    half_blind = eye.clone()
+    half_blind[0] = 0  # its first code is constant
+    return {
+        "identity": Linear(eye),
+        "permuted": Linear(eye[torch.arange(k).roll(2)]),
+        "rescaled": Linear(torch.diag(torch.tensor([-3.0, 1, 0.2, -1, 50])[:k])),
+        "constant code": Linear(eye, half_blind),
+        "rotated": Linear(rotation(k, 1)),
+        "collapsed": Linear(rotation(k, 2), torch.zeros(k, k)),
+        "broken": Linear(rotation(k, 3), torch.full((k, k), torch.nan)),
+    }
