@@ -6,16 +6,21 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from functools import lru_cache
+from itertools import product
 from typing import Any, TypeVar
 
 import torch
 
+from .centrality import Pair, Pool, Sizes
 from .errors import InputError
+from .models import Member, open_models
 
 Key = TypeVar("Key")
 RETRIES = 20  # of one piece of work whose worker or machine was lost
+BLOCKS_PER_SLOT = 4  # pieces of a selection for each that run at once, so that all end at about the same time
 
 
 def connect(address: str) -> bool:
@@ -60,10 +65,8 @@ def scatter(
         yield None
 
 
-def train_run(threads: int, flags: list[str], log: str) -> int:
-    """`python -m crgan.train` with these flags inside this worker, so that both die together; returns the exit code."""
-    from .train import main
-
+def run_command(threads: int, main: Callable[[list[str]], None], flags: list[str], log: str) -> int:
+    """A command inside this worker, so that both die together; returns its exit code."""
     torch.set_num_threads(threads)  # sums are split among threads: as many as in a local run give its bits
     with open(log, "a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
         print(f"on {os.uname().nodename}, process {os.getpid()}")
@@ -77,3 +80,87 @@ def train_run(threads: int, flags: list[str], log: str) -> int:
             traceback.print_exc(file=sys.stderr)
             return 1
     return 0
+
+
+class ClusterPool(Pool):
+    """A pool measured on a Ray cluster: a block of pairs, one generator and some encoders, goes to one worker.
+
+    Workers open the models themselves, at the same paths. What comes back equals what a local pool computes with as
+    many threads, bit for bit; a block whose worker was lost is computed again.
+    """
+
+    def __init__(
+        self, runs: Sequence[str], sizes: Sizes, address: str, threads: int, device: str, batch_size: int | None = None
+    ):
+        has_gpus = connect(address)
+        self.runs, self.threads = tuple(runs), threads
+        self.worker_device = device if device != "auto" else "cuda" if has_gpus else "cpu"
+        super().__init__(open_models(runs), sizes, batch_size=batch_size)
+
+    def measure_all(self) -> None:
+        due: dict[int, dict[int, Pair]] = {}
+        for j, i in product(range(len(self)), repeat=2):
+            pair = self.pairs.setdefault((i, j), Pair())
+            if pair.done < self.sizes.groups:
+                due.setdefault(j, {})[i] = pair
+        self._spread(due, self.sizes.groups)
+        super().measure_all()
+
+    def _encode(self, j: int, pairs: dict[int, Pair], groups: int) -> None:
+        self._spread({j: pairs}, groups)
+
+    def _spread(self, due: dict[int, dict[int, Pair]], groups: int) -> None:
+        import ray
+
+        gpus = int(self.worker_device.startswith("cuda"))
+        slots = ray.cluster_resources()["GPU"] if gpus else ray.cluster_resources()["CPU"] // self.threads
+        size = max(1, int(sum(map(len, due.values())) // (BLOCKS_PER_SLOT * slots)))
+        common = (self.runs, self.worker_device, os.getcwd(), self.sizes, self.batch_size, groups)
+        blocks = {}
+        for j, pairs in due.items():
+            encoders = list(pairs)
+            for start in range(0, len(encoders), size):
+                block = {i: (self.members[i].name, pairs[i]) for i in encoders[start : start + size]}
+                blocks[j, start] = (*common, self.members[j].name, block)
+        for ended in scatter(measure_block, blocks, self.threads, gpus):
+            if ended is None:
+                continue
+            (j, _), result = ended
+            if isinstance(result, Exception):
+                raise result
+            for i, pair in result.items():
+                self.progress(int(self.sizes.encodes(groups) - self.sizes.encodes(due[j][i].done)))
+                self.pairs[i, j] = pair
+
+
+def measure_block(
+    threads: int,
+    runs: tuple[str, ...],
+    device: str,
+    folder: str,  # that the paths in `runs` start from
+    sizes: Sizes,
+    batch_size: int | None,
+    groups: int,
+    generator: str,
+    encoders: dict[Any, tuple[str, Pair]],  # name of each, and what is known of it so far
+) -> dict[Any, Pair]:
+    """Brings some encoders up to the first `groups` groups of one generator, inside this worker."""
+    torch.set_num_threads(threads)
+    os.chdir(folder)
+    names = [generator, *(name for name, _ in encoders.values())]
+    pool = Pool([_member(runs, name, device) for name in names], sizes, batch_size=batch_size)
+    pool.pairs = {(n, 0): pair for n, (_, pair) in enumerate(encoders.values(), 1)}
+    pool.measure(0, range(1, len(names)), groups)
+    for pair in pool.pairs.values():
+        pair.to("cpu")
+    return dict(zip(encoders, pool.pairs.values()))
+
+
+@lru_cache(maxsize=256)
+def _member(runs: tuple[str, ...], name: str, device: str) -> Member:
+    """The member of that name: of the run of that name, or of a module that returns several."""
+    for run in [name] if name in runs else runs:
+        for member in open_models([run], device):
+            if member.name == name:
+                return member
+    raise InputError(f"{name} is in none of the runs where this worker looks; expected them on shared storage")

@@ -33,6 +33,7 @@ from .centrality import (
     similarity,
     split,
 )
+from .cluster import ClusterPool
 from .errors import InputError
 from .files import write_atomically, write_json
 from .models import Member, open_models
@@ -56,6 +57,8 @@ def select(
     samples: int = 10_000,
     batch_size: int | None = None,
     device: str = "auto",
+    ray: str | None = None,
+    threads: int = 1,
 ) -> dict[str, Any]:
     """Rank a pool of models and choose the best one, without labels.
 
@@ -78,6 +81,8 @@ def select(
         samples: Images that all models encode for UDR.
         batch_size: Images encoded at once; default: 256 on the CPU, 4096 on a GPU.
         device: auto, cpu, cuda or cuda:<number>.
+        ray: Address of a Ray cluster that encodes, or auto; it must see the runs at the same paths.
+        threads: CPU cores of each of its workers.
     """
     if not 0 < budget <= 1:
         raise InputError(f"--budget is {budget:g}, expected a share above 0 and up to 1")
@@ -90,6 +95,8 @@ def select(
         pool = CodesPool(Path(runs[0]), seed)
         if with_labels:
             raise InputError(f"--with-labels needs models, but {runs[0]} holds only their codes")
+    elif ray:
+        pool = ClusterPool(runs, sizes, ray, threads, device, batch_size)
     else:
         pool = Pool(open_models(runs, _device(device)), sizes, batch_size=batch_size)
     labelled = _dataset(pool.members, data, root) if with_labels else None

@@ -28,7 +28,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from . import checkpoint, cluster
+from . import checkpoint, cluster, train
 from .cli import user_errors
 from .config import PRESETS, Config
 from .errors import InputError
@@ -210,9 +210,9 @@ def run_here(runs: Sequence[Run], flags: list[str], jobs: int, threads: int, gpu
 def run_on_cluster(runs: Sequence[Run], flags: list[str], threads: int, gpus: float) -> Generator[None, None, None]:
     """Trains `runs` on the Ray cluster that `cluster.connect` has joined; yields a few times a second."""
     begun = time.time()
-    pieces = {run.name: ([*run.flags, "--out", str(run.out), *flags], str(run.log)) for run in runs}
+    pieces = {run.name: (train.main, [*run.flags, "--out", str(run.out), *flags], str(run.log)) for run in runs}
     named = {run.name: run for run in runs}
-    for ended in cluster.scatter(cluster.train_run, pieces, threads, gpus):
+    for ended in cluster.scatter(cluster.run_command, pieces, threads, gpus):
         if ended is not None:
             name, result = ended
             if isinstance(result, Exception):

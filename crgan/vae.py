@@ -32,7 +32,7 @@ class VAE(nn.Module):
 
     def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
         super().__init__()
-        self.num_codes, self.image_shape = cfg.num_codes, tuple(image_shape)
+        self.cfg, self.num_codes, self.image_shape = cfg, cfg.num_codes, tuple(image_shape)
         maps = _channels(cfg, image_shape, smallest=4)
         layers: list[nn.Module] = []
         for before, after in pairwise([image_shape[0], *maps]):
