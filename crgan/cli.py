@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 
+import torch
 import tyro
 
 from .errors import InputError
@@ -28,3 +29,13 @@ def run(command: Callable[..., None], args: Sequence[str] | None = None) -> None
     """Calls `command` with its parameters read from the command line (their types and docstring make the flags)."""
     with user_errors():
         tyro.cli(command, args=args)
+
+
+def device(name: str) -> torch.device:
+    """The device of a command's --device, "auto" being the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device is {name!r}, which torch cannot use ({str(error).splitlines()[0]})") from None
