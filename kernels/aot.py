@@ -1,4 +1,6 @@
-"""Compiles every Triton kernel ahead of time; needs no GPU: `python -m _crgan_kernels.aot [--targets 80 90 100]`.
+"""Compiles every Triton kernel ahead of time; needs no GPU.
+
+    python -m _crgan_kernels.aot [--targets 80 90 100] [--only REGEX]
 
 Prints registers and spilled bytes per kernel and target, and ends with exit code 1 where a kernel spills.
 """
@@ -35,14 +37,15 @@ def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         ("loss", loss.forward_kernel, loss.FORWARD_CONFIGS),
         ("loss gradients", loss.backward_kernel, loss.BACKWARD_CONFIGS),
     ):
-        for dtype in ("fp32", "bf16", "fp16"):
+        shapes = [("fp32", k, d) for k, d in ((5, 128), (16, 2000), (32, 128), (64, 100), (128, 128), (256, 512))]
+        shapes += [("bf16", 5, 128), ("bf16", 16, 2000), ("bf16", 256, 512), ("fp16", 5, 128)]
+        for dtype, num_codes, width in shapes:
             types = {"index": "*i64", "features": f"*{dtype}", "grad_features": f"*{dtype}"}
-            for num_codes, width in ((5, 128), (16, 2000), (256, 100)) if dtype != "fp16" else ((5, 128),):
-                fitted = loss.fit_configs(configs, num_codes)
-                for config in fitted if dtype == "fp32" and num_codes == 5 else fitted[:1]:
-                    tile = "x".join(str(config[key]) for key in ("BLOCK_B", "BLOCK_K", "BLOCK_D"))
-                    label = f"{name}, {dtype}, K={num_codes}, D={width}, {tile}, {config['num_warps']} warps"
-                    yield label, kernel, types, {"K": num_codes, "D": width, **config}
+            fitted = loss.fit_configs(configs, num_codes)
+            for config in fitted if (dtype, num_codes) == ("fp32", 5) else fitted[:1]:
+                tile = "x".join(str(config[key]) for key in ("BLOCK_B", "BLOCK_K", "BLOCK_D"))
+                label = f"{name}, {dtype}, K={num_codes}, D={width}, {tile}, {config['num_warps']} warps"
+                yield label, kernel, types, {"K": num_codes, "D": width, **config}
     yield "sum of partial sums", loss.sum_kernel, {}, loss.SUM_CONFIG
 
 
@@ -69,10 +72,14 @@ def compile_kernel(kernel: Any, types: dict[str, str], settings: dict[str, Any],
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--targets", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities, times 10")
-    targets = parser.parse_args().targets
+    parser.add_argument("--only", default="", help="a regular expression that the names to compile match")
+    args = parser.parse_args()
+    targets = args.targets
     failed = 0
     print(f"{'registers (spilled bytes)':60}" + "".join(f"{f'sm_{t}':>12}" for t in targets))
     for name, kernel, types, settings in variants():
+        if not re.search(args.only, name):
+            continue
         line = f"{name:60}"
         for arch in targets:
             registers, spilled = compile_kernel(kernel, types, settings, arch)

@@ -128,7 +128,7 @@ def sum_kernel(partial, programs, stride, out1, n1, out2, n2, BLOCK: tl.constexp
     tl.store(out2 + column - n1, value, mask=(column >= n1) & (column < n1 + n2))
 
 
-FORWARD_CONFIGS = [(64, 32, 4), (64, 64, 8), (32, 64, 4), (128, 32, 8)]  # BLOCK_B, BLOCK_D, warps; default first
+FORWARD_CONFIGS = [(64, 32, 4), (64, 64, 8), (32, 64, 4), (32, 128, 8)]  # BLOCK_B, BLOCK_D, warps; default first
 BACKWARD_CONFIGS = [(64, 64, 8), (32, 64, 4), (32, 128, 8), (16, 128, 4)]
 SUM_CONFIG = {"BLOCK": 16, "BLOCK_P": 128, "enable_fp_fusion": True}
 
@@ -138,11 +138,13 @@ def fit_configs(configs: list[tuple[int, int, int]], num_codes: int) -> list[dic
     block_k = max(MIN_DOT, triton.next_power_of_2(num_codes))
     return [
         {
-            "BLOCK_B": max(16, min(block_b, 4096 // block_k)),
+            "BLOCK_B": max(16, min(block_b, 512 // block_k)),
             "BLOCK_K": block_k,
-            "BLOCK_D": min(block_d, 4096 // block_k),
+            "BLOCK_D": max(16, min(block_d, 1024 // block_k)),
             "num_warps": warps,
             "enable_fp_fusion": True,
+            # left alone, the assembler spills a few registers of the larger tiles to fit one more program
+            **({"maxnreg": 192 if block_k == 256 else 128} if block_k > 8 else {}),
         }
         for block_b, block_d, warps in configs
     ]

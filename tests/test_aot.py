@@ -1,0 +1,43 @@
+"""Every kernel compiles to machine code for GPUs that are not here."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from _crgan_kernels import aot
+
+
+def compile_all(*arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "_crgan_kernels.aot", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def assert_table(done, targets):
+    header, *rows = done.stdout.splitlines()
+    assert header.split()[-len(targets) :] == targets
+    assert all(row.count("(0)") == len(targets) for row in rows), done.stdout
+    assert done.returncode == 0, done.stderr
+    return rows
+
+
+def test_every_kernel_compiles_for_hopper_without_spills():
+    """One variant of each kernel."""
+    rows = assert_table(compile_all("--targets", "90", "--only", "draw|pairs$|sum|loss.*fp32, K=5.*64x8"), ["sm_90"])
+    assert len(rows) >= 6
+
+
+@pytest.mark.slow
+def test_all_variants_compile_for_all_targets():
+    rows = assert_table(compile_all(), ["sm_80", "sm_90", "sm_100"])
+    assert len(rows) == len(list(aot.variants()))
+
+
+def test_a_spill_fails(monkeypatch, capsys):
+    monkeypatch.setattr(aot, "compile_kernel", lambda *args: (255, 16))
+    monkeypatch.setattr(sys, "argv", ["aot", "--targets", "90", "--only", "sum"])
+    assert aot.main() == 1
+    printed = capsys.readouterr()
+    assert "255 (16)" in printed.out
+    assert "1 kernels spill" in printed.err

@@ -1,0 +1,228 @@
+"""The contrastive loss: H's last layer, its cross-entropy and their gradients."""
+
+import math
+from itertools import product
+
+import pytest
+import torch
+from _crgan_kernels import _triton
+from _crgan_kernels import contrastive_loss as kernels
+
+from crgan.errors import InputError
+from crgan.ops import contrastive_loss
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def sample_inputs():
+    """batch, width, num_codes, type of the features, type of the parameters"""
+    sizes = [(64, 128, 5), (1, 1, 2), (33, 17, 3), (130, 40, 7), (65, 130, 17), (70, 20, 256), (200, 16, 2), (0, 8, 4)]
+    types = [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.float16, torch.float16)]
+    return list(product(sizes, types))
+
+
+def make(size, types, device="cpu", seed=0):
+    batch, width, num_codes = size
+    g = torch.Generator().manual_seed(seed)
+    features = torch.randn(batch, width, generator=g)
+    weight = torch.randn(num_codes, width, generator=g) / width**0.5
+    bias = torch.randn(num_codes, generator=g)
+    index = torch.randint(num_codes, (batch,), generator=g)
+    floats = [t.to(dtype=d, device=device) for t, d in zip((features, weight, bias), (types[0], types[1], types[1]))]
+    return [t.requires_grad_() for t in floats], index.to(device)
+
+
+def run(floats, index, impl, upstream=-2.5):
+    """Loss, accuracy and the gradients of upstream * loss."""
+    loss, accuracy = contrastive_loss(*floats, index, impl=impl, return_accuracy=True)
+    return [loss.detach(), accuracy, *torch.autograd.grad(loss * upstream, floats)]
+
+
+def assert_as_exact_as(mine, reference, truth, name):
+    """|truth - kernel| <= |truth - reference in the working type| + rounding of the result, element by element."""
+    eps, wide = torch.finfo(mine.dtype).eps, torch.finfo(torch.float32).eps
+    mine, reference, truth = (t.detach().double().cpu().flatten() for t in (mine, reference, truth))
+    if not len(truth):
+        return
+    tolerance = eps * truth.abs() + 4 * wide * truth.abs().max() + 2.0**-24  # float16 has no smaller step
+    excess = (mine - truth).abs() - (reference - truth).abs() - tolerance
+    i = excess.argmax()
+    worst = f"{name}[{i}]: kernel {mine[i]:.9g}, reference {reference[i]:.9g}, truth {truth[i]:.9g}"
+    print(worst)
+    assert excess[i] <= 0, worst
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("size", "types"), sample_inputs(), ids=str)
+def test_kernel_is_as_exact_as_the_reference(size, types, device):
+    """Values and gradients against float64, with an upstream gradient other than 1."""
+    floats, index = make(size, types, device)
+    truth = run([t.detach().double().requires_grad_() for t in floats], index, "ref")
+    reference, mine = run(floats, index, "ref"), run(floats, index, "triton")
+    for name, a, b, t in zip(["loss", "accuracy", "d features", "d weight", "d bias"], mine, reference, truth):
+        assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+        assert_as_exact_as(a, b, t, name)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("form", [0, 1, 2, 3])
+def test_every_configuration_gives_the_same_loss(form, device, monkeypatch):
+    """What tuning may choose changes the last bits only; equal input gives equal bits."""
+    size, types = (200, 70, 5), (torch.float32, torch.float32)
+    floats, index = make(size, types, device)
+    truth = run([t.detach().double().requires_grad_() for t in floats], index, "ref")
+    monkeypatch.setattr(kernels, "FORWARD_CONFIGS", [kernels.FORWARD_CONFIGS[form]])
+    monkeypatch.setattr(kernels, "BACKWARD_CONFIGS", [kernels.BACKWARD_CONFIGS[form]])
+    mine, again = run(floats, index, "triton"), run(floats, index, "triton")
+    for name, a, b, t in zip(["loss", "accuracy", "d features", "d weight", "d bias"], mine, again, truth):
+        assert torch.equal(a, b)
+        assert_as_exact_as(a, t, t, name)
+
+
+@pytest.mark.parametrize("impl", ["ref", "triton"])
+def test_known_answers(impl):
+    """Equal logits give log K and gradients of (1/K - [k == index]) / B; certain ones give 0 or their distance."""
+    weight, bias = torch.zeros(4, 3, requires_grad=True), torch.zeros(4, requires_grad=True)
+    loss = contrastive_loss(torch.ones(8, 3), weight, bias, torch.full((8,), 2), impl=impl)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(4), rel=1e-6)
+    torch.testing.assert_close(bias.grad, torch.tensor([0.25, 0.25, -0.75, 0.25]))
+    torch.testing.assert_close(weight.grad, bias.grad[:, None].expand(4, 3))
+
+    index = torch.tensor([0, 1, 1])  # the logits say 0, 1, 2 with a lead of 100
+    loss, accuracy = contrastive_loss(
+        torch.eye(3), 100 * torch.eye(3), torch.zeros(3), index, impl=impl, return_accuracy=True
+    )
+    assert loss.item() == pytest.approx(100 / 3, rel=1e-6)
+    assert accuracy.item() == pytest.approx(2 / 3)
+    assert not accuracy.requires_grad
+
+
+@pytest.mark.parametrize("impl", ["ref", "triton"])
+def test_empty_batch_is_zero(impl):
+    """No pairs: loss, accuracy and gradients are 0, not NaN."""
+    floats, index = make((0, 8, 4), (torch.float32, torch.float32))
+    assert all((t == 0).all() for t in run(floats, index, impl))
+
+
+@pytest.mark.parametrize("impl", ["ref", "triton"])
+def test_strided_arguments(impl):
+    """Transposed and sliced tensors give the values of their contiguous copies."""
+    (features, weight, bias), index = make((60, 24, 6), (torch.float32, torch.float32))
+    strided = [
+        features.detach().T.contiguous().T.requires_grad_(),
+        weight.detach().repeat_interleave(2, dim=1)[:, ::2].detach().requires_grad_(),
+        bias.detach().repeat(2)[:6].requires_grad_(),
+    ]
+    assert not strided[0].is_contiguous()
+    assert not strided[1].is_contiguous()
+    both = run(strided, torch.stack((index, index), 1)[:, 0], impl), run((features, weight, bias), index, impl)
+    for a, b in zip(*both):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_registration():
+    """torch.library's own checks of schema, fake tensors, autograd and dispatch, on both ops."""
+    for size, types in [((9, 8, 3), (torch.float32,) * 2), ((3, 5, 2), (torch.bfloat16, torch.float32))]:
+        floats, index = make(size, types)
+        forward = torch.library.opcheck(torch.ops.crgan.contrastive_loss.default, (*floats, index))
+        detached = [t.detach() for t in floats]
+        op = torch.ops.crgan.contrastive_loss_backward.default
+        backward = torch.library.opcheck(op, (torch.tensor(1.5), *detached, index))
+        assert set(forward.values()) == set(backward.values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("impl", ["ref", "triton"])
+def test_compiles_without_a_graph_break(impl):
+    """Forward and backward trace as one graph and give what eager gives."""
+    floats, index = make((20, 12, 4), (torch.float32, torch.float32))
+    compiled = torch.compile(
+        lambda *args: contrastive_loss(*args, impl=impl, return_accuracy=True), backend="aot_eager", fullgraph=True
+    )
+    loss, accuracy = compiled(*floats, index)
+    mine = [loss.detach(), accuracy, *torch.autograd.grad(loss * -2.5, floats)]
+    for a, b in zip(mine, run(floats, index, impl)):
+        torch.testing.assert_close(a, b)
+
+
+def test_autocast_leaves_it_in_float32():
+    """Under autocast the features come as bfloat16, the parameters stay float32, and so does the arithmetic."""
+    floats, index = make((64, 32, 5), (torch.bfloat16, torch.float32))
+    for impl in ("ref", "triton"):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = contrastive_loss(*floats, index, impl=impl)
+        assert loss.dtype == torch.float32
+        mine = [loss.detach(), *torch.autograd.grad(loss, floats)]
+        expected = run(floats, index, impl, upstream=1.0)
+        del expected[1]
+        assert all(torch.equal(a, b) for a, b in zip(mine, expected))
+
+
+def test_second_derivative_raises():
+    """The kernel is differentiable once and says so; the reference is differentiable twice."""
+    floats, index = make((6, 4, 3), (torch.float32, torch.float32))
+    for impl in ("ref", "triton"):
+        loss = contrastive_loss(*floats, index, impl=impl)
+        (first,) = torch.autograd.grad(loss, floats[:1], create_graph=True)
+        if impl == "triton":
+            with pytest.raises(RuntimeError, match="contrastive_loss_backward"):
+                first.square().sum().backward()
+        else:
+            assert torch.autograd.grad(first.square().sum(), floats[1])[0].abs().sum() > 0
+
+
+def test_an_index_that_is_no_code_is_not_passed_over():
+    """The reference raises; the kernel, which cannot without a stall, gives NaN."""
+    floats, index = make((6, 4, 3), (torch.float32, torch.float32))
+    for wrong in (3, -100):
+        index[4] = wrong
+        with pytest.raises(RuntimeError, match="index"):
+            contrastive_loss(*floats, index, impl="ref")
+        assert contrastive_loss(*floats, index, impl="triton").isnan()
+
+
+def test_mistakes_are_named(monkeypatch):
+    (features, weight, bias), index = make((6, 4, 3), (torch.float32, torch.float32))
+    for arguments, message in [
+        ((features, weight, bias, index[:5]), r"index \[5\]; expected"),
+        ((features[0], weight, bias, index), r"features \[4\]"),
+        ((features, weight[:, :3], bias, index), r"weight \[3, 3\]"),
+        ((features, weight[:1], bias[:1], index), "2 <= K <= 256"),
+        ((features, weight, bias, index.int()), "index is torch.int32, expected int64"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            contrastive_loss(*arguments)
+    with pytest.raises(InputError, match="reads float32, float16 and bfloat16"):
+        contrastive_loss(features.double(), weight, bias, index, impl="triton")
+    monkeypatch.setattr(_triton, "INTERPRET", False)
+    with pytest.raises(InputError, match="Triton runs on cuda, not on cpu"):
+        contrastive_loss(features, weight, bias, index, impl="triton")
+    assert contrastive_loss(features, weight, bias, index).isfinite()
+
+
+def test_tuning_takes_the_fastest_and_measures_once(monkeypatch):
+    """By default the first configuration, as in a graph capture; with tuning on, the fastest, remembered per key."""
+    ran = []
+    configs = [{"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}]
+    _triton.launch(ran.append, configs, "key")
+    assert ran == [{"BLOCK": 1}]
+
+    measured = []
+
+    def do_bench(call):
+        call()
+        measured.append(ran[-1]["BLOCK"])
+        return {1: 0.3, 2: 0.1, 3: 0.2}[ran[-1]["BLOCK"]]
+
+    monkeypatch.setattr(_triton, "AUTOTUNE", True)
+    monkeypatch.setattr(_triton, "_fastest", {})
+    monkeypatch.setattr(_triton.triton.testing, "do_bench", do_bench)
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    _triton.launch(ran.append, configs, "a")
+    assert ran[-1] == {"BLOCK": 1}
+    capturing = False
+    for key in ("a", "a", "b"):
+        _triton.launch(ran.append, configs, key)
+        assert ran[-1] == {"BLOCK": 2}
+    assert measured == [1, 2, 3] * 2

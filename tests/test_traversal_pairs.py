@@ -1,0 +1,206 @@
+"""The counter-based samplers: bits, laws, range and gap."""
+
+import math
+
+import pytest
+import torch
+from _crgan_kernels import _triton, philox
+from _crgan_kernels._triton import jit, tl
+
+from crgan.errors import InputError
+from crgan.ops import random_index, sample_latents, traversal_pairs
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+GAPS = [0, 1e-9, 0.1, 0.5, 1, 1.5, 1.9, 1.999, 1.9999999, math.nextafter(2, 0)]
+
+# counter, key, output of Philox 4x32-10: the vectors published with the algorithm
+KNOWN = [
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+
+
+def sample_inputs():
+    """batch, num_codes, num_noise, gap, seed, step"""
+    sizes = [(64, 5, 5), (1, 1, 1), (7, 3, 0), (33, 10, 60), (3, 256, 2), (0, 2, 2), (30, 2, 5)]
+    counters = [(0, 0), (1, 1), (2**64 - 1, 2**33 + 1), (2**31, 2**31), (2**63, 2**62 + 5)]
+    return [(*sizes[i % len(sizes)], GAPS[i % len(GAPS)], *counters[i % len(counters)]) for i in range(35)]
+
+
+@jit
+def words_kernel(out, block, stream, seed, step, N: tl.constexpr):
+    words = philox.block_words(tl.load(block + tl.arange(0, N)), tl.load(stream), seed, step)
+    for i in tl.static_range(4):
+        tl.store(out + i * N + tl.arange(0, N), words[i].to(tl.int64))
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_known_answers(counter, key, expected):
+    """The reference maps the published counters and keys to the published words."""
+    column = torch.tensor(counter)[:, None]
+    assert philox.philox_ref(column, key[0] | key[1] << 32)[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
+def test_philox_known_answers_of_the_kernel(counter, key, expected, device):
+    """So does the device function; block, stream, step low and step high are the counter's four words."""
+    out = torch.zeros(4, 1, dtype=torch.int64, device=device)
+    step = counter[2] | counter[3] << 32
+    block, stream, step = torch.tensor([[c - 2**64 if c >= 2**63 else c] for c in (*counter[:2], step)], device=device)
+    words_kernel[(1,)](out, block, stream, philox.signed(key[0] | key[1] << 32), step, N=1)
+    assert out[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("inputs", sample_inputs(), ids=str)
+def test_kernel_gives_the_bits_of_the_reference(inputs, device):
+    """On any device, with the step as a number or in memory; the reference runs on the CPU."""
+    batch, num_codes, num_noise, gap, seed, step = inputs
+    calls = [
+        lambda step, **how: traversal_pairs(batch, num_codes, num_noise, gap, seed, step, **how),
+        lambda step, **how: sample_latents(batch, num_codes, num_noise, seed, step, **how),
+        lambda step, **how: [random_index(batch, num_codes, seed, step, **how)],
+        lambda step, **how: [random_index(batch, 2**31, seed, step, **how)],
+    ]
+    for call in calls:
+        expected = call(step, device="cpu", impl="ref")
+        for place in (step, torch.tensor(step, device=device)):
+            for impl in ("triton", "ref"):
+                for mine, theirs in zip(call(place, device=device, impl=impl), expected, strict=True):
+                    assert (mine.shape, mine.dtype, mine.is_contiguous()) == (theirs.shape, theirs.dtype, True)
+                    assert torch.equal(mine.cpu(), theirs)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_pair_shares_one_code_and_keeps_range_and_gap(gap):
+    """c_I is equal to the bit, all others differ by the gap or more, and no rounding breaks either bound."""
+    c1, c2, z, index = traversal_pairs(4096, 5, 3, gap, 7, 1, device="cpu")
+    assert z.shape == (4096, 3)
+    assert z.abs().max() <= 1
+    shared = torch.arange(5) == index[:, None]
+    assert torch.equal(c1[shared], c2[shared])
+    assert c1.abs().max() <= 1
+    assert c2.abs().max() <= 1
+    assert (c1 - c2).double().abs()[~shared].min() >= gap
+    assert (c1.double() - c2.double()).abs()[~shared].min() >= gap
+
+
+def ks_uniform(values, low, high):
+    """Kolmogorov-Smirnov distance to the uniform law, in units where 1.95 has probability 0.001."""
+    u = ((values.double().flatten() - low) / (high - low)).sort().values
+    n = len(u)
+    grid = torch.arange(n + 1, dtype=torch.float64) / n
+    return max((grid[1:] - u).max(), (u - grid[:-1]).max()).item() * n**0.5
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.5, 1.9])
+def test_pair_laws(gap):
+    """Shared code uniform on [-1, 1); the others, pulled back by gap / 2, independent uniform on
+    [-1 + gap/2, 1 - gap/2]; either of the pair is the larger as often; index uniform."""
+    c1, c2, z, index = traversal_pairs(20000, 4, 2, gap, 11, 3, device="cpu")
+    shared = torch.arange(4) == index[:, None]
+    bound = 1 - gap / 2
+    up = torch.where(c1 > c2, gap / 2, -gap / 2)
+    first, second = (c1 - up)[~shared], (c2 + up)[~shared]
+    assert ks_uniform(c1[shared], -1, 1) < 1.95
+    assert ks_uniform(first, -bound, bound) < 1.95
+    assert ks_uniform(second, -bound, bound) < 1.95
+    assert ks_uniform(z, -1, 1) < 1.95
+    correlation = torch.corrcoef(torch.stack((first, second)))[0, 1].item()
+    assert abs(correlation) < 4 / len(first) ** 0.5
+    assert abs((c1 > c2)[~shared].double().mean().item() - 0.5) < 2 / len(first) ** 0.5
+    chi_square = ((index.bincount(minlength=4) - 5000) ** 2 / 5000).sum().item()
+    assert chi_square < 16.3  # 3 degrees of freedom, probability 0.001
+
+
+def test_latents_and_indices_are_uniform():
+    """Codes, noise and indices follow their laws, also an odd number of values."""
+    c, z = sample_latents(9999, 3, 2, 5, 0, device="cpu")
+    assert ks_uniform(c, -1, 1) < 1.95
+    assert ks_uniform(z, -1, 1) < 1.95
+    assert c.min() >= -1
+    assert c.max() < 1
+    assert abs(torch.corrcoef(c.T)[0, 1].item()) < 4 / 9999**0.5
+    index = random_index(30001, 7, 5, 0, device="cpu")
+    counts = index.bincount(minlength=7)
+    assert len(counts) == 7
+    assert ((counts - 30001 / 7) ** 2 / (30001 / 7)).sum().item() < 22.5  # 6 degrees of freedom, probability 0.001
+    assert random_index(5, 1, 5, 0, device="cpu").tolist() == [0] * 5
+
+
+def test_seed_step_and_purpose_make_numbers_of_their_own():
+    """Nothing is drawn twice: all values of several seeds, steps and purposes differ (up to chance)."""
+    draws = []
+    for seed, step in [(0, 0), (0, 1), (1, 0), (2**32, 0), (0, 2**32)]:
+        draws += sample_latents(50, 3, 4, seed, step, device="cpu")
+        draws += traversal_pairs(50, 1, 4, 0.0, seed, step, device="cpu")[1:3]
+    values = torch.cat([d.flatten() for d in draws])
+    assert len(values.unique()) >= len(values) - 3  # 24 bits, 3,000 values: 0.27 coincidences are expected
+    first = traversal_pairs(50, 3, 4, 0.2, 9, 2, device="cpu")
+    again = traversal_pairs(50, 3, 4, 0.2, 9, 2, device="cpu")
+    assert all(torch.equal(a, b) for a, b in zip(first, again))
+
+
+def test_compiles_without_a_graph_break():
+    """A compiled step may draw, with the step in memory."""
+    draw = torch.compile(
+        lambda step: traversal_pairs(8, 3, 2, 0.3, 5, step, device="cpu"), backend="eager", fullgraph=True
+    )
+    for step in (0, 2**40):
+        drawn, expected = draw(torch.tensor(step)), traversal_pairs(8, 3, 2, 0.3, 5, step, device="cpu")
+        assert all(torch.equal(a, b) for a, b in zip(drawn, expected))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"gap": 2.0}, "gap is 2.0, expected 0 <= gap < 2"),
+        ({"gap": -0.1}, "gap is -0.1"),
+        ({"gap": math.nan}, "gap is nan"),
+        ({"num_codes": 0}, "num_codes is 0"),
+        ({"batch": -1}, "sizes are -1, 3"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**64}, "expected 0 <= seed < 2"),
+        ({"step": torch.tensor(1.0)}, "step is torch.float32"),
+        ({"step": torch.tensor([1])}, r"step is torch.int64 of shape \[1\]"),
+        ({"impl": "cuda"}, "has no such implementation"),
+    ],
+)
+def test_mistakes_are_named(change, message):
+    good = {"batch": 2, "num_codes": 2, "num_noise": 3, "gap": 0.5, "seed": 1, "step": 1, "device": "cpu"}
+    with pytest.raises(InputError, match=message):
+        traversal_pairs(**good | change)
+    with pytest.raises(InputError, match="high is 0"):
+        random_index(3, 0, 1, 1, device="cpu")
+
+
+def test_asking_for_triton_where_it_cannot_run_raises(monkeypatch):
+    """Never the reference instead."""
+    monkeypatch.setattr(_triton, "INTERPRET", False)
+    with pytest.raises(InputError, match="Triton runs on cuda, not on cpu"):
+        sample_latents(2, 2, 2, 1, 1, device="cpu", impl="triton")
+    monkeypatch.setattr(_triton, "triton", None)
+    with pytest.raises(InputError, match="pip install triton"):
+        sample_latents(2, 2, 2, 1, 1, device="cpu", impl="triton")
+    assert len(sample_latents(2, 2, 2, 1, 1, device="cpu")) == 2
+
+
+@pytest.mark.gpu
+def test_graph_draws_anew_at_each_replay():
+    """The step lives in memory: a captured launch follows it."""
+    step = torch.zeros((), dtype=torch.int64, device="cuda")
+    traversal_pairs(64, 5, 5, 0.1, 3, step, device="cuda")  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        drawn = traversal_pairs(64, 5, 5, 0.1, 3, step, device="cuda")
+    for value in (5, 2**40):
+        step.fill_(value)
+        graph.replay()
+        expected = traversal_pairs(64, 5, 5, 0.1, 3, value, device="cpu")
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(drawn, expected))
