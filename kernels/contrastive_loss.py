@@ -1,5 +1,7 @@
 """H's last layer and its loss, fused: which code does a pair of images share?"""
 
+from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
+
 from typing import Any
 
 import torch

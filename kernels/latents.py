@@ -1,5 +1,7 @@
 """Draws without structure: codes and noise of a plain step, indices of a data set."""
 
+from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
+
 import torch
 from torch import Tensor
 

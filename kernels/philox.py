@@ -10,6 +10,8 @@ so no generator state exists: each purpose has a stream of its own, each trainin
 any device computes the same bits in any order.
 """
 
+from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
+
 import torch
 from torch import Tensor
 

@@ -1,5 +1,7 @@
 """A batch of paired latent traversals, the input of the contrastive regularizer, in one launch."""
 
+from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
+
 import math
 
 import torch

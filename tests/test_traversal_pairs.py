@@ -1,6 +1,8 @@
 """The counter-based samplers: bits, laws, range and gap."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -189,6 +191,24 @@ def test_asking_for_triton_where_it_cannot_run_raises(monkeypatch):
     with pytest.raises(InputError, match="pip install triton"):
         sample_latents(2, 2, 2, 1, 1, device="cpu", impl="triton")
     assert len(sample_latents(2, 2, 2, 1, 1, device="cpu")) == 2
+
+
+def test_without_triton_the_references_run():
+    """A machine without Triton has all ops, by their references."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from crgan.ops import contrastive_loss, traversal_pairs
+c1, c2, z, index = traversal_pairs(4, 3, 2, 0.5, 1, 1, device="cpu")
+print(contrastive_loss(c1, torch.eye(3), torch.zeros(3), index).isfinite().item())
+try:
+    traversal_pairs(4, 3, 2, 0.5, 1, 1, device="cpu", impl="triton")
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True\ntraversal_pairs(impl='triton'): Triton is not there")
 
 
 @pytest.mark.gpu
