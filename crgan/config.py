@@ -85,8 +85,9 @@ class Config:
     """Weight of BetaVAE's divergence from the prior, and of BetaTCVAE's total correlation."""
     ema: float = 0.0
     """Decay per step of the moving average of G, D and Q for pictures, metrics and selection; 0: none."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the networks' passes (autocast); weights and losses stay float32."""
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Arithmetic of the networks' passes (autocast); weights and losses stay float32. auto: bfloat16 where the
+    processor has it."""
     seed: int = 0
     """Seed of the weights and of every random draw."""
     eval_every: int = 10_000
@@ -108,7 +109,8 @@ class Config:
         for name in ("gap", "gap_after"):
             if not 0 <= getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a contrastive gap in [0, 2)")
-
+        if self.seed >= 2**31:
+            raise InputError(f"seed is {self.seed}; expected a number below 2^31")
         if self.model != "infogan-cr":
             for name in ("num_noise", "cr_weight", "r1_weight", "ema"):
                 if getattr(self, name):
@@ -151,16 +153,20 @@ _FACTOR_VAE = replace(
     _PAPER, model="factor-vae", num_codes=10, num_noise=0, cr_weight=0.0, steps=27 * 11_520, lr_g=1e-4, lr_d=1e-4,
     beta1=0.9,
 )  # fmt: skip
-_QUICK = Config(
-    data="squares", num_codes=4, num_noise=4, width=16, hidden=64, spectral_norm="none", h_norm="none",
-    steps=6_000, batch_size=64, g_steps=1, lr_d=1e-3, lr_h=1e-3, info_weight=0.2, cr_weight=1.0, cr_start=3_000,
-    r1_weight=0.02, eval_every=1_000,
+# What each of these changes is worth is in docs/recipes.md.
+_FAST = Config(
+    num_noise=0, spectral_norm="none", h_norm="none", init="he", g_bias=1.5, g_steps=1, lr_d=3e-3, lr_h=1e-3, beta2=0.99,
+    info_weight=0.1, r1_weight=0.005, r1_every=8, ema=0.995, precision="auto", gap=1.0, cr_weight=1.0,
 )  # fmt: skip
 
 PRESETS: dict[str, Config] = {
     # Shipped: minutes on two CPU cores.
-    "quick": _QUICK,
-    "dsprites-fast": replace(_QUICK, data="dsprites", num_codes=5, width=32, hidden=128, steps=20_000, cr_start=10_000),
+    "quick": replace(
+        _FAST, data="squares", num_codes=4, steps=6_000, blur=3.0, blur_steps=3_000, cr_start=1_500, eval_every=1_000
+    ),
+    "dsprites-fast": replace(
+        _FAST, data="dsprites", num_codes=5, steps=20_000, blur=6.0, blur_steps=10_000, cr_start=5_000, eval_every=2_000
+    ),
     # The paper's settings, to the letter.
     "dsprites": _PAPER,
     "dsprites-infogan": replace(_PAPER, cr_weight=0.0),

@@ -291,7 +291,7 @@ class InfoGAN(nn.Module):
         seed: int = 0,
         noise: Tensor | None = None,  # [n, Z] in [-1, 1]
     ) -> Tensor:
-        """-> images [n, C, H, W] in [0, 1] on the model's device; `seed` draws the noise of each row if none is given."""
+        """-> images [n, C, H, W] in [0, 1] on the model's device; `seed` draws noise that is not given."""
         codes = codes.to(self.device, torch.float32)
         if noise is None:
             _, noise = ops.sample_latents(len(codes), self.num_codes, self.num_noise, seed, 0, device=self.device)

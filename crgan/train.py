@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +153,8 @@ def train(
     Raises InputError for what the user can mend, OSError where the folder or the disk refuse.
     """
     place = _device(device)
+    if cfg.precision == "auto":
+        cfg = replace(cfg, precision="bfloat16" if _has_bfloat16(place) else "float32")
     dataset = datasets.load(cfg.data, cfg.root)
     _open_run(out, cfg, dataset.image_shape)
     nets: Any = checkpoint.build_model(cfg, dataset.image_shape).to(place)
@@ -234,6 +236,14 @@ def _device(name: str) -> torch.device:
             f"--device is {name!r} but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
         )
     return device
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Whether the processor multiplies bfloat16 itself; where it does not, emulation is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> None:

@@ -72,13 +72,13 @@ def test_squares_cover_their_area_inside_the_image_from_red_to_blue():
     index = torch.arange(0, dataset.num_images, 7)
     factors, images = dataset.factors(index), dataset.images(index)
     brightest = images.sum(1)
-    side = 4 + factors[:, 2] * (10 / 7)
+    side = 3 + factors[:, 2] * (4 / 7)
     torch.testing.assert_close(brightest.sum((1, 2)), side**2, rtol=1e-5, atol=0)
     for axis, position in ((1, factors[:, 0]), (0, factors[:, 1])):
         profile = brightest.sum(1 + (1 - axis))
-        centre = (profile * (torch.arange(32) + 0.5)).sum(1) / profile.sum(1)
+        centre = (profile * (torch.arange(16) + 0.5)).sum(1) / profile.sum(1)
         torch.testing.assert_close(
-            centre, 7 + position * (18 / 15), rtol=0, atol=0.04
+            centre, 3.5 + position * (9 / 15), rtol=0, atol=0.05
         )  # edge pixels: 1/8 px at most, over the side
     red, blue = images[factors[:, 3] == 0], images[factors[:, 3] == 9]
     assert red[:, 1:].max() == 0

@@ -115,7 +115,7 @@ def test_seeds_fix_the_weights_and_h_starts_anew():
 
 
 def test_noise_is_fixed_by_the_seed_and_drawn_for_each_row():
-    model = InfoGAN(PRESETS["quick"], (3, 32, 32))
+    model = InfoGAN(replace(PRESETS["quick"], num_noise=4), (3, 32, 32))
     codes = torch.zeros(3, 4)
     assert torch.equal(model.generate(codes, seed=5), model.generate(codes, seed=5))
     assert not torch.equal(model.generate(codes, seed=5), model.generate(codes, seed=6))

@@ -19,6 +19,8 @@ from crgan.train import _open_run, capture, main, make_optimisers, restart_h, tr
 
 TINY = replace(
     PRESETS["quick"],
+    precision="float32",
+    num_noise=2,
     width=4,
     hidden=8,
     batch_size=4,
@@ -34,7 +36,7 @@ TINY = replace(
 ROOT = Path(__file__).parents[1]
 SMALLER_THAN_A_CHECKPOINT = 20_000
 FLAGS = (
-    "quick --width 4 --hidden 8 --batch-size 4 --steps 60 --cr-start 20 --eval-every 1000 --ema 0.9 "
+    "quick --num-noise 2 --width 4 --hidden 8 --batch-size 4 --steps 60 --cr-start 20 --eval-every 1000 --ema 0.9 "
     "--checkpoint-every 7 --device cpu"
 ).split()
 
@@ -108,6 +110,9 @@ def test_a_step_equals_the_algorithm_written_out():
     nets, optimisers, x = nets_and_batch(cfg)
     plain, plain_optimisers, _ = nets_and_batch(cfg)
     phase = Phase(cr_weight=1.5, gap=1.0, r1=False, blur=False)
+    for optimiser in (*optimisers.values(), *plain_optimisers.values()):
+        # Adam's first step is lr * sign(gradient) where it outweighs eps: then rounding decides where it is near 0.
+        optimiser.param_groups[0]["eps"] = 0.1
     train_step(nets, optimisers, x, cfg, phase, 3)
 
     def descend(name, loss):
@@ -132,8 +137,7 @@ def test_a_step_equals_the_algorithm_written_out():
     loss = losses.generator_loss(logits) + cfg.info_weight * losses.info_loss(c, codes)
     descend("generator", loss + 1.5 * torch.nn.functional.cross_entropy(h.head(features), index))
     for (name, a), b in zip(nets.named_parameters(), plain.parameters()):
-        # Adam's first step is lr * sign(gradient): where a gradient is near 0 its rounding decides the sign.
-        assert (a - b).abs().gt(1e-5).float().mean() < 0.02, name
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_h_and_its_optimiser_restart_in_place():
@@ -209,7 +213,7 @@ def test_longer_runs_go_on_and_other_configurations_are_refused_by_field(tmp_pat
     straight, out = tmp_path / "straight", tmp_path / "run"
     train(replace(TINY, steps=36), straight, "cpu")
     train(TINY, out, "cpu")
-    with pytest.raises(InputError, match=r"trained with lr_d = 0\.001, now it is 0\.5; give --lr-d 0\.001"):
+    with pytest.raises(InputError, match=r"trained with lr_d = 0\.003, now it is 0\.5; give --lr-d 0\.003"):
         train(replace(TINY, lr_d=0.5), out, "cpu")
     train(replace(TINY, steps=36), out, "cpu")
     a, b = checkpoint.latest(out), checkpoint.latest(straight)
@@ -324,7 +328,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, small_scores)
     out = tmp_path / "run"
     train(TINY, out, "cpu")
     good = tensors_of(out)
-    _open_run(out, replace(TINY, steps=40), (3, 32, 32))
+    _open_run(out, replace(TINY, steps=40), (3, 16, 16))
     config = json.loads((out / "config.json").read_text())
     config["config"]["lr_g"] = 1e30
     (out / "config.json").write_text(json.dumps(config))

@@ -73,19 +73,19 @@ def _render_circular(factors: Tensor) -> Tensor:
 
 
 def squares() -> Dataset:
-    """Coloured squares on black, 3x32x32: side 4 to 14 px, wholly inside the image, red to blue through purple.
+    """Coloured squares on black, 3x16x16: side 3 to 7 px, wholly inside the image, red to blue through purple.
 
     Red and blue add up to 1, so that colour and size do not share the brightness; an edge pixel holds the share
     that is covered. Small, with four independent factors: the quick set.
     """
-    return grid("squares", SQUARES, (3, 32, 32), render=_render_squares)
+    return grid("squares", SQUARES, (3, 16, 16), render=_render_squares)
 
 
 def _render_squares(factors: Tensor) -> Tensor:
-    half = 2 + factors[:, 2:3, None] * (5 / 7)
-    centre = 7 + factors[:, :2, None] * (18 / 15)
-    pixel = torch.arange(32, device=factors.device)
-    # Share of each pixel's width, and height, that the square covers: [n, 2, 32].
+    half = 1.5 + factors[:, 2:3, None] * (2 / 7)
+    centre = 3.5 + factors[:, :2, None] * (9 / 15)
+    pixel = torch.arange(16, device=factors.device)
+    # Share of each pixel's width, and height, that the square covers: [n, 2, 16].
     cover = (torch.minimum(pixel + 1, centre + half) - torch.maximum(pixel, centre - half)).clamp_(0, 1)
     blue = factors[:, 3] / 9
     colour = torch.stack([1 - blue, torch.zeros_like(blue), blue], 1)
