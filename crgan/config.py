@@ -162,7 +162,7 @@ _FAST = Config(
 PRESETS: dict[str, Config] = {
     # Shipped: minutes on two CPU cores.
     "quick": replace(
-        _FAST, data="squares", num_codes=4, steps=6_000, blur=3.0, blur_steps=3_000, cr_start=1_500, eval_every=1_000
+        _FAST, data="squares", num_codes=4, steps=3_000, blur=3.0, blur_steps=3_000, cr_start=1_000, eval_every=500
     ),
     "dsprites-fast": replace(
         _FAST, data="dsprites", num_codes=5, steps=20_000, blur=6.0, blur_steps=10_000, cr_start=5_000, eval_every=2_000

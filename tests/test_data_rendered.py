@@ -72,18 +72,19 @@ def test_squares_cover_their_area_inside_the_image_from_red_to_blue():
     index = torch.arange(0, dataset.num_images, 7)
     factors, images = dataset.factors(index), dataset.images(index)
     brightest = images.sum(1)
-    side = 3 + factors[:, 2] * (4 / 7)
+    side = 2 + factors[:, 2] * (5 / 7)
     torch.testing.assert_close(brightest.sum((1, 2)), side**2, rtol=1e-5, atol=0)
     for axis, position in ((1, factors[:, 0]), (0, factors[:, 1])):
         profile = brightest.sum(1 + (1 - axis))
         centre = (profile * (torch.arange(16) + 0.5)).sum(1) / profile.sum(1)
         torch.testing.assert_close(
-            centre, 3.5 + position * (9 / 15), rtol=0, atol=0.05
+            centre, 3.5 + position * (9 / 15), rtol=0, atol=0.07
         )  # edge pixels: 1/8 px at most, over the side
     red, blue = images[factors[:, 3] == 0], images[factors[:, 3] == 9]
     assert red[:, 1:].max() == 0
     assert blue[:, :2].max() == 0
-    torch.testing.assert_close(brightest.amax((1, 2)), torch.ones(len(index)))
+    large = factors[:, 2] >= 1  # the smallest may straddle pixels without filling one
+    torch.testing.assert_close(brightest[large].amax((1, 2)), torch.ones(int(large.sum())))
 
 
 def test_shapes3d_like_has_the_measured_sizes():

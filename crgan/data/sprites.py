@@ -73,7 +73,7 @@ def _render_circular(factors: Tensor) -> Tensor:
 
 
 def squares() -> Dataset:
-    """Coloured squares on black, 3x16x16: side 3 to 7 px, wholly inside the image, red to blue through purple.
+    """Coloured squares on black, 3x16x16: side 2 to 7 px, wholly inside the image, red to blue through purple.
 
     Red and blue add up to 1, so that colour and size do not share the brightness; an edge pixel holds the share
     that is covered. Small, with four independent factors: the quick set.
@@ -82,7 +82,7 @@ def squares() -> Dataset:
 
 
 def _render_squares(factors: Tensor) -> Tensor:
-    half = 1.5 + factors[:, 2:3, None] * (2 / 7)
+    half = 1 + factors[:, 2:3, None] * (2.5 / 7)
     centre = 3.5 + factors[:, :2, None] * (9 / 15)
     pixel = torch.arange(16, device=factors.device)
     # Share of each pixel's width, and height, that the square covers: [n, 2, 16].
