@@ -1,9 +1,23 @@
 """crgan: disentangled generative models with PyTorch, and the choice of the best one without labels."""
 
 from . import data, metrics
+from .centrality import cross_scores, model_centrality, similarity
 from .checkpoint import load
 from .config import PRESETS, Config
 from .errors import InputError
-from .ops import vote_table
+from .ops import contrastive_loss, traversal_pairs, vote_table
 
-__all__ = ["PRESETS", "Config", "InputError", "data", "load", "metrics", "vote_table"]
+__all__ = [
+    "PRESETS",
+    "Config",
+    "InputError",
+    "contrastive_loss",
+    "cross_scores",
+    "data",
+    "load",
+    "metrics",
+    "model_centrality",
+    "similarity",
+    "traversal_pairs",
+    "vote_table",
+]
