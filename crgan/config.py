@@ -155,18 +155,26 @@ _FACTOR_VAE = replace(
 )  # fmt: skip
 # What each of these changes is worth is in docs/recipes.md.
 _FAST = Config(
-    num_noise=0, spectral_norm="none", h_norm="none", init="he", g_bias=1.5, g_steps=1, lr_d=3e-3, lr_h=1e-3, beta2=0.99,
-    info_weight=0.1, r1_weight=0.005, r1_every=8, ema=0.995, precision="auto", gap=1.0, cr_weight=1.0,
+    num_noise=0, spectral_norm="none", h_norm="none", init="he", g_bias=1.5, g_steps=1, lr_d=3e-3, lr_h=1e-3,
+    beta2=0.99, info_weight=0.1, r1_weight=0.005, r1_every=8, ema=0.995, precision="auto", gap=1.0, cr_weight=1.0,
 )  # fmt: skip
+
+_FAST_64 = replace(_FAST, steps=20_000, blur=8.0, blur_steps=20_000, cr_start=5_000, eval_every=2_000)
 
 PRESETS: dict[str, Config] = {
     # Shipped: minutes on two CPU cores.
     "quick": replace(
         _FAST, data="squares", num_codes=4, steps=3_000, blur=3.0, blur_steps=3_000, cr_start=1_000, eval_every=500
     ),
-    "dsprites-fast": replace(
-        _FAST, data="dsprites", num_codes=5, steps=20_000, blur=6.0, blur_steps=10_000, cr_start=5_000, eval_every=2_000
-    ),
+    "dsprites-fast": replace(_FAST_64, data="dsprites", num_codes=5),
+    "shapes3d-like": replace(_FAST_64, data="shapes3d_like", num_codes=6),
+    "shapes3d": replace(_FAST_64, data="shapes3d", num_codes=6),
+    "mpi3d": replace(_FAST_64, data="mpi3d_toy", num_codes=7),
+    "cars3d": replace(_FAST_64, data="cars3d", num_codes=3, num_noise=5),
+    "smallnorb": replace(_FAST_64, data="smallnorb", num_codes=4, num_noise=5),
+    "mnist": replace(_FAST_64, data="mnist", num_codes=5, num_noise=20, blur=4.0),
+    "adrenal": replace(_FAST_64, data="adrenalmnist3d", num_codes=5, num_noise=20, blur=4.0),
+    "folder": replace(_FAST_64, data="folder", num_codes=5, num_noise=50),
     # The paper's settings, to the letter.
     "dsprites": _PAPER,
     "dsprites-infogan": replace(_PAPER, cr_weight=0.0),

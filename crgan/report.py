@@ -1,0 +1,90 @@
+"""`python -m crgan.report RUN|SELECTION`: one page, report.html, of what a run or a selection has written."""
+
+import base64
+import html
+import io
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from matplotlib.figure import Figure
+
+from . import cli
+from .errors import InputError
+from .files import write_atomically
+
+STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em 1em .2em 0;text-align:left}"
+
+
+def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Writes report.html, which holds its pictures, into the folder.
+
+    Args:
+        folder: A run folder of crgan.train or the --out folder of crgan.select.
+    """
+    if (folder / "config.json").is_file():
+        body = _run(folder)
+    elif (folder / "ranking.json").is_file():
+        body = _selection(folder)
+    else:
+        raise InputError(
+            f"{folder} holds neither config.json nor ranking.json; expected a run folder or the --out of crgan.select"
+        )
+    title = html.escape(folder.resolve().name)
+    page = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>{body}"
+    write_atomically(folder / "report.html", lambda temporary: temporary.write_text(page))
+    print(f"wrote {folder / 'report.html'}")
+
+
+def _run(folder: Path) -> str:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    scores = [(row["step"], row["factor_vae"]) for row in rows if "factor_vae" in row]
+    figure = Figure((8, 5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for name in sorted({name for row in rows for name in row} - {"step", "factor_vae"}):
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        above.plot(*zip(*points), label=name, linewidth=0.8)
+    above.set_ylabel("loss")
+    above.legend(ncols=6, fontsize="small")
+    if scores:
+        below.plot(*zip(*scores), marker="o", markersize=3)
+    below.set(ylabel="FactorVAE score", xlabel="step", ylim=(0, 1.02))
+    config = json.loads((folder / "config.json").read_text())["config"]
+    parts = [_picture(path) for path in (folder / "traversal.png", folder / "samples.png") if path.is_file()]
+    return "".join([f"<p>{_figure(figure)}", *parts, _table([("field", "value"), *config.items()])])
+
+
+def _selection(folder: Path) -> str:
+    models = json.loads((folder / "ranking.json").read_text())["models"]
+    names = [name for name in models[0] if not isinstance(models[0][name], (dict, list))]
+    rows = [names, *([_short(model.get(name, "")) for name in names] for model in models)]
+    similarity = folder / "similarity.png"
+    return _table(rows) + (_picture(similarity) if similarity.is_file() else "")
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.4f}" if isinstance(value, float) else value
+
+
+def _table(rows: Any) -> str:
+    lines = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+
+
+def _figure(figure: Figure) -> str:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return _image(content.getvalue())
+
+
+def _picture(path: Path) -> str:
+    return f"<h2>{path.stem}</h2>{_image(path.read_bytes())}"
+
+
+def _image(content: bytes) -> str:
+    return f'<img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+
+
+if __name__ == "__main__":
+    cli.run(report)
