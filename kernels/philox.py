@@ -27,14 +27,16 @@ UNIT = 2.0**-23  # codes lie on this grid, which float32 holds exactly in [-1, 1
 
 def philox_ref(counter: Tensor, seed: int) -> Tensor:
     """Ten rounds on each column of counter, [4, N] int64 of 32-bit words, to [4, N] int64 of 32-bit words."""
-    key = [seed & MASK, seed >> 32]
-    keys = [[(k + i * r) & MASK for k, i in zip(key, KEY_INCREMENTS)] for r in range(10)]
-    multipliers = torch.tensor(MULTIPLIERS, device=counter.device)[:, None]
+    # constants are computed on the device: a graph capture allows no copy from the host
+    rounds = torch.arange(10, device=counter.device)
+    keys = [key + rounds * increment for key, increment in zip((seed & MASK, seed >> 32), KEY_INCREMENTS)]
+    first, second = MULTIPLIERS
+    multipliers = torch.arange(first, second - 1, second - first, device=counter.device)[:, None]
     even, odd = counter[0::2], counter[1::2]  # words 0, 2 and words 1, 3: both halves of a round at once
-    for key_r in torch.tensor(keys, device=counter.device)[..., None]:
+    for key in torch.stack(keys, dim=1)[..., None]:
         # an int64 product wraps, which leaves its 64 bits right; what is above a word's 32 bits is cut off late
         product = ((even & MASK) * multipliers).flip(0)
-        even, odd = (product >> 32) ^ odd ^ key_r, product
+        even, odd = (product >> 32) ^ odd ^ key, product
     return torch.stack((even, odd), dim=1).flatten(0, 1) & MASK
 
 

@@ -1,0 +1,44 @@
+"""The contrastive loss, H's last layer with its cross-entropy: PyTorch, PyTorch compiled, the Triton kernel."""
+
+import pytest
+import torch
+
+from crgan.ops import contrastive_loss
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+PROVIDERS = ["reference", "compile"] + (["triton"] if DEVICE == "cuda" else [])
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+@pytest.mark.parametrize("work", ["forward", "forward and backward"])
+@pytest.mark.parametrize("dtype", [torch.float32] + ([torch.bfloat16] if DEVICE == "cuda" else []))
+@pytest.mark.parametrize("batch", [64, 65536])
+def test_contrastive_loss(measure, batch, dtype, work, provider):
+    """Width 128, 5 codes. The bytes counted are the least: features read by each pass, their gradient written."""
+    g = torch.Generator().manual_seed(0)
+    features = torch.randn(batch, 128, generator=g).to(DEVICE, dtype).requires_grad_()
+    weight = torch.randn(5, 128, generator=g).to(DEVICE).requires_grad_()
+    bias = torch.zeros(5, device=DEVICE, requires_grad=True)
+    index = torch.randint(5, (batch,), generator=g).to(DEVICE)
+
+    def call(impl="ref"):
+        if work == "forward":
+            with torch.no_grad():
+                return contrastive_loss(features, weight, bias, index, impl=impl, return_accuracy=True)
+        loss, accuracy = contrastive_loss(features, weight, bias, index, impl=impl, return_accuracy=True)
+        return loss.detach(), accuracy, *torch.autograd.grad(loss, (features, weight, bias))
+
+    loss = torch.compile(contrastive_loss, fullgraph=True)
+
+    def compiled():
+        if work == "forward":
+            with torch.no_grad():
+                return loss(features, weight, bias, index, impl="ref", return_accuracy=True)
+        value, accuracy = loss(features, weight, bias, index, impl="ref", return_accuracy=True)
+        return value.detach(), accuracy, *torch.autograd.grad(value, (features, weight, bias))
+
+    timed = {"reference": call, "compile": compiled, "triton": lambda: call("triton")}[provider]
+    for mine, expected in zip(timed(), call(), strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
+    passes = 1 if work == "forward" else 3
+    measure(timed, f"contrastive_loss {work} {batch} {dtype}", provider, DEVICE, passes * features.nbytes)

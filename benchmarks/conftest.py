@@ -1,0 +1,72 @@
+"""What several benchmarks share: the limit of the machine, and the way to time a call on its device."""
+
+import time
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+
+CALLS = {"cpu": 1, "cuda": 20}  # calls per timed round: on a GPU a graph of 20, so that its launch counts little
+
+
+@cache
+def copy_bandwidth(device: str) -> float:
+    """GB/s, read and written, of the best of 10 copies of 256 MiB."""
+    source = torch.ones(2**26, device=device)
+    target = torch.empty_like(source)
+    best = float("inf")
+    for _ in range(10):
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        target.copy_(source)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best / 1e9
+
+
+def rounds(call: Callable[[], object], device: str) -> Callable[[], None]:
+    """A function that runs `call` as training does, CALLS[device] times: on a GPU by replay of a captured graph."""
+    if device == "cpu":
+        return call
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(CALLS[device]):
+            call()
+
+    def replay() -> None:
+        graph.replay()
+        torch.cuda.synchronize()
+
+    return replay
+
+
+seconds: dict[tuple[str, str], float] = {}  # of a group and provider; the best round, as for the copies
+
+
+@pytest.fixture
+def measure(benchmark):
+    """Times `call`, notes its rate against the machine's copy bandwidth and its speed against other providers."""
+
+    def run(call: Callable[[], object], group: str, provider: str, device: str, num_bytes: int) -> None:
+        benchmark.group = f"{group}, {device}"
+        benchmark(rounds(call, device))
+        best = seconds[benchmark.group, provider] = benchmark.stats["min"] / CALLS[device]
+        rate, limit = num_bytes / best / 1e9, copy_bandwidth(device)
+        notes = {"us_per_call": best * 1e6, "gb_per_s": rate, "share_of_copy_bandwidth": rate / limit}
+        line = f"\n{group}, {provider}: {best * 1e6:,.1f} us, {rate:.3g} GB/s ({rate / limit:.1%} of copying)"
+        for baseline in ("reference", "compile"):
+            if provider != baseline and (benchmark.group, baseline) in seconds:
+                notes[f"speedup_over_{baseline}"] = seconds[benchmark.group, baseline] / best
+                line += f", {seconds[benchmark.group, baseline] / best:.2f} x {baseline}"
+        benchmark.extra_info |= {key: float(f"{value:.4g}") for key, value in notes.items()}
+        print(line)
+
+    return run
