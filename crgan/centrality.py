@@ -191,11 +191,14 @@ class Pool:
     def factor(self, j: int) -> Array:  # [M]
         return np.arange(self.sizes.groups) % self.members[j].num_codes
 
+    def drop_coarse(self) -> None:
+        """Forgets pairs that voted by a part of the scale sample: the exact matrix has no use for them."""
+        exact = self.sizes.scale_samples
+        self.pairs = {key: pair for key, pair in self.pairs.items() if not pair.done or pair.least_count == exact}
+
     def measure_all(self) -> None:
-        """The exact matrix; pairs that voted with less than the whole scale sample start anew."""
-        for key, pair in list(self.pairs.items()):
-            if pair.done and pair.least_count < self.sizes.scale_samples:
-                del self.pairs[key]
+        """The exact matrix."""
+        self.drop_coarse()
         for j in range(len(self)):
             self.measure(j, range(len(self)), self.sizes.groups)
 
@@ -236,7 +239,6 @@ class Pool:
             images = torch.cat(blocks)[: stop - start]
             for i, pair in due.items():
                 pair.add_points(self._codes(i, images[max(0, pair.count - start) :]))
-            self.progress(len(images) * len(due))
         span = max(1, batch // sizes.group_size)
         for start in range(0, groups, span):
             stop = min(start + span, groups)
@@ -247,7 +249,6 @@ class Pool:
             for i, pair in due.items():
                 codes = self._codes(i, images[max(0, pair.done - start) * sizes.group_size :])
                 pair.add_groups(codes.unflatten(0, (-1, sizes.group_size)))
-            self.progress(len(images) * len(due))
 
     def _group(self, j: int, m: int) -> Tensor:
         """Images [L, C, H, W] of group m of generator j."""
@@ -260,7 +261,9 @@ class Pool:
         return generator.generate(codes, self._seed(j, "noise", m))
 
     def _codes(self, i: int, images: Tensor) -> Tensor:
-        return self.members[i].encode(images)
+        codes = self.members[i].encode(images)
+        self.progress(len(images))
+        return codes
 
     def _seed(self, j: int, stream: str, block: int) -> int:
         """A 32-bit seed: every library's generator takes one."""
@@ -279,15 +282,15 @@ def bootstrap(pool: Pool, mask: Array, replicates: int = 200) -> Array:
     """
     total = np.zeros((replicates, len(pool)))
     codes = np.array([member.num_codes for member in pool.members])
-    for j in np.flatnonzero(mask.any(0)):
-        encoders = np.flatnonzero(mask[:, j])
+    for j in map(int, np.flatnonzero(mask.any(0))):
+        encoders = np.flatnonzero(mask[:, j]).tolist()
         done = np.array([pool.pairs[i, j].done for i in encoders])
         for m, k in {*zip(done.tolist(), codes[encoders].tolist())}:
-            rows = encoders[(done == m) & (codes[encoders] == k)]
+            rows = [i for i, groups in zip(encoders, done) if groups == m and codes[i] == k]
             factor = pool.factor(j)[:m]
             votes = np.stack([pool.pairs[i, j].votes for i in rows]) % (k + 1)  # [n, m]
             one_hot = (votes[..., None] == np.arange(k + 1)).astype(np.float32)  # [n, m, K + 1]
-            rng = np.random.default_rng([pool.sizes.seed, int(j)])  # the same weights for every encoder of j
+            rng = np.random.default_rng([pool.sizes.seed, j])  # the same weights for every encoder of j
             best = []
             for f in range(pool.members[j].num_codes):
                 inside = one_hot[:, factor == f]  # [n, m_f, K + 1]
@@ -375,7 +378,7 @@ def sequential_halving(
     budget: float,
     *,
     sizes: Sizes,
-    first_groups: int = 50,
+    first_groups: int = 15,
 ) -> Halving:
     """Correlated Sequential Halving (Baharav and Tse 2019) for the medoid under A = (B + B^T) / 2.
 
@@ -413,7 +416,7 @@ def sequential_halving(
             both += int((price[groups] - price[done[np.ix_(rows, columns)][mask]]).sum())
         return both
 
-    rounds = ceil(log2(N))
+    rounds = 1 if total >= N * (N - 1) * price[full] else ceil(log2(N))  # one round of everything is exact
     for r in range(rounds):
         allowance = (total - spent) // (rounds - r)
         low, high = 2, N + full - first

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import tyro
@@ -25,7 +26,7 @@ def user_errors():
         sys.exit(2)
 
 
-def run(command: Callable[..., None], args: Sequence[str] | None = None) -> None:
+def run(command: Callable[..., Any], args: Sequence[str] | None = None) -> None:
     """Calls `command` with its parameters read from the command line (their types and docstring make the flags)."""
     with user_errors():
         tyro.cli(command, args=args)

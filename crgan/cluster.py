@@ -98,6 +98,7 @@ class ClusterPool(Pool):
         super().__init__(open_models(runs), sizes, batch_size=batch_size)
 
     def measure_all(self) -> None:
+        self.drop_coarse()
         due: dict[int, dict[int, Pair]] = {}
         for j, i in product(range(len(self)), repeat=2):
             pair = self.pairs.setdefault((i, j), Pair())

@@ -160,8 +160,9 @@ def _exported(folder: Path, device: torch.device) -> _Archive:
     widths = [values[name].shape[1] for name in names if isinstance(name, str)]
     if not 1 <= len(widths) <= 2 or not all(isinstance(width, int) for width in widths):
         raise InputError(f"{folder}/generate.pt2 takes {len(widths)} arrays, expected codes [n, K] or codes and noise")
-    graphs = [move_to_device_pass(program, device).module() for program in (generate, encode)]
-    return _Archive(*graphs, *[*widths, 0][:2], extra["prior"] or "normal", device)
+    first, second = (move_to_device_pass(program, device).module() for program in (generate, encode))
+    num_codes, num_noise = [*widths, 0][:2]
+    return _Archive(first, second, num_codes, num_noise, extra["prior"] or "normal", device)
 
 
 def _script(path: Path, device: torch.device) -> _Archive:

@@ -19,6 +19,8 @@ from .files import write_atomically
 from .models import hash_files
 
 FORMAT = 1
+SAVE_EVERY = 1.0  # seconds between two saves at least
+SAVE_SHARE = 0.05  # of the time at most
 
 
 class ScoreFile:
@@ -26,16 +28,19 @@ class ScoreFile:
 
     Pairs are found by the fingerprints of their two models, so that a larger pool or another order finds what it
     needs, and a changed model finds nothing. The file is replaced whole by a rename: a kill at any moment leaves the
-    old or the new one. `tick`, called after each batch, saves what has changed since, and spends at most a twentieth
-    of the time on that.
+    old or the new one. `tick`, called after each batch, saves what has changed, pairs that are half done too, once a
+    second or as often as takes a twentieth of the time.
 
     Raises InputError where the file is of other sizes or another seed, or cannot be read.
     """
 
     def __init__(self, path: Path, pool: Pool):
-        self.path, self.pool, self.changed = path, pool, {}  # the groups and scale images of each pair in the file
+        self.path, self.pool = path, pool
+        self.saved: dict[tuple[int, int], tuple[int, int]] = {}  # groups and scale images of each pair in the file
         self.last, self.cost = time.monotonic(), 0.0
         self.replaced: list[str] = []  # models whose fingerprint differs from that in the file
+        for half in path.parent.glob(f".{path.stem}.*{path.suffix}"):
+            half.unlink()  # left by a run that was killed while it wrote
         if path.exists():
             try:
                 with h5py.File(path, "r") as file:
@@ -59,12 +64,12 @@ class ScoreFile:
             for encoder, data in column.items():
                 if encoder in rows and generator in rows:
                     key = rows[encoder], rows[generator]
-                    moments = (int(data.attrs[n]) for n in ("count", "least_count"))
-                    pair = Pair.restore(*moments, data.attrs["mean"], data.attrs["m2"], data[:])
-                    self.pool.pairs[key], self.changed[key] = pair, (pair.done, pair.count)
+                    count, least_count = int(data.attrs["count"]), int(data.attrs["least_count"])
+                    pair = Pair.restore(count, least_count, data.attrs["mean"], data.attrs["m2"], data[:])
+                    self.pool.pairs[key], self.saved[key] = pair, (pair.done, pair.count)
 
     def tick(self) -> None:
-        if time.monotonic() - self.last > max(1.0, 20 * self.cost):
+        if time.monotonic() - self.last > max(SAVE_EVERY, self.cost / SAVE_SHARE):
             self.save()
 
     def save(self) -> None:
@@ -74,10 +79,12 @@ class ScoreFile:
         self.cost = self.last - begin
 
     def _write(self, path: Path) -> None:
+        pool = self.pool
+        mode: dict[str, Any] = {"mode": "w", "fs_strategy": "fsm", "fs_persist": True}  # deleted space is used again
         if self.path.exists():
             shutil.copyfile(self.path, path)
-        pool = self.pool
-        with h5py.File(path, "a") as file:
+            mode = {"mode": "a"}
+        with h5py.File(path, **mode) as file:
             file.attrs.update({"format": FORMAT, **asdict(pool.sizes)})
             file.attrs.update({name: version(name) for name in ("crgan", "torch")})
             for name in ("models/name", "models/fingerprint", "models/num_codes", "B"):
@@ -88,7 +95,7 @@ class ScoreFile:
             file["B"] = pool.B
             pairs = file.require_group("pairs")
             for (i, j), pair in pool.pairs.items():
-                if pair.mean is None or pair.m2 is None or self.changed.get((i, j)) == (pair.done, pair.count):
+                if pair.mean is None or pair.m2 is None or self.saved.get((i, j)) == (pair.done, pair.count):
                     continue
                 name = f"{pool.members[j].fingerprint}/{pool.members[i].fingerprint}"
                 if name in pairs:
@@ -98,7 +105,7 @@ class ScoreFile:
                 data.attrs.update({"mean": pair.mean.cpu().numpy(), "m2": pair.m2.cpu().numpy()})
                 if pair.done:
                     data.attrs["table"] = pool.table(i, j)
-                self.changed[i, j] = pair.done, pair.count
+                self.saved[i, j] = pair.done, pair.count
 
 
 class CodesPool(Pool):
@@ -113,6 +120,14 @@ class CodesPool(Pool):
         except OSError as error:
             raise InputError(f"{path} cannot be read as HDF5 ({error})") from None
         self.path = path
+        try:
+            self._open(seed, progress)
+        except InputError:
+            self.file.close()
+            raise
+
+    def _open(self, seed: int, progress: Callable[[int], None]) -> None:
+        path = self.path
         names = sorted(self.file.get("codes", {}))
         if not names:
             raise InputError(f"{path} holds no group 'codes'; expected codes/<encoder>/<generator> [groups, images, K]")

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import matplotlib
 
@@ -98,7 +98,7 @@ def select(
     elif ray:
         pool = ClusterPool(runs, sizes, ray, threads, device, batch_size)
     else:
-        pool = Pool(open_models(runs, _device(device)), sizes, batch_size=batch_size)
+        pool = Pool(open_models(runs, cli.device(device)), sizes, batch_size=batch_size)
     labelled = _dataset(pool.members, data, root) if with_labels else None
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
@@ -110,38 +110,47 @@ def select(
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
         if method == "centrality":
-            ranking, score, error, A, found = _centrality(pool, budget, out / "scores.h5", bar)
+            found = _centrality(pool, budget, out / "scores.h5", bar)
         else:
-            ranking, score, error, A, found = _udr(pool, method, samples, data, root, bar)
-        result |= found
+            found = _udr(pool, method, samples, data, root, bar)
         if with_labels:
             truth = _supervised(pool.members, labelled, seed, bar)
-            result["rank_correlation"] = float(spearmanr(score, truth, nan_policy="omit").statistic)
+            result["rank_correlation"] = _rank_correlation(found.score, truth)
+    result |= found.extra
     result["seconds"] = time.monotonic() - begin
     result["models"] = [
         {
             "rank": rank,
             "name": pool.members[i].name,
-            "score": float(score[i]),
-            "standard_error": None if error is None else float(error[i]),
-            "own_score": float(A[i, i]) if np.isfinite(A[i, i]) else None,
-            **({"factor_vae": float(truth[i])} if with_labels else {}),
+            "score": float(found.score[i]),
+            "standard_error": _number(found.error[i]),
+            "own_score": _number(found.A[i, i]),
+            **({"factor_vae": _number(truth[i])} if with_labels else {}),
             "fingerprint": pool.members[i].fingerprint,
         }
-        for rank, i in enumerate(ranking, 1)
+        for rank, i in enumerate(found.ranking, 1)
     ]
     result["winner"] = result["models"][0]["name"]
     write_json(out / "ranking.json", result)
-    write_atomically(out / "similarity.png", lambda path: _heat_map(A, ranking, pool.members, path))
+    write_atomically(out / "similarity.png", lambda path: _heat_map(found, pool.members, path))
     _print(result, console)
     console.print(f"wrote ranking.json, similarity.png{' and scores.h5' if method == 'centrality' else ''} to {out}")
     return result
 
 
-def _centrality(
-    pool: Pool, budget: float, path: Path, bar: Progress
-) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-    """-> ranking [N], score [N], standard error [N], similarity [N, N], and what else to report."""
+class Outcome(NamedTuple):
+    ranking: Array  # [N] models, best first
+    score: Array  # [N]
+    error: Array  # [N] standard error, NaN: not known
+    A: Array  # [N, N] similarity, NaN: not measured
+    extra: dict[str, Any]  # what else to report
+
+
+def _number(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome:
     N, full = len(pool), int(pool.sizes.encodes(pool.sizes.groups))
     file = ScoreFile(path, pool)
     for name in file.replaced:
@@ -156,14 +165,16 @@ def _centrality(
         file.tick()
 
     pool.progress = progress
-    found: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
     try:
         if budget < 1:
-            halving = sequential_halving(pool.measure, N, budget, sizes=pool.sizes)
+            halving = sequential_halving(
+                pool.measure, N, budget, sizes=pool.sizes, first_groups=3 * max(m.num_codes for m in pool.members)
+            )
             ranking, references = halving.ranking, halving.references
             met = references[: halving.rounds[0]["references"]]
             order = np.concatenate([met, np.setdiff1d(references, met)])
-            found = {"rounds": halving.rounds, "share_of_encodes": halving.encodes / (N * N * full)}
+            extra = {"rounds": halving.rounds, "share_of_encodes": halving.encodes / (N * N * full)}
         else:
             bar.advance(task, sum(pair.done == pool.sizes.groups for pair in pool.pairs.values()) * full)
             pool.measure_all()
@@ -179,15 +190,15 @@ def _centrality(
         score = model_centrality(A)
         ranking = np.argsort(-score, kind="stable")
     gap = confidence_gap(pool, int(ranking[0]), int(ranking[1]))
-    found |= {"encodes": made, "gap": _gap(gap, pool.members)}
+    extra |= {"encodes": made, "gap": _gap(gap, pool.members)}
     if len(met) > 3 and (parted := split(A[np.ix_(order, met)])):
         names = [[pool.members[order[n]].name for n in np.flatnonzero(parted[0] == side)] for side in (True, False)]
-        found["warning"] = (
+        extra["warning"] = (
             f"the pool splits into clusters of {len(names[0])} and {len(names[1])} models that agree only within "
             f"themselves (by {parted[1]:.2f}): the winner speaks for its own cluster; select among each alone"
         )
-        found["clusters"] = names
-    return ranking, score, bootstrap(pool, mask).std(0), A, found
+        extra["clusters"] = names
+    return Outcome(ranking, score, bootstrap(pool, mask).std(0), A, extra)
 
 
 def _gap(gap: Gap, members: Sequence[Member]) -> dict[str, Any]:
@@ -195,9 +206,7 @@ def _gap(gap: Gap, members: Sequence[Member]) -> dict[str, Any]:
     return {**names, "gap": gap.gap, "standard_error": gap.standard_error, "confidence": gap.confidence}
 
 
-def _udr(
-    pool: Pool, method: str, samples: int, name: str | None, root: Path | None, bar: Progress
-) -> tuple[Array, Array, None, Array, dict[str, Any]]:
+def _udr(pool: Pool, method: str, samples: int, name: str | None, root: Path | None, bar: Progress) -> Outcome:
     if isinstance(pool, CodesPool):
         codes = pool.common_codes()
     else:
@@ -211,7 +220,8 @@ def _udr(
         codes = [np.concatenate(part) for part in parts]
     found = udr(codes, method=method)
     A = found["pairs"] + np.diag(np.full(len(pool), np.nan))
-    return np.argsort(-found["score"], kind="stable"), found["score"], None, A, {"samples": len(codes[0])}
+    ranking = np.argsort(-found["score"], kind="stable")
+    return Outcome(ranking, found["score"], np.full(len(pool), np.nan), A, {"samples": len(codes[0])})
 
 
 def _common_images(pool: Pool, samples: int, name: str | None, root: Path | None) -> Any:
@@ -243,28 +253,27 @@ def _supervised(members: Sequence[Member], dataset: Any, seed: int, bar: Progres
     task = bar.add_task("labels", total=len(members))
     scores = np.full(len(members), np.nan)
     for i, member in enumerate(members):
-        if np.isfinite(member.encode(dataset.images(torch.zeros(1, dtype=torch.int64))).cpu()).all():
+        if np.isfinite(member.encode(dataset.images(torch.zeros(1, dtype=torch.int64))).cpu().numpy()).all():
             scores[i] = metrics.evaluate(member, dataset, ["factor_vae"], "paper", seed)["factor_vae"]["score"]
         bar.advance(task)
     return scores
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device is {name!r}, which torch cannot use ({str(error).splitlines()[0]})") from None
+def _rank_correlation(score: Array, truth: Array) -> float | None:
+    """Spearman's, over the models with a supervised score; None where all of them have the same."""
+    known = np.isfinite(truth)
+    if len({*truth[known]}) < 2 or len({*score[known]}) < 2:
+        return None
+    return float(spearmanr(score[known], truth[known]).statistic)
 
 
-def _heat_map(A: Array, ranking: Array, members: Sequence[Member], path: Path) -> None:
-    N = len(A)
+def _heat_map(found: Outcome, members: Sequence[Member], path: Path) -> None:
+    ranking, N = found.ranking, len(members)
     size = min(4 + 0.25 * N, 20)
     figure, axes = plt.subplots(figsize=(size + 1, size), layout="constrained")
-    picture = axes.imshow(A[np.ix_(ranking, ranking)], vmin=0, vmax=1, cmap="magma")
+    picture = axes.imshow(found.A[np.ix_(ranking, ranking)], vmin=0, vmax=1, cmap="magma")
     if N <= 60:
-        axes.set_xticks(range(N), range(1, N + 1), fontsize=8)
+        axes.set_xticks(range(N), [str(n) for n in range(1, N + 1)], fontsize=8)
         axes.set_yticks(range(N), [f"{members[i].name[-40:]}  {r}" for r, i in enumerate(ranking, 1)], fontsize=8)
     axes.set_title("similarity of the models, by rank")
     figure.colorbar(picture, shrink=0.7)
@@ -283,7 +292,7 @@ def _print(result: dict[str, Any], console: Console) -> None:
     for row in result["models"][:50]:
         error = "" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
         cells = [str(row["rank"]), row["name"], f"{row['score']:.4f}", error]
-        table.add_row(*cells, *([f"{row['factor_vae']:.3f}"] if labels else []))
+        table.add_row(*cells, *(["nan" if row["factor_vae"] is None else f"{row['factor_vae']:.3f}"] if labels else []))
     console.print(table)
     if gap := result.get("gap"):
         console.print(
@@ -291,7 +300,9 @@ def _print(result: dict[str, Any], console: Console) -> None:
             f"the better of the two with probability {gap['confidence']:.2f}"
         )
     if labels:
-        console.print(f"rank correlation with the supervised FactorVAE score: {result['rank_correlation']:.2f}")
+        known = result["rank_correlation"]
+        value = "not defined" if known is None else f"{known:.2f}"
+        console.print(f"rank correlation with the supervised FactorVAE score: {value}")
     if warning := result.get("warning"):
         console.print(f"warning: {warning}", style="yellow")
 

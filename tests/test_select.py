@@ -1,0 +1,395 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from linear_models import Linear, known_pool, rotation
+from torch import nn
+
+from crgan import checkpoint, select
+from crgan.centrality import Sizes, cross_scores
+from crgan.config import PRESETS
+from crgan.errors import InputError
+from crgan.models import Member, fingerprint_of, open_models
+
+FLAGS = ["--groups", "40", "--group-size", "20", "--scale-samples", "500"]
+SIZES = {"groups": 40, "group_size": 20, "scale_samples": 500}
+FULL = 40 * 20 + 500  # encodes of an ordered pair
+TESTS = str(Path(__file__).parent)
+
+
+@pytest.fixture
+def pool(tmp_path, monkeypatch):
+    """A module `pool` in the folder tmp_path whose function `models` reads which models to return from a file."""
+    (tmp_path / "pool.py").write_text(
+        "import json\n"
+        "from pathlib import Path\n"
+        "from linear_models import known_pool\n"
+        "def models():\n"
+        "    names = json.loads((Path(__file__).parent / 'names.json').read_text())\n"
+        "    known = known_pool()\n"
+        "    return {name: known[kind] for name, kind in names.items()}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("pool", None)
+
+    def write(*names, **kinds):
+        content = {name: name for name in names} | {key.replace("_", " "): kind for key, kind in kinds.items()}
+        (tmp_path / "names.json").write_text(json.dumps(content))
+
+    write("identity", "rotated", "collapsed", "permuted")
+    return write
+
+
+def run(*args):
+    select.main(["pool:models", "--out", "out", *FLAGS, *args])
+    return json.loads(Path("out/ranking.json").read_text())
+
+
+def test_writes_the_exact_selection(pool, capsys):
+    result = run()
+    names = ["identity", "rotated", "collapsed", "permuted"]
+    B = cross_scores([known_pool()[name] for name in names], **SIZES)
+    with h5py.File("out/scores.h5") as file:
+        np.testing.assert_array_equal(file["B"], B)
+        assert file["models/name"].asstr()[:].tolist() == names
+        assert {k: int(file.attrs[k]) for k in ("groups", "group_size", "scale_samples", "seed")} == {
+            **SIZES,
+            "seed": 0,
+        }
+        prints = file["models/fingerprint"].asstr()[:]
+        pair = file["pairs"][prints[1]][prints[0]]  # encoder identity on generator rotated
+        table, votes = pair.attrs["table"], pair[:]
+        assert table.sum() == 40
+        assert table.max(1).sum() / 40 == B[0, 1]
+        assert [((votes == k) & (np.arange(40) % 5 == f)).sum() for k in range(5) for f in range(5)] == [
+            *table[:5].flat
+        ]
+    A = (B + B.T) / 2
+    expected = {name: np.delete(A[i], i).mean() for i, name in enumerate(names)}
+    found = {row["name"]: row for row in result["models"]}
+    assert {name: row["score"] for name, row in found.items()} == pytest.approx(expected)
+    scores = [row["score"] for row in result["models"]]
+    assert scores == sorted(scores, reverse=True)
+    assert [row["rank"] for row in result["models"]] == [1, 2, 3, 4]
+    assert result["winner"] in ("identity", "permuted")
+    assert found["collapsed"]["own_score"] == 0.2
+    assert all(0 <= row["standard_error"] < 0.1 for row in result["models"])
+    assert result["encodes"] == 16 * FULL
+    assert Path("out/similarity.png").read_bytes()[:4] == b"\x89PNG"
+    text = capsys.readouterr().out
+    assert "wrote ranking.json" in text
+    assert "collapsed" in text
+
+
+def test_only_new_and_changed_models_cost_anything(pool, capsys):
+    first = run()
+    assert run()["encodes"] == 0
+    pool("permuted", "identity", "rescaled", "rotated", "collapsed")  # one more, another order
+    more = run()
+    assert more["encodes"] == 9 * FULL
+    fresh = {row["name"]: row for row in more["models"]}
+    Path("out/scores.h5").unlink()
+    assert {row["name"]: row for row in run()["models"]} == fresh  # as if computed at once
+    capsys.readouterr()
+    pool("identity", "rotated", "collapsed", "rescaled", permuted="constant code")
+    changed = run()
+    assert changed["encodes"] == 9 * FULL
+    assert "permuted has changed" in capsys.readouterr().out
+    pool("identity", "rotated", "collapsed", "permuted")
+    again = run()
+    assert again["encodes"] == 0
+    assert again["models"] == first["models"]
+
+
+def fails(capsys, *args, match):
+    with pytest.raises(SystemExit) as stop:
+        select.main(list(args))
+    assert stop.value.code == 2
+    text = " ".join(capsys.readouterr().err.split())
+    assert match in text
+    return text
+
+
+def test_mistakes_end_with_one_sentence_and_code_2(pool, capsys, tmp_path):
+    run()
+    before = Path("out/scores.h5").read_bytes()
+    fails(capsys, "pool:models", "--out", "out", *FLAGS, "--seed", "1", match="was made with seed 0, not 1")
+    fails(capsys, "pool:models", "--out", "out", match="was made with groups 40, not 500")
+    fails(capsys, "pool:models", "--out", "new", "--method", "guess", match="guess")
+    fails(capsys, "pool:models", "--out", "new", "--budget", "1.5", match="--budget is 1.5")
+    fails(capsys, "pool:models", "--out", "new", "--budget", "0.01", *FLAGS, match="too small for 4 models")
+    fails(capsys, "pool:models", "pool:models", "--out", "new", match="are the same model")
+    fails(capsys, "pool:models", "--out", "new", "--with-labels", match="--data NAME")
+    fails(capsys, "pool:models", "--out", "new", "--device", "gpu7", match="--device is 'gpu7'")
+    fails(capsys, "--out", "new", match="at least 2 models, got 0")
+    fails(capsys, "nowhere", "--out", "new", match="there is no nowhere")
+    fails(capsys, "pool:nothing", "--out", "new", match="pool:nothing cannot be imported")
+    fails(capsys, "pool.py", "--out", "new", match="pool.py is no TorchScript archive")
+    fails(capsys, str(tmp_path), "--out", "new", match="is no run folder")
+    fails(capsys, "pool:models", "--out", "pool.py/out", match="pool.py")
+    assert Path("out/scores.h5").read_bytes() == before
+    Path("out/scores.h5").write_bytes(before[:1000])
+    fails(capsys, "pool:models", "--out", "out", *FLAGS, match="scores.h5 is not readable")
+
+
+@pytest.mark.parametrize("method", ["udr-lasso", "udr-spearman"])
+def test_udr_behind_the_same_command(pool, method):
+    pool("identity", "permuted", "rescaled", "rotated", "collapsed")
+    result = run("--method", method, "--samples", "600")
+    assert result["samples"] == 600
+    assert result["winner"] in ("identity", "permuted", "rescaled")
+    assert {row["name"]: row["score"] for row in result["models"]}["collapsed"] == 0
+    assert not Path("out/scores.h5").exists()
+
+
+def test_budget_spends_its_share_and_leaves_the_good_ones(pool):
+    pool(
+        "identity", "permuted", "rescaled", "rotated", "collapsed", "broken", "constant code"
+    )  # the first three agree fully
+    result = run("--budget", "0.6")
+    assert result["encodes"] <= 0.6 * 49 * FULL
+    assert {row["name"] for row in result["models"][:2]} <= {"identity", "permuted", "rescaled"}
+    assert result["gap"]["winner"] == result["winner"]
+    again = run("--budget", "0.6")
+    assert again["encodes"] == 0
+    assert again["models"] == result["models"]
+    exact = run()  # what was voted on a part of the scale sample does not enter the exact scores
+    Path("out/scores.h5").unlink()
+    assert run()["models"] == exact["models"]
+
+
+DRIVER = """
+import os, random, signal, sys, time
+from linear_models import known_pool
+from crgan import scores, select
+from crgan.models import fingerprint_of
+
+class Slow:
+    def __init__(self, model):
+        self.model, self.prior = model, model.prior
+        self.num_codes, self.image_shape = model.num_codes, model.image_shape
+        self.fingerprint = fingerprint_of(model)  # it keys the draws
+    def generate(self, codes): return self.model.generate(codes)
+    def sample(self, n, seed): return self.model.sample(n, seed)
+    def encode(self, images):
+        time.sleep(0.005)
+        with open("log", "a") as log:
+            log.write(f"{len(images)} ")
+        return self.model.encode(images)
+
+names = ("identity", "rotated", "collapsed", "constant code")
+def models():
+    return {name: Slow(model) for name, model in known_pool().items() if name in names}
+
+scores.SAVE_EVERY, scores.SAVE_SHARE = 0.0, 1e9  # after every batch
+kills = 0
+while True:
+    child = os.fork()
+    if not child:
+        try:
+            select.main(sys.argv[1:])
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    time.sleep(random.Random(kills).uniform(0.1, 1.0))
+    if kills < 8:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status):
+        print(kills)
+        sys.exit(os.WEXITSTATUS(status))
+    kills += 1
+"""
+
+
+def test_killed_at_any_moment_it_goes_on_without_loss(tmp_path):
+    """SIGKILL in the middle of encoding or of writing; each batch that a model encodes leaves its size in a log."""
+    (tmp_path / "driver.py").write_text(DRIVER)
+    command = [sys.executable, "driver.py", "__main__:models", "--out", "out", *FLAGS, "--batch-size", "100"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([TESTS, str(tmp_path)]), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    kills = int(ended.stdout.split()[-1])
+    assert kills >= 3
+    names = ("identity", "rotated", "collapsed", "constant code")
+    models = [model for name, model in known_pool().items() if name in names]
+    lost = sum(map(int, (tmp_path / "log").read_text().split())) - 16 * FULL
+    assert 0 <= lost <= kills * 256  # a batch is all that a kill can take
+    with h5py.File(tmp_path / "out/scores.h5") as file:
+        np.testing.assert_array_equal(file["B"], cross_scores(models, **SIZES))
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"ranking.json", "scores.h5", "similarity.png"}
+
+
+# ---------------------------------------------------------------- kinds of models
+
+
+def test_codes_made_elsewhere(pool, tmp_path):
+    """A file filled by hand from the same draws gives the same ranking as the models do."""
+    from crgan.centrality import Pool
+
+    result = run()
+    models = known_pool()
+    names = ["identity", "rotated", "collapsed", "permuted"]
+    drawn = Pool([Member(name, models[name]) for name in names], Sizes(**SIZES))
+    with h5py.File("codes.h5", "w") as file:
+        for j, name in enumerate(names):
+            groups = torch.stack([drawn._group(j, m) for m in range(40)])
+            blocks = [models[name].sample(256, drawn._seed(j, "points", b)) for b in (0, 256)]
+            points = torch.cat(blocks)[:500]
+            file[f"factor/{name}"] = np.arange(40) % 5
+            file[f"sample/{name}"] = models[name].encode(models["identity"].sample(300, 0))
+            for encoder in names:
+                file[f"codes/{encoder}/{name}"] = models[encoder].encode(groups.flatten(0, 1)).unflatten(0, (40, 20))
+                file[f"scale/{encoder}/{name}"] = models[encoder].encode(points).double().std(0, correction=0)
+    select.main(["codes.h5", "--out", "from_codes"])
+    found = json.loads(Path("from_codes/ranking.json").read_text())
+    scores = {row["name"]: row["score"] for row in result["models"]}
+    assert {row["name"]: row["score"] for row in found["models"]} == pytest.approx(scores, abs=1e-9)
+    select.main(["codes.h5", "--out", "by_udr", "--method", "udr-spearman"])
+    assert json.loads(Path("by_udr/ranking.json").read_text())["winner"] in ("identity", "permuted")
+
+
+def test_broken_code_files(tmp_path, capsys):
+    path = tmp_path / "codes.h5"
+    out = ["--out", str(tmp_path / "out")]
+    path.write_text("not HDF5")
+    fails(capsys, str(path), *out, match="cannot be read as HDF5")
+    with h5py.File(path, "w") as file:
+        file["images"] = [1]
+    fails(capsys, str(path), *out, match="holds no group 'codes'")
+    with h5py.File(path, "w") as file:
+        for i in "ab":
+            file[f"factor/{i}"] = np.arange(6) % 3
+            for j in "ab":
+                file[f"codes/{i}/{j}"] = np.zeros((6, 4, 3))
+                file[f"scale/{i}/{j}"] = np.ones(2 if i + j == "ba" else 3)
+    fails(capsys, str(path), *out, match="scale/b/a has shape [2], expected [3]")
+    with h5py.File(path, "a") as file:
+        del file["factor/a"]
+        file["factor/a"] = np.arange(6)
+    fails(capsys, str(path), *out, match="factor/a must hold integers from 0 to 2")
+    fails(capsys, str(path), "pool:models", *out, match="must be the only RUN")
+
+
+class Scripted(nn.Module):
+    def __init__(self, num_noise: int):
+        super().__init__()
+        self.num_codes, self.num_noise, self.prior = 4, num_noise, "uniform"
+        self.mix = nn.Parameter(rotation(4 + num_noise, 5))
+
+    @torch.jit.export
+    def generate(self, codes: torch.Tensor, noise: torch.Tensor | None = None) -> torch.Tensor:
+        if noise is not None:
+            codes = torch.cat([codes, noise], 1)
+        return (codes @ self.mix.T)[:, None, None]
+
+    @torch.jit.export
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return (images[:, 0, 0] @ self.mix)[:, :4]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.encode(images)
+
+
+class Verb(nn.Module):
+    """One method of a model as a module of its own, which torch.export takes."""
+
+    def __init__(self, model, verb):
+        super().__init__()
+        self.model, self.verb = model, verb
+
+    def forward(self, *inputs):
+        return getattr(self.model, self.verb)(*inputs)
+
+
+@pytest.mark.parametrize("num_noise", [0, 2])
+def test_archives_give_the_scores_of_their_models(tmp_path, num_noise):
+    model = Scripted(num_noise).eval()
+    torch.jit.script(model).save(str(tmp_path / "model.pt"))
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    n = torch.export.Dim("n")
+    inputs = (torch.zeros(3, 4), *([torch.zeros(3, num_noise)] if num_noise else []))
+    program = torch.export.export(Verb(model, "generate"), inputs, dynamic_shapes={"inputs": ({0: n},) * len(inputs)})
+    torch.export.save(program, folder / "generate.pt2", extra_files={"prior": "uniform"})
+    images = (torch.zeros(3, 1, 1, 4 + num_noise),)
+    program = torch.export.export(Verb(model, "encode"), images, dynamic_shapes={"inputs": ({0: n},)})
+    torch.export.save(program, folder / "encode.pt2")
+    script, exported = open_models([str(tmp_path / "model.pt"), str(folder)])
+    for member in (script, exported):
+        assert (member.num_codes, member.num_noise, member.prior) == (4, num_noise, "uniform")
+        assert member.image_shape == (1, 1, 4 + num_noise)
+        codes = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        with torch.inference_mode():
+            images = member.generate(codes, 3)
+            torch.testing.assert_close(member.encode(images), codes, atol=1e-5, rtol=0)
+            assert torch.equal(images, member.generate(codes, 3))
+            assert member.sample(9, 1).shape == (9, 1, 1, 4 + num_noise)
+            if num_noise:
+                assert not torch.equal(images, member.generate(codes, 4))
+    assert script.fingerprint != exported.fingerprint
+    B = cross_scores([script.model, exported.model], groups=20, group_size=10, scale_samples=300)
+    assert (B == 1).all()
+
+
+@pytest.fixture(scope="module")
+def run_folders(tmp_path_factory):
+    """Two untrained runs on circular dSprites, as the training command leaves them."""
+    folders = []
+    for seed in range(2):
+        folder = tmp_path_factory.mktemp("run")
+        cfg = PRESETS["circular"]
+        cfg = cfg.__class__(**{**vars(cfg), "seed": seed, "width": 4, "hidden": 16})
+        checkpoint.write_config(folder, cfg, (1, 64, 64))
+        checkpoint.save(folder, checkpoint.build_model(cfg, (1, 64, 64)), {}, {"step": 0})
+        folders.append(str(folder))
+    return folders
+
+
+def test_run_folders_with_labels(run_folders, tmp_path, capsys):
+    out = str(tmp_path / "out")
+    sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
+    select.main([*run_folders, "--out", out, *sizes, "--with-labels"])
+    result = json.loads(Path(out, "ranking.json").read_text())
+    assert {row["name"] for row in result["models"]} == set(run_folders)
+    assert all(0.5 <= row["factor_vae"] <= 1 for row in result["models"])
+    assert result["rank_correlation"] in (-1, 1, None)
+    assert "rank correlation" in capsys.readouterr().out
+    a, b = open_models(run_folders)
+    assert a.fingerprint != b.fingerprint
+    assert a.fingerprint == open_models(run_folders[:1])[0].fingerprint
+
+
+def test_fingerprint_sees_weights_and_settings():
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
+
+    class Wrapper:
+        def __init__(self):
+            self.parts, self.temperature = [module], 1.0
+
+    model = Wrapper()
+    seen = {fingerprint_of(model)}
+    module.train()
+    assert fingerprint_of(model) in seen
+    with torch.no_grad():
+        module[0].weight[0, 0] += 1e-6
+    seen.add(fingerprint_of(model))
+    module[1].running_mean += 1
+    seen.add(fingerprint_of(model))
+    model.temperature = 2.0
+    seen.add(fingerprint_of(model))
+    model.parts.append(torch.zeros(2, dtype=torch.bfloat16))
+    seen.add(fingerprint_of(model))
+    assert len(seen) == 5
+    model.fingerprint = "mine"
+    assert fingerprint_of(model) == "mine"
+    broken = Linear(torch.eye(2))
+    broken.prior = "beta"
+    with pytest.raises(InputError, match="prior 'beta'"):
+        Member("m", broken)
