@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.nn.utils import parametrize
 
-from . import ops
+from . import ops, parallel
 from .config import Config
 from .errors import InputError
 
@@ -95,15 +95,15 @@ def _kernel(cfg: Config) -> int:
     return 5 if cfg.network == "dcgan" else 4
 
 
-def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None) -> list[nn.Module]:
+def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None, norm_first: bool = False) -> list[nn.Module]:
     """The paper's conv4 nets activate before batch norm, its dcgan nets after."""
     if norm is None:
         return [activation]
-    return [norm, activation] if cfg.network == "dcgan" else [activation, norm]
+    return [norm, activation] if norm_first or cfg.network == "dcgan" else [activation, norm]
 
 
 def _batch_norm(channels: int, dims: int) -> nn.Module:
-    return (nn.BatchNorm1d if dims == 1 else nn.BatchNorm2d)(channels, eps=1e-5, momentum=0.1)
+    return (parallel.BatchNorm1d if dims == 1 else parallel.BatchNorm2d)(channels, eps=1e-5, momentum=0.1)
 
 
 class Generator(nn.Module):
@@ -116,7 +116,8 @@ class Generator(nn.Module):
         hidden = 1024 if self.tanh else cfg.hidden
         layers: list[nn.Module] = []
         for before, after in ((cfg.num_codes + cfg.num_noise, hidden), (hidden, 16 * maps[0])):
-            layers += [nn.Linear(before, after), *_activate(cfg, nn.ReLU(), _batch_norm(after, 1))]
+            norm = _batch_norm(after, 1)
+            layers += [nn.Linear(before, after), *_activate(cfg, nn.ReLU(), norm, norm_first=cfg.g_bias is not None)]
         self.fully_connected = nn.Sequential(*layers, nn.Unflatten(1, (maps[0], 4, 4)))
         layers = []
         for before, after in pairwise(maps):
@@ -128,6 +129,17 @@ class Generator(nn.Module):
     def _upsample(cfg: Config, before: int, after: int) -> nn.Module:
         kernel = _kernel(cfg)  # "same" padding: the map's side exactly doubles
         return nn.ConvTranspose2d(before, after, kernel, 2, padding=(kernel - 1) // 2, output_padding=kernel % 2)
+
+    @torch.no_grad()
+    def start(self, cfg: Config) -> None:
+        """What the fast recipes set beyond the draw of the weights."""
+        for module in self.fully_connected:
+            if isinstance(module, nn.BatchNorm1d) and cfg.g_bias is not None:
+                module.bias.fill_(cfg.g_bias)
+        if cfg.init == "he":
+            last = self.convolutions[-1]
+            last.weight.mul_(0.5)
+            last.bias.fill_(-2.0)
 
     def forward(
         self,
@@ -253,9 +265,7 @@ class InfoGAN(nn.Module):
         self.contrastive = ContrastiveDiscriminator(cfg, image_shape)
         for i, network in enumerate((self.generator, self.discriminator, self.contrastive)):
             initialise(network, _weight_draw(cfg.seed, i), cfg.init)
-        for module in self.generator.fully_connected:
-            if isinstance(module, nn.BatchNorm1d):
-                nn.init.constant_(module.bias, cfg.g_bias)
+        self.generator.start(cfg)
         self.average = None
         if cfg.ema > 0:
             trained = {"generator": self.generator, "discriminator": self.discriminator}

@@ -5,6 +5,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from . import parallel
+
 Optimisers = dict[str, torch.optim.Optimizer]
 
 
@@ -14,6 +16,8 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, beta1: float, beta2: flo
 
 def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
     """Descends `loss` in the optimiser's parameters alone: no gradient is made for any other network."""
-    loss.backward(inputs=[p for group in optimiser.param_groups for p in group["params"]])
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    loss.backward(inputs=parameters)
+    parallel.average(p.grad for p in parameters if p.grad is not None)
     optimiser.step()
     optimiser.zero_grad()

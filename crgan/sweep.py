@@ -63,7 +63,8 @@ class Run:
         except InputError:  # if something is wrong there, the run itself will say it
             return False
         folder = checkpoint.latest(self.out)
-        return before == self.cfg and folder is not None and folder.name == f"step-{self.cfg.steps:09d}"
+        same = replace(self.cfg, precision=before.precision) if self.cfg.precision == "auto" else self.cfg
+        return before == same and folder is not None and folder.name == f"step-{self.cfg.steps:09d}"
 
     def look(self) -> None:
         """Reads what was written since the last look."""

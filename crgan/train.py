@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from . import checkpoint, losses, metrics, ops, pictures, vae
+from . import checkpoint, losses, metrics, ops, parallel, pictures, vae
 from . import data as datasets
 from .cli import user_errors
 from .config import PRESETS, Config, Phase
@@ -52,12 +52,14 @@ def train_step(
     Returns the losses as 0-d tensors. Reads nothing back from the device and skips what has weight 0, so that a
     CUDA graph can hold a whole step of one phase.
     """
-    batch, k, device = len(x), cfg.num_codes, x.device
+    batch, k, device, whole = len(x), cfg.num_codes, x.device, len(x) * parallel.world()
     generator, discriminator, contrastive = nets.generator, nets.discriminator, nets.contrastive
     autocast = torch.autocast(device.type, torch.bfloat16, cfg.precision == "bfloat16", cache_enabled=False)
-    c, z = ops.sample_latents(batch, k, cfg.num_noise, cfg.seed, step, device=device)
+    c, z = ops.sample_latents(whole, k, cfg.num_noise, cfg.seed, step, device=device)
+    c, z = parallel.shard(c), parallel.shard(z)
     if phase.cr_weight:
-        c1, c2, pair_z, index = ops.traversal_pairs(batch, k, cfg.num_noise, phase.gap, cfg.seed, step, device=device)
+        pairs = ops.traversal_pairs(whole, k, cfg.num_noise, phase.gap, cfg.seed, step, device=device)
+        c1, c2, pair_z, index = map(parallel.shard, pairs)
 
     def generate() -> tuple[Tensor, ...]:
         # Each half of a pair is a batch of its own to G's batch norm.
@@ -152,11 +154,19 @@ def train(
     A run that was killed and taken up again ends with the same bits as one that was not (same machine, same build).
     Raises InputError for what the user can mend, OSError where the folder or the disk refuse.
     """
-    place = _device(device)
+    place = parallel.start(_device(device))
+    lead = parallel.leads()
+    if parallel.world() > 1 and (cfg.model in ("factor-vae", "beta-tcvae") or cfg.batch_size % parallel.world()):
+        raise InputError(
+            f"{parallel.world()} processes cannot share batches of {cfg.batch_size} of a {cfg.model}; expected a "
+            "multiple of them, and a model whose losses are means over the batch (infogan-cr, beta-vae)"
+        )
     if cfg.precision == "auto":
         cfg = replace(cfg, precision="bfloat16" if _has_bfloat16(place) else "float32")
     dataset = datasets.load(cfg.data, cfg.root)
-    _open_run(out, cfg, dataset.image_shape)
+    if lead:
+        _open_run(out, cfg, dataset.image_shape)
+    parallel.wait()
     nets: Any = checkpoint.build_model(cfg, dataset.image_shape).to(place)
     kind = sys.modules[__name__] if cfg.model == "infogan-cr" else vae  # each with make_optimisers and train_step
     optimisers = kind.make_optimisers(nets, cfg)
@@ -167,18 +177,20 @@ def train(
             print(f"{out} has finished its {state['step']} steps; give --steps a larger number to go on")
             return nets.eval()
         print(f"going on from {folder}")
-    log = _Log(out, state)
+    log: Any = _Log(out, state) if lead else None
     done = torch.tensor(state["step"], device=place)
 
     def take_step(phase: Phase) -> dict[str, Tensor]:
         index = ops.random_index(cfg.images_per_step, dataset.num_images, cfg.seed, done, device=place)
-        report = kind.train_step(nets, optimisers, dataset.images(index), cfg, phase, done)
+        report = kind.train_step(nets, optimisers, dataset.images(parallel.shard(index)), cfg, phase, done)
+        parallel.average(report.values())
         done.add_(1)
         return report
 
     take = capture(take_step) if place.type == "cuda" and cuda_graph else take_step
     nets.train()
-    with _progress(cfg.steps, state["step"]) as show, _stop_signal() as stopped:
+    stop = 0
+    with _progress(cfg.steps, state["step"], lead) as show, _stop_signal() as stopped:
         for step in range(state["step"], cfg.steps):
             if cfg.restarts_h(step):
                 restart_h(nets, optimisers, step)
@@ -187,20 +199,24 @@ def train(
             if step % LOG_EVERY == 0 or place.type == "cpu":  # the one read-back: a CPU waits for nothing
                 report = {name: value.item() for name, value in report.items()}
                 _check_finite(report, step, out)
-            if step % LOG_EVERY == 0:
+            if lead and step % LOG_EVERY == 0:
                 log.write(step, report)
             show(step, report if step % LOG_EVERY == 0 else None)
-            if step % cfg.eval_every == 0 or step == cfg.steps:
+            if lead and (step % cfg.eval_every == 0 or step == cfg.steps):
                 scores, traversal = evaluate(nets, dataset, cfg, out, full=step == cfg.steps)
                 log.write(step, scores)
                 log.picture(step, traversal)
                 nets.train()
-            if step % checkpoint_every == 0 or step == cfg.steps or stopped():
+            if parallel.world() == 1 or step % LOG_EVERY == 0:  # all processes stop after the same step
+                stop = parallel.largest(stopped(), place)
+            if lead and (step % checkpoint_every == 0 or step == cfg.steps or stop):
                 state = {"step": step, "metrics_bytes": log.size()}
                 folder = checkpoint.save(out, nets, optimisers, state)
-            if stopped() and step < cfg.steps:
-                print(f"stopped after step {step}, saved in {folder}; the same command goes on from there")
-                sys.exit(128 + stopped())
+            if stop and step < cfg.steps:
+                if lead:
+                    print(f"stopped after step {step}, saved in {folder}; the same command goes on from there")
+                parallel.wait()
+                sys.exit(128 + stop)
     return nets.eval()
 
 
@@ -305,13 +321,13 @@ class _Log:
 
 
 @contextmanager
-def _progress(total: int, done: int) -> Iterator[Callable[[int, dict[str, float] | None], None]]:
+def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int, dict[str, float] | None], None]]:
     """A bar with the rate, the time left and the losses; `show(step, losses or None)` moves it."""
     columns = (
         BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} steps/s"), TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )  # fmt: skip
-    with Progress(*columns, speed_estimate_period=60) as bar:
+    with Progress(*columns, speed_estimate_period=60, disable=not shown) as bar:
         task = bar.add_task("", total=total, completed=done, rate=0.0)
         start = time.monotonic()
 
@@ -381,7 +397,9 @@ def main(args: list[str] | None = None) -> None:
             print(json.dumps({"out": str(out), "device": parsed.device, "config": cfg.to_json()}, indent=2))
             return
         train(cfg, out, parsed.device, parsed.checkpoint_every, parsed.cuda_graph)
-        print(f"wrote {out}/: traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/, TensorBoard events")
+        if parallel.leads():
+            files = "traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/, TensorBoard events"
+            print(f"wrote {out}/: {files}")
 
 
 if __name__ == "__main__":

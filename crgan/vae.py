@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from . import ops
+from . import ops, parallel
 from .config import Config, Phase
 from .networks import _channels
 from .optim import Optimisers, adam, update
@@ -117,7 +117,7 @@ def train_step(
     batch, k = cfg.batch_size, cfg.num_codes
     autocast = torch.autocast(x.device.type, torch.bfloat16, cfg.precision == "bfloat16", cache_enabled=False)
     uniform, keys = ops.sample_latents(batch, 2 * k, k, cfg.seed, step, device=x.device)
-    noise, other_noise = gaussian(uniform).chunk(2, 1)
+    noise, other_noise = parallel.shard(gaussian(uniform)).chunk(2, 1)
     with autocast:
         mean, log_variance = nets.posterior(x[:batch])
         codes = mean + noise * (log_variance / 2).exp()

@@ -1,0 +1,133 @@
+"""Sweep and selection on a real Ray cluster of several nodes on this machine, of which some are killed half-way."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import pytest
+from ray_nodes import ENVIRONMENT, Nodes
+
+from crgan import InputError, checkpoint, cluster
+
+pytestmark = pytest.mark.slow
+SETTINGS = (
+    "data=circular_dsprites",
+    "num_codes=2",
+    "width=4",
+    "hidden=8",
+    "batch_size=4",
+    "cr_start=100",
+    "steps=400",
+)
+SIZES = "--groups 200 --group-size 20 --scale-samples 20000 --device cpu".split()  # noqa: SIM905
+
+
+def command(module, *flags):
+    full = [sys.executable, "-m", f"crgan.{module}", *map(str, flags)]
+    return subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
+
+
+def sweep(out, *flags):
+    grid = [part for setting in SETTINGS for part in ("--set", setting)]
+    return command("sweep", "quick", *grid, "--seeds", "0:3", "--out", out, "--checkpoint-every", 50, *flags)
+
+
+def finish(process, limit=400):
+    output, _ = process.communicate(timeout=limit)
+    assert process.returncode == 0, output
+
+
+def wait_for(what, limit=200):
+    deadline = time.monotonic() + limit
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    nodes = Nodes()
+    try:
+        nodes.start("a")
+        nodes.start("b")
+        yield nodes
+    finally:
+        nodes.stop()
+
+
+@pytest.fixture(scope="module")
+def local_pool(tmp_path_factory):
+    out = tmp_path_factory.mktemp("local") / "pool"
+    finish(sweep(out, "--jobs", 2, "--device", "cpu"))
+    return out
+
+
+def runs_of(pool):
+    return sorted(path for path in pool.iterdir() if not path.name.startswith("."))
+
+
+def log_of(run):
+    path = run.parent / ".sweep" / f"{run.name}.log"
+    return path.read_text() if path.exists() else ""
+
+
+def step_of(run):
+    folder = checkpoint.latest(run)
+    return int(folder.name.removeprefix("step-")) if folder else 0
+
+
+def test_a_sweep_outlives_a_worker_and_a_node(nodes, local_pool, tmp_path):
+    pool = tmp_path / "pool"
+    process = sweep(pool, "--ray", nodes.address)
+    wait_for(lambda: pool.exists() and sum(step_of(run) >= 100 for run in runs_of(pool)) == 2)
+    first = next(run for run in runs_of(pool) if step_of(run) >= 100)
+    worker = int(re.search(r"process (\d+)", log_of(first)).group(1))
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: log_of(first).count("going on from") == 1)  # it came back
+    nodes.kill("a")
+    finish(process)
+    logs = [log_of(run) for run in runs_of(pool)]
+    assert sum(log.count("process") for log in logs) == 3 + 2  # three runs, two of them taken up again
+    assert sum(log.count("going on from") for log in logs) == 2
+    for run in runs_of(local_pool):
+        for name in ("model.safetensors", "optimisers.safetensors"):
+            assert (checkpoint.latest(pool / run.name) / name).read_bytes() == (
+                checkpoint.latest(run) / name
+            ).read_bytes()
+        assert (pool / run.name / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
+    states = json.loads((pool / ".sweep" / "sweep.json").read_text())
+    assert [row["state"] for row in states] == ["done"] * 3
+
+
+def test_a_selection_outlives_a_node(nodes, local_pool, tmp_path):
+    nodes.start("c")
+    runs = runs_of(local_pool)
+    here, there = tmp_path / "here", tmp_path / "there"
+    finish(command("select", *runs, "--out", here, *SIZES))
+    process = command("select", *runs, "--out", there, *SIZES, "--ray", nodes.address)
+    wait_for(lambda: (there / "scores.h5").exists())  # some pairs are in, others in flight
+    nodes.kill("b")
+    finish(process)
+    with h5py.File(here / "scores.h5") as a, h5py.File(there / "scores.h5") as b:
+        assert (a["B"][:] == b["B"][:]).all()
+        count = 0
+        for generator in a["pairs"]:
+            for encoder, votes in a["pairs"][generator].items():
+                other = b["pairs"][generator][encoder]
+                assert (votes[:] == other[:]).all()
+                assert all((votes.attrs[name] == other.attrs[name]).all() for name in ("count", "mean", "m2"))
+                count += 1
+        assert count == 9
+    a, b = (json.loads((folder / "ranking.json").read_text()) for folder in (here, there))
+    assert a["models"] == b["models"]
+    assert a["encodes"] == b["encodes"] == 9 * (200 * 20 + 20_000)
+
+
+def test_a_cluster_that_is_not_there_is_named():
+    with pytest.raises(InputError, match=r"there is no Ray cluster at '127\.0\.0\.1:6398'"):
+        cluster.connect("127.0.0.1:6398")
