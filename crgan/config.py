@@ -40,9 +40,10 @@ class Config:
     h_norm: Literal["spectral", "batch", "none"] = "spectral"
     """Normalisation of H; its last layer never has one."""
     init: Literal["normal", "he"] = "normal"
-    """First weights: N(0, 0.02) as in the paper, or N(0, 2 / fan-in), which learns from the first step on."""
-    g_bias: float = 0.0
-    """First bias of the batch norms in G's fully connected layers; above 1 their ReLUs start out nearly linear."""
+    """First weights: N(0, 0.02) as in the paper; or N(0, 2 / fan-in) and dark images, to learn from the first step."""
+    g_bias: float | None = None
+    """None: G's fully connected layers activate before batch norm (paper). A number: batch norm comes first and starts
+    with that bias; above 1 the ReLUs start out nearly linear, so that no code folds."""
     steps: int = 322_560
     """Training steps; one is an H, a D/Q and g_steps G updates on one batch."""
     batch_size: int = 64
