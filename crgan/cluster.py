@@ -4,6 +4,7 @@ had in hand. What a worker runs lives here, so that it is found by name on every
 
 import logging
 import os
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,9 +30,12 @@ def connect(address: str) -> bool:
         import ray
     except ImportError:
         raise InputError("--ray needs Ray, which is not installed: run `pip install 'crgan[cluster]'`") from None
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdigit() and "/" not in host:  # Ray itself would wait for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError:
+    except OSError:  # a ConnectionError is one
         raise InputError(
             f"there is no Ray cluster at {address!r}; give the address that `ray start --head` printed"
         ) from None

@@ -110,8 +110,10 @@ def test_a_selection_outlives_a_node(nodes, local_pool, tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     finish(command("select", *runs, "--out", here, *SIZES))
     process = command("select", *runs, "--out", there, *SIZES, "--ray", nodes.address)
-    wait_for(lambda: (there / "scores.h5").exists())  # some pairs are in, others in flight
+    wait_for(lambda: (there / "scores.h5").exists())
     nodes.kill("b")
+    with h5py.File(there / "scores.h5") as file:  # some pairs are in, others in flight
+        assert 0 < sum(len(column) for column in file["pairs"].values()) < 9
     finish(process)
     with h5py.File(here / "scores.h5") as a, h5py.File(there / "scores.h5") as b:
         assert (a["B"][:] == b["B"][:]).all()
