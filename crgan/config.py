@@ -113,7 +113,7 @@ class Config:
         if self.seed >= 2**31:
             raise InputError(f"seed is {self.seed}; expected a number below 2^31")
         if self.model != "infogan-cr":
-            for name in ("num_noise", "cr_weight", "r1_weight", "ema"):
+            for name in ("num_noise", "cr_weight", "r1_weight", "blur", "ema"):
                 if getattr(self, name):
                     raise InputError(f"{name} is {getattr(self, name)}; expected 0: a {self.model} does not use it")
 
