@@ -21,7 +21,7 @@ from ray_nodes import ENVIRONMENT, Nodes
 pytestmark = pytest.mark.slow
 RUNS, CORES = 8, 2
 GRID = f"quick --seeds 0:{RUNS} --set steps=300 --device cpu --checkpoint-every 1000".split()
-SIZES = {"groups": 20, "group-size": 100, "scale-samples": 3_000}
+SIZES = {"groups": 80, "group-size": 100, "scale-samples": 12_000}
 ENCODES = RUNS**2 * (SIZES["groups"] * SIZES["group-size"] + SIZES["scale-samples"])
 seconds: dict[str, float] = {}
 
@@ -100,15 +100,14 @@ def test_selection(benchmark, provider, nodes, folder):
     print(f"\nselection, {provider}: {taken:.1f} s, {ENCODES / taken:,.0f} encodes/s, {ratio:.2f} x local")
 
 
-def nothing(threads):
-    return threads
-
-
 def test_dispatch(benchmark, nodes):
     """What a block costs beside its work: one that does nothing, on a worker that is there."""
     os.environ |= ENVIRONMENT
     cluster.connect(nodes.address)
     benchmark.group = "dispatch"
+
+    def nothing(threads):  # defined here, so that it travels to the workers
+        return threads
 
     def blocks():
         ended = [piece for piece in cluster.scatter(nothing, {n: () for n in range(200)}, 1) if piece is not None]

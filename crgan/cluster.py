@@ -97,9 +97,11 @@ class ClusterPool(Pool):
         self, runs: Sequence[str], sizes: Sizes, address: str, threads: int, device: str, batch_size: int | None = None
     ):
         has_gpus = connect(address)
-        self.runs, self.threads = tuple(runs), threads
+        self.threads = threads
         self.worker_device = device if device != "auto" else "cuda" if has_gpus else "cpu"
         super().__init__(open_models(runs), sizes, batch_size=batch_size)
+        # Only a name that is no run of its own, as a module's, needs the others: they would travel with each block.
+        self.runs = () if {member.name for member in self.members} <= set(runs) else tuple(runs)
 
     def measure_all(self) -> None:
         self.drop_coarse()
@@ -164,7 +166,7 @@ def measure_block(
 @lru_cache(maxsize=256)
 def _member(runs: tuple[str, ...], name: str, device: str) -> Member:
     """The member of that name: of the run of that name, or of a module that returns several."""
-    for run in [name] if name in runs else runs:
+    for run in [name] if name in runs or not runs else runs:
         for member in open_models([run], device):
             if member.name == name:
                 return member
