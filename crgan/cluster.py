@@ -163,7 +163,7 @@ def measure_block(
     return dict(zip(encoders, pool.pairs.values()))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _member(runs: tuple[str, ...], name: str, device: str) -> Member:
     """The member of that name: of the run of that name, or of a module that returns several."""
     for run in [name] if name in runs or not runs else runs:
