@@ -30,12 +30,19 @@ def world() -> int:
 
 def leads() -> bool:
     """Whether this is the process that writes files."""
-    return not dist.is_initialized() or dist.get_rank() == 0
+    return int(os.environ.get("RANK", 0)) == 0
 
 
 def wait() -> None:
     if world() > 1:
         dist.barrier()
+
+
+def finish() -> None:
+    """Waits for all processes and parts from them: one that just ends may abort."""
+    if world() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def largest(value: int, device: torch.device) -> int:

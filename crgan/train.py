@@ -215,8 +215,9 @@ def train(
             if stop and step < cfg.steps:
                 if lead:
                     print(f"stopped after step {step}, saved in {folder}; the same command goes on from there")
-                parallel.wait()
+                parallel.finish()
                 sys.exit(128 + stop)
+    parallel.finish()
     return nets.eval()
 
 
