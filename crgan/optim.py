@@ -11,7 +11,9 @@ Optimisers = dict[str, torch.optim.Optimizer]
 
 
 def adam(parameters: Iterable[nn.Parameter], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr, (beta1, beta2), fused=True)
+    parameters = list(parameters)
+    on_cuda = parameters[0].is_cuda  # there a captured graph holds the step
+    return torch.optim.Adam(parameters, lr, (beta1, beta2), fused=True, capturable=on_cuda)
 
 
 def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:

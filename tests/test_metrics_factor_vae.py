@@ -3,44 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from grid_data import Encoder, Grid, Table
+from plain_metrics import factor_vae as by_definition
 
 from crgan.errors import InputError
 from crgan.metrics import PROTOCOLS, evaluate, factor_vae
-
-SIZES = (3, 6, 8)
-
-
-class Grid:
-    """Images are their factors, one a pixel; the first factor never varies."""
-
-    name, factor_names, factor_sizes = "grid", ("one", "a", "b", "c"), (1, *SIZES)
-    num_images, image_shape = int(np.prod(SIZES)), (1, 2, 2)
-
-    def __init__(self):
-        self.made = 0
-
-    def factors(self, index):
-        return torch.stack(torch.unravel_index(index, self.factor_sizes), -1)
-
-    def index(self, factors):
-        strides = torch.tensor([np.prod(SIZES[i:], dtype=int) for i in range(len(SIZES) + 1)])
-        return (factors * strides).sum(-1)
-
-    def images(self, index):
-        self.made += len(index)
-        return self.factors(index).float().view(-1, 1, 2, 2) / 8
-
-
-class Encoder:
-    """codes = weight @ factors + bias"""
-
-    def __init__(self, weight, bias=0.0):
-        self.weight, self.bias = torch.tensor(weight, dtype=torch.float32), bias
-        self.num_codes = len(weight)
-
-    def encode(self, images):
-        return images.flatten(1)[:, 1:] @ self.weight.T + self.bias
-
 
 EYE = np.eye(3).tolist()
 SMALL = {
@@ -58,25 +25,6 @@ def draw(weight, groups=200, size=64, seed=0):
         factors[g, :, f] = factors[g, 0, f]
     points = rng.uniform(-1, 1, (3000, len(weight[0])))
     return factors @ np.transpose(weight), label, points @ np.transpose(weight)
-
-
-def by_definition(groups, label, points, heldout, min_std, ddof):
-    """One group at a time in float64; the active dimensions as indices, not as a mask."""
-    std = np.std(points, 0, ddof=ddof)
-    dims = [d for d in range(len(std)) if std[d] >= min_std]
-
-    def table(groups, label):
-        votes = np.zeros((len(std), label.max() + 1), int)
-        for group, f in zip(groups, label):
-            local = [np.var(group[:, d], ddof=ddof) / std[d] ** 2 for d in dims]
-            votes[dims[int(np.argmin(local))], f] += 1
-        return votes
-
-    votes = table(groups, label)
-    if heldout is None:
-        return votes, votes.max(1).sum() / votes.sum()
-    held = table(*heldout)
-    return votes, sum(held[d, votes[d].argmax()] for d in range(len(std))) / held.sum()
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -135,9 +83,7 @@ def test_equals_the_definition_in_numpy(heldout, min_std, ddof):
 def test_equal_to_itself_far_from_zero():
     groups, label, points = draw(np.random.default_rng(0).normal(size=(4, 4)).tolist())
     shifted = factor_vae((groups + 1e4).astype(np.float32), label, (points + 1e4).astype(np.float32))
-    assert (
-        np.abs(shifted["votes"] - factor_vae(groups, label, points)["votes"]).sum() <= 4
-    )  # rounding of 1e-3
+    assert np.abs(shifted["votes"] - factor_vae(groups, label, points)["votes"]).sum() <= 4  # rounding of 1e-3
 
 
 def test_each_image_is_encoded_once_and_the_seed_decides():
@@ -147,6 +93,12 @@ def test_each_image_is_encoded_once_and_the_seed_decides():
     again, other = (evaluate(Encoder(EYE), Grid(), seed=s, **SMALL["paper"])["factor_vae"] for s in (3, 4))
     assert (first["scale"] == again["scale"]).all()
     assert (first["scale"] != other["scale"]).any()
+
+
+def test_groups_of_data_without_a_grid_share_a_value_and_nothing_else():
+    result = evaluate(Encoder(EYE), Table(), group_size=40, groups=90, scale_samples=2000)["factor_vae"]
+    assert result["score"] == 1.0
+    assert result["votes"].argmax(1).tolist() == [0, 1, 2]
 
 
 def test_mistakes_are_named():
@@ -165,5 +117,5 @@ def test_mistakes_are_named():
         evaluate(Encoder(EYE), Grid(), group=3)
     grid = Grid()
     grid.factor_sizes = ()
-    with pytest.raises(InputError, match="no factors of variation"):
+    with pytest.raises(InputError, match="'factor_vae' does not apply to the data set 'grid'"):
         evaluate(Encoder(EYE), grid)

@@ -37,9 +37,7 @@ def factor_vae(
     factor = labels_array(factor, groups)
     points = codes_array(points, "points", "N K")
     if points.shape[1] != groups.shape[2]:
-        raise InputError(
-            f"points have {points.shape[1]} codes, groups have {groups.shape[2]}; expected the same"
-        )
+        raise InputError(f"points have {points.shape[1]} codes, groups have {groups.shape[2]}; expected the same")
     num_factors = num_factors or int(factor.max()) + 1
     scale, active = active_dimensions(points, min_std, ddof)
     voting = scale.where(active, 0.0)  # a dimension of scale 0 does not vote

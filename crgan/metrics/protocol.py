@@ -3,61 +3,83 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..models import Member
+from .beta_vae import beta_vae
+from .dci import dci
+from .dhsic import dhsic
+from .explicitness import explicitness
 from .factor_vae import factor_vae
+from .inception import inception, shape_classifier
+from .irs import irs
+from .mig import mig
+from .modularity import modularity
+from .reconstruction import reconstruction
+from .sap import sap
 
 
 @dataclass(frozen=True)
 class Protocol:
     """Sizes and variants of one way to score. Scores under different protocols are not comparable."""
 
-    groups: int  # groups that vote in FactorVAE
-    heldout_groups: int  # groups it is scored on; 0: the voting ones
-    group_size: int  # images in a group
-    scale_samples: int  # images for each code's deviation
-    ddof: int  # of that deviation
-    min_std: float  # codes that deviate less do not vote
+    groups: int = 500  # FactorVAE: groups that vote
+    heldout_groups: int = 0  # groups to score on; 0: the voting ones
+    group_size: int = 100  # images in a group; pairs in a group of pairs
+    scale_samples: int = 73_728  # images for each code's deviation
+    ddof: int = 0  # of that deviation
+    min_std: float = 0.0  # codes that deviate less do not vote
+    pair_groups: int = 0  # BetaVAE: groups to train on; 0: the images of FactorVAE's groups two by two
+    heldout_pair_groups: int = 0  # groups to score on
+    points: int = 73_728  # MIG, DCI, SAP, Modularity, Explicitness, IRS: images to fit on
+    test_points: int = 0  # images to score on; 0: the same
+    dci: tuple[str, ...] = ("lasso", "lasso_cv", "forest", "forest_ibgan")  # the first gives the score
+    continuous: bool = True  # SAP: factors that are no categories count as numbers
+    standardise: bool = False  # Explicitness
+    dhsic_points: int = 5_000
+    generated: int = 50_000  # images for the inception score
+    reconstructed: int = 5_000  # images for PSNR and SSIM
 
 
 PROTOCOLS = {
-    "paper": Protocol(  # the original code of InfoGAN-CR
-        groups=500, heldout_groups=0, group_size=100, scale_samples=73_728, ddof=0, min_std=0.0
-    ),
+    "paper": Protocol(),  # the original code of InfoGAN-CR
     "dlib": Protocol(  # disentanglement_lib
-        groups=10_000, heldout_groups=5_000, group_size=64, scale_samples=10_000, ddof=1, min_std=0.05
+        groups=10_000,
+        heldout_groups=5_000,
+        group_size=64,
+        scale_samples=10_000,
+        ddof=1,
+        min_std=0.05,
+        pair_groups=10_000,
+        heldout_pair_groups=5_000,
+        points=10_000,
+        test_points=5_000,
+        dci=("boosting",),
+        continuous=False,
+        standardise=True,
     ),
 }
+
+# Factors whose classes have no order, by the names that the data sets give them.
+CATEGORIES = {"background", "camera", "category", "color", "digit", "label", "lighting", "object", "shape"}
+
+Pair = tuple[Tensor, Tensor]
 
 
 class Samples:
     """The samples that the metrics of one evaluation share. Each image is made and encoded at most once."""
 
-    def __init__(
-        self, model: Any, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable
-    ):
+    def __init__(self, model: Member, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable):
         self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
         self.batch_size, self.progress = batch_size, progress
-        self.device = torch.device(getattr(model, "device", "cpu"))
         self.varying = [f for f, size in enumerate(dataset.factor_sizes) if size > 1]
-        self.known = torch.zeros(dataset.num_images, dtype=torch.bool, device=self.device)
-        self.codes = torch.empty(dataset.num_images, model.num_codes, device=self.device)
-
-    def encode(self, index: Tensor) -> Tensor:  # [...] int64 -> [..., K]
-        index = index.to(self.device)
-        wanted = torch.zeros_like(self.known)
-        wanted[index.reshape(-1)] = True
-        todo = (wanted & ~self.known).nonzero()[:, 0]
-        for start in range(0, len(todo), self.batch_size):
-            batch = todo[start : start + self.batch_size]
-            self.codes[batch] = self.model.encode(self.dataset.images(batch)).to(self.codes)
-            self.progress("encode", min(start + self.batch_size, len(todo)), len(todo))
-        self.known |= wanted
-        return self.codes[index]
+        self.known = torch.zeros(dataset.num_images, dtype=torch.bool, device=model.device)
+        self.codes = torch.empty(dataset.num_images, model.num_codes, device=model.device)
 
     def draw(self, n: int, stream: int) -> Tensor:
         """[n] random images; each need has its own stream, so that no metric depends on which others run."""
@@ -65,51 +87,165 @@ class Samples:
         return torch.randint(self.dataset.num_images, (n,), generator=generator)
 
     def factors(self, index: Tensor) -> Tensor:  # [n] -> [n, F] of all factors, on the CPU
-        if not self.varying:
-            raise InputError(
-                f"data set {self.dataset.name!r} has no factors of variation; this metric needs them"
-            )
         return self.dataset.factors(index).cpu()
 
-    def points(self, n: int, stream: int) -> tuple[Tensor, Tensor]:
+    def sharing(self, index: Tensor, factor: Tensor, stream: int) -> Tensor:
+        """For each image of `index` [n] a random one with the same value of factor `factor` [n] (of all factors)."""
+        values = self.factors(index).gather(1, factor[:, None])
+        other = self.draw(len(index), stream)
+        if prod(self.dataset.factor_sizes) == self.dataset.num_images:  # a grid
+            return self.dataset.index(self.factors(other).scatter(1, factor[:, None], values))
+        table = self.factors(torch.arange(self.dataset.num_images))
+        for f in factor.unique().tolist():
+            order = table[:, f].argsort(stable=True)
+            sizes = table[:, f].bincount()
+            rows, value = factor == f, values[factor == f, 0]
+            other[rows] = order[(sizes.cumsum(0) - sizes)[value] + other[rows] % sizes[value]]
+        return other
+
+    def encode(self, index: Tensor) -> Tensor:  # [...] int64 -> [..., K]
+        index = index.to(self.model.device)
+        wanted = torch.zeros_like(self.known)
+        wanted[index.reshape(-1)] = True
+        todo = (wanted & ~self.known).nonzero()[:, 0]
+        for start in range(0, len(todo), self.batch_size):
+            batch = todo[start : start + self.batch_size]
+            self.codes[batch] = self.model.encode(self.dataset.images(batch)).to(self.codes)
+            self.progress("encoding", min(start + self.batch_size, len(todo)), len(todo))
+        self.known |= wanted
+        return self.codes[index]
+
+    def labelled(self, n: int, stream: int) -> Pair:
         """Codes [n, K] and the classes [n, F] of the factors that vary, of random images."""
         index = self.draw(n, stream)
-        return self.encode(index), self.factors(index)[:, self.varying].to(self.device)
+        return self.encode(index), self.factors(index)[:, self.varying].to(self.model.device)
 
-    def groups(self, n: int, stream: int) -> tuple[Tensor, Tensor]:
-        """Codes [n, L, K] and factor [n]: group g shares one value of factor g mod F (of those that vary)."""
-        size = self.protocol.group_size
-        drawn = self.factors(self.draw(n * size, stream)).view(n, size, -1)
-        factor = torch.arange(n) % len(self.varying)
-        for f, column in enumerate(self.varying):
-            drawn[factor == f, :, column] = drawn[factor == f, :1, column]
-        return self.encode(self.dataset.index(drawn.flatten(0, 1)).view(n, size)), factor.to(self.device)
+    def groups(self, n: int, stream: int, pairs: bool = False) -> Pair:
+        """Codes [n, L, K] and factor [n]: group g shares one value of factor g mod F (of those that vary).
+
+        With `pairs` codes [n, L, 2, K]: the two of each pair share a value, which differs from pair to pair.
+        """
+        size, factor = self.protocol.group_size, torch.arange(n) % max(len(self.varying), 1)
+        column = torch.tensor(self.varying or [0])[factor].repeat_interleave(size)
+        first = self.draw(n * size, stream).view(n, size)
+        if not pairs:
+            first = first[:, :1].expand(n, size)
+        index = self.sharing(first.flatten(), column, stream + 1).view(n, size)
+        return self.encode(torch.stack([first, index], 2) if pairs else index), factor.to(self.model.device)
 
     @cached_property
-    def voting_groups(self) -> tuple[Tensor, Tensor]:
-        return self.groups(self.protocol.groups, 0)
+    def voting_groups(self) -> Pair:
+        ready = getattr(self.dataset, "groups", None)
+        if ready is None:
+            return self.groups(self.protocol.groups, 0)
+        # Data without a grid may ship groups of 100 images with the factor that each shares.
+        batches = torch.arange(ready.num_images, device=self.model.device).split(self.batch_size)
+        codes = torch.cat([self.model.encode(ready.images(batch)) for batch in batches])
+        factor = ready.factors(torch.arange(0, ready.num_images, 100, device=self.model.device))[:, 0]
+        return codes.view(len(factor), 100, -1), factor
+
+    @cached_property
+    def fit(self) -> Pair:
+        return self.labelled(self.protocol.points, 4)
+
+    @cached_property
+    def test(self) -> Pair | None:
+        return self.labelled(self.protocol.test_points, 5) if self.protocol.test_points else None
 
 
 def _factor_vae(s: Samples) -> dict[str, Any]:
     p = s.protocol
-    return factor_vae(
-        *s.voting_groups,
-        s.points(p.scale_samples, 2)[0],
-        num_factors=len(s.varying),
-        heldout=s.groups(p.heldout_groups, 1) if p.heldout_groups else None,
-        min_std=p.min_std,
-        ddof=p.ddof,
-    )
+    points = s.encode(s.draw(p.scale_samples, 4))  # of the stream of `fit`: its images serve both
+    heldout = s.groups(p.heldout_groups, 2) if p.heldout_groups else None
+    return factor_vae(*s.voting_groups, points, heldout=heldout, min_std=p.min_std, ddof=p.ddof)
 
 
-METRICS: dict[str, Callable[[Samples], dict[str, Any]]] = {"factor_vae": _factor_vae}
+def _beta_vae(s: Samples) -> dict[str, Any]:
+    p = s.protocol
+    if p.pair_groups:
+        return beta_vae(*s.groups(p.pair_groups, 6, pairs=True), heldout=s.groups(p.heldout_pair_groups, 8, pairs=True))
+    groups, factor = s.voting_groups
+    return beta_vae(groups[:, : groups.shape[1] // 2 * 2].unflatten(1, (-1, 2)), factor)
+
+
+def _dci(s: Samples) -> dict[str, Any]:
+    results = {}
+    for step, name in enumerate(s.protocol.dci):
+        s.progress(f"DCI {name}", step, len(s.protocol.dci))
+        results[name] = dci(*s.fit, test=s.test, predictor=name)
+    return {**results[s.protocol.dci[0]], "predictors": results}
+
+
+def _sap(s: Samples) -> dict[str, Any]:
+    names, sizes = s.dataset.factor_names, s.dataset.factor_sizes
+    ordered = [i for i, f in enumerate(s.varying) if names[f] not in CATEGORIES and sizes[f] > 2]
+    return sap(*s.fit, test=s.test, continuous=ordered if s.protocol.continuous else ())
+
+
+def _explicitness(s: Samples) -> dict[str, Any]:
+    return explicitness(*s.fit, test=s.test, standardise=s.protocol.standardise)
+
+
+def _inception(s: Samples) -> dict[str, Any]:
+    if tuple(s.model.image_shape) != (1, 64, 64):
+        raise InputError(f"the inception score is of dSprites' 1x64x64 images; the model makes {s.model.image_shape}")
+    s.progress("training the shape classifier", 0, 1)
+    classifier, accuracy = shape_classifier(str(s.model.device))
+    probabilities = []
+    for start in range(0, s.protocol.generated, s.batch_size):
+        n = min(s.batch_size, s.protocol.generated - start)
+        probabilities.append(classifier(s.model.sample(n, (s.seed << 20) + start)))
+        s.progress("classifying", start + n, s.protocol.generated)
+    return {**inception(torch.cat(probabilities)), "classifier_accuracy": accuracy}
+
+
+def _reconstruction(s: Samples) -> dict[str, Any]:
+    index = s.draw(s.protocol.reconstructed, 10).to(s.model.device)
+    codes = s.encode(index)
+    total: dict[str, float] = {}
+    for start in range(0, len(index), s.batch_size):
+        part = slice(start, start + s.batch_size)
+        rebuilt = s.model.generate(codes[part], (s.seed << 20) + start)
+        for name, value in reconstruction(s.dataset.images(index[part]), rebuilt).items():
+            total[name] = total.get(name, 0.0) + value * len(rebuilt) / len(index)
+        s.progress("rebuilding", min(part.stop, len(index)), len(index))
+    return total
+
+
+METRICS: dict[str, Callable[[Samples], dict[str, Any]]] = {
+    "factor_vae": _factor_vae,
+    "beta_vae": _beta_vae,
+    "mig": lambda s: mig(*s.fit),
+    "dci": _dci,
+    "sap": _sap,
+    "modularity": lambda s: modularity(*s.fit),
+    "explicitness": _explicitness,
+    "irs": lambda s: irs(*s.fit),
+    "dhsic": lambda s: dhsic(s.encode(s.draw(s.protocol.dhsic_points, 11))),
+    "inception": _inception,
+    "reconstruction": _reconstruction,
+}
+
+
+def applicable(dataset: Any) -> list[str]:
+    """The metrics that mean something on this data set."""
+    labelled = any(size > 1 for size in dataset.factor_sizes)
+    ready = getattr(dataset, "groups", None) is not None
+    without = {
+        "dhsic": True,
+        "reconstruction": min(dataset.image_shape[1:]) >= 11,
+        "inception": dataset.name == "dsprites",
+        "factor_vae": labelled or ready,
+        "beta_vae": labelled or ready,
+    }
+    return [name for name in METRICS if without.get(name, labelled)]
 
 
 @torch.no_grad()
 def evaluate(
     model: Any,
     dataset: Any,
-    metrics: Sequence[str] = ("factor_vae",),
+    metrics: Sequence[str] = ("factor_vae",),  # or ("all",)
     protocol: str = "paper",
     seed: int = 0,
     *,
@@ -117,20 +253,26 @@ def evaluate(
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     **sizes: Any,  # fields of Protocol, in place of the protocol's own
 ) -> dict[str, dict[str, Any]]:
-    """Scores `model` (an object with num_codes and encode) on `dataset`: {metric: its dict}.
+    """Scores `model` (any object with sample, generate and encode) on `dataset`: {metric: its dict}.
 
-    Factors of size 1 are left out; index f of every result counts the others, in the order of the data set.
-    Same seed, same images, whichever metrics are asked for. Raises InputError for an unknown metric, protocol
-    or size, and for a metric that needs factors on data that has none.
+    "all" stands for every metric that applies to the data. Factors of size 1 are left out; index f of every
+    result counts the others, in the order of the data set. Same seed, same images, whichever metrics are
+    asked for. `progress(what, done, total)` is called as work proceeds. Raises InputError for an unknown
+    metric, protocol or size, and for a metric that the data or the model cannot have.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
-    for name in metrics:
+    names = [name for m in metrics for name in (applicable(dataset) if m == "all" else [m])]
+    for name in names:
         if name not in METRICS:
-            raise InputError(f"unknown metric {name!r}; expected some of {', '.join(METRICS)}")
-    if unknown := set(sizes) - {field.name for field in fields(Protocol)}:
-        raise InputError(
-            f"unknown size {sorted(unknown)[0]!r}; expected some of {', '.join(PROTOCOLS['paper'].__dict__)}"
-        )
-    samples = Samples(model, dataset, replace(PROTOCOLS[protocol], **sizes), seed, batch_size, progress)
-    return {name: METRICS[name](samples) for name in metrics}
+            raise InputError(f"unknown metric {name!r}; expected all, or some of {', '.join(METRICS)}")
+        if name not in (fitting := applicable(dataset)):
+            fit = ", ".join(fitting)
+            raise InputError(f"metric {name!r} does not apply to the data set {dataset.name!r}; those that do: {fit}")
+    known = [field.name for field in fields(Protocol)]
+    for size in sizes:
+        if size not in known:
+            raise InputError(f"unknown size {size!r}; expected some of {', '.join(known)}")
+    member = model if isinstance(model, Member) else Member("the model", model, "unhashed")
+    samples = Samples(member, dataset, replace(PROTOCOLS[protocol], **sizes), seed, batch_size, progress)
+    return {name: METRICS[name](samples) for name in names}

@@ -1,0 +1,108 @@
+"""`python -m crgan.evaluate RUN...`: scores models on a data set."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from . import cli, metrics
+from . import data as datasets
+from .errors import InputError
+from .files import write_json
+from .models import open_models
+
+
+def evaluate(
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional],
+    /,
+    metrics_: Annotated[tuple[str, ...], tyro.conf.arg(name="metrics")] = ("all",),
+    protocol: Literal["paper", "dlib"] = "paper",
+    data: str | None = None,
+    root: Path | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int = 500,
+) -> None:
+    """Scores models by the metrics of disentanglement and prints a table.
+
+    Args:
+        runs: Run folders, model archives or module:function, as for crgan.select.
+        metrics_: Metrics by name, or all that apply to the data.
+        protocol: Sizes and variants: paper (the original of InfoGAN-CR) or dlib (disentanglement_lib).
+        data: Data set; default the one that each model was trained on.
+        root: Folder of the data set's published files.
+        out: Folder for one metrics.json of all models; default one in each run folder.
+        seed: Seed of the samples.
+        device: auto, cpu, cuda or cuda:<number>.
+        batch_size: Images encoded at a time.
+    """
+    if not runs:
+        raise InputError("no RUN is given; expected at least one run folder, model archive or module:function")
+    members = open_models(runs, cli.device(device))
+    for member in members:
+        if out is None and not Path(member.name).is_dir():
+            raise InputError(f"{member.name} is no folder to write metrics.json into; give --out DIR")
+    results: dict[str, Any] = {}
+    with Progress() as bar:
+        for member in members:
+            config = getattr(member.model, "cfg", None)
+            if data is not None:
+                dataset = datasets.load(data, root)
+            elif config is not None:
+                dataset = datasets.load(config.data, root or config.root)
+            else:
+                raise InputError(f"{member.name} does not say which data it was trained on; give --data NAME")
+            task = bar.add_task(member.name)
+
+            def progress(what: str, done: int, total: int, task: Any = task, name: str = member.name) -> None:
+                bar.update(task, description=f"{name}: {what}", completed=done, total=total)
+
+            scores = metrics.evaluate(
+                member, dataset, metrics_, protocol, seed, batch_size=batch_size, progress=progress
+            )
+            bar.update(task, description=member.name, completed=1, total=1)
+            result = {"data": dataset.name, "protocol": protocol, "seed": seed, "metrics": _plain(scores)}
+            results[member.name] = result
+            if out is None:
+                write_json(Path(member.name) / "metrics.json", result)
+    console = Console()
+    if out is None:
+        written = ", ".join(f"{name}/metrics.json" for name in results)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "metrics.json", results)
+        written = f"{out}/metrics.json"
+    table = Table("metric", *results, title=f"{protocol} protocol")
+    for name in dict.fromkeys(name for result in results.values() for name in result["metrics"]):
+        for part, label in _shown(name):
+            cells = [result["metrics"].get(name, {}).get(part) for result in results.values()]
+            table.add_row(label, *("" if cell is None else f"{cell:.4f}" for cell in cells))
+    console.print(table)
+    console.print(f"wrote {written}", soft_wrap=True, highlight=False)
+
+
+def _shown(name: str) -> list[tuple[str, str]]:
+    """(key, label) of the rows of a metric in the table."""
+    more = {
+        "dci": ("disentanglement", "completeness", "informativeness"),
+        "inception": ("score", "confidence", "mode_kl"),
+        "reconstruction": ("psnr", "ssim"),
+    }
+    return [(part, f"{name} {part}") for part in more.get(name, ())] or [("score", name)]
+
+
+def _plain(value: Any) -> Any:
+    """Arrays as lists, as JSON takes them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
+
+
+if __name__ == "__main__":
+    cli.run(evaluate)

@@ -1,0 +1,91 @@
+"""Multinomial logistic regression, which BetaVAE and Explicitness fit."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+BLOCK = 4096  # points at a time: their class probabilities stay in cache
+
+
+def fit_logistic(
+    x: Tensor,  # [N, K]
+    y: Tensor,  # [N] int64 in [0, num_classes)
+    num_classes: int,
+    *,
+    tolerance: float = 1e-4,
+    hessian_points: int = 2048,
+) -> Callable[[Tensor], Tensor]:  # codes [M, K] -> their logits [C, M], float32
+    """Minimises sum_n -log p(y_n | x_n) + |weight|^2 / 2, p the softmax of weight x + bias (the bias is
+    free).
+
+    The minimum of scikit-learn's LogisticRegression(C=1), to the same tolerance on the mean gradient (two
+    classes: the penalty on the difference of the two weights, as there). Newton steps by conjugate gradients:
+    the gradient is exact, the curvature that of `hessian_points` random points, each step checked on the
+    whole loss and halved until it falls.
+    """
+    n, k = x.shape
+    std, mean = torch.std_mean(x, 0, correction=0)
+    std = torch.where(std > 0, std, 1.0)
+    x, std = ((x - mean) / std).float(), std.float()
+    rows = torch.cat([x.T, x.new_ones(1, n)])  # [K+1, N]
+    penalty = torch.cat([(2.0 if num_classes == 2 else 1.0) / std**2, x.new_zeros(1)]) / n
+    target = x.new_zeros(num_classes, k + 1).index_add_(0, y, rows.T) / n
+    theta = torch.zeros_like(target)
+    theta[:, -1] = target[:, -1].log()
+    pick = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:hessian_points].to(x.device)
+    sample = rows[:, pick]
+    outer = (sample[:, None] * sample[None]).flatten(0, 1).T  # [M, (K+1)^2]
+    blocks = rows.split(BLOCK, 1)
+
+    def loss_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
+        total, gradient = 0.0, penalty * theta - target
+        for block in blocks:
+            p = theta @ block
+            top = p.amax(0)
+            p.sub_(top).exp_()
+            partition = p.sum(0)
+            total += float((partition.log() + top).sum(dtype=torch.float64))
+            gradient += p @ (block / (partition * n)).T
+        return total / n + float((theta * (penalty * theta / 2 - target)).sum(dtype=torch.float64)), gradient
+
+    loss, gradient = loss_and_gradient(theta)
+    for _ in range(50):
+        if gradient.abs().amax() < tolerance:
+            break
+        step = _newton_direction(gradient, torch.softmax(theta @ sample, 0), sample, outer, penalty)
+        slope = float((gradient * step).sum())
+        for size in (0.5**i for i in range(12)):
+            moved = theta + size * step
+            new_loss, new_gradient = loss_and_gradient(moved)
+            if new_loss <= loss + 1e-4 * size * slope:
+                break
+        else:
+            break  # no shorter step lowers the loss any more: the rounding of float32 is reached
+        theta, loss, gradient = moved, new_loss, new_gradient
+    return lambda codes: theta[:, :-1] @ ((codes - mean) / std).float().T + theta[:, -1:]
+
+
+def _newton_direction(gradient: Tensor, p: Tensor, sample: Tensor, outer: Tensor, penalty: Tensor) -> Tensor:
+    """-H^-1 gradient to a tenth; H is the curvature over `sample` [K+1, M], whose classes have probability p."""
+    points = sample.T / sample.shape[1]
+    ridge = penalty + 1e-5  # a constant added to all biases changes nothing: H alone is singular
+    blocks = ((p * (1 - p)) @ outer).unflatten(1, (len(sample), -1)) / sample.shape[1] + torch.diag(ridge)
+    inverse = torch.linalg.inv(blocks)  # of each class by itself, the preconditioner
+
+    step, residual = torch.zeros_like(gradient), -gradient
+    direction = (inverse @ residual[..., None])[..., 0]
+    slope, enough = (residual * direction).sum(), 0.1 * gradient.norm()
+    for _ in range(20):
+        change = direction @ sample
+        change = p * (change - (p * change).sum(0))
+        curved = change @ points + ridge * direction
+        size = slope / (direction * curved).sum()
+        step += size * direction
+        residual = residual - size * curved
+        if residual.norm() < enough:
+            break
+        scaled = (inverse @ residual[..., None])[..., 0]
+        new_slope = (residual * scaled).sum()
+        direction, slope = scaled + new_slope / slope * direction, new_slope
+    return step
