@@ -36,27 +36,8 @@ TINY = replace(
 ROOT = Path(__file__).parents[1]
 SMALLER_THAN_A_CHECKPOINT = 20_000
 FLAGS = [
-    "quick",
-    "--num-noise",
-    "2",
-    "--width",
-    "4",
-    "--hidden",
-    "8",
-    "--batch-size",
-    "4",
-    "--steps",
-    "60",
-    "--cr-start",
-    "20",
-    "--eval-every",
-    "1000",
-    "--ema",
-    "0.9",
-    "--checkpoint-every",
-    "7",
-    "--device",
-    "cpu",
+    *("quick", "--num-noise", "2", "--width", "4", "--hidden", "8", "--batch-size", "4", "--steps", "60"),
+    *("--cr-start", "20", "--eval-every", "1000", "--ema", "0.9", "--checkpoint-every", "7", "--device", "cpu"),
 ]
 
 
