@@ -8,9 +8,9 @@ generator j, whose codes serve as the factors; the medoid of the pool under that
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from math import ceil, log2
-from typing import Any
+from dataclasses import dataclass
+from math import ceil, erf, log2
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -275,65 +275,44 @@ class Pool:
 
 
 def bootstrap(pool: Pool, mask: Array, replicates: int = 200) -> Array:
-    """Centrality [replicates, N] with the groups of every generator drawn anew with replacement.
+    """Centrality [replicates, N] with each group of a generator taken Poisson(1) times, for all its encoders alike.
 
-    Model i's mean goes over the models j with mask[i, j] (symmetric); a generator's groups are shared by all its
-    encoders, and are redrawn together, within each factor.
+    Model i's mean goes over the models j with mask[i, j] (symmetric).
     """
     total = np.zeros((replicates, len(pool)))
-    codes = np.array([member.num_codes for member in pool.members])
     for j in map(int, np.flatnonzero(mask.any(0))):
-        encoders = np.flatnonzero(mask[:, j]).tolist()
-        done = np.array([pool.pairs[i, j].done for i in encoders])
-        for m, k in {*zip(done.tolist(), codes[encoders].tolist())}:
-            rows = [i for i, groups in zip(encoders, done) if groups == m and codes[i] == k]
-            factor = pool.factor(j)[:m]
-            votes = np.stack([pool.pairs[i, j].votes for i in rows]) % (k + 1)  # [n, m]
-            one_hot = (votes[..., None] == np.arange(k + 1)).astype(np.float32)  # [n, m, K + 1]
-            rng = np.random.default_rng([pool.sizes.seed, j])  # the same weights for every encoder of j
-            best = []
-            for f in range(pool.members[j].num_codes):
-                inside = one_hot[:, factor == f]  # [n, m_f, K + 1]
-                size = inside.shape[1]
-                weights = rng.multinomial(size, np.full(size, 1 / max(size, 1)), replicates).astype(np.float32)
-                best.append(np.tensordot(weights, inside, (1, 1)))  # [replicates, n, K + 1]
-            scores = np.max(best, 0).sum(-1) / m  # [replicates, n]
-            total[:, rows] += scores / 2
-            total[:, j] += scores.sum(1) / 2
+        rng, factor, F = np.random.default_rng([pool.sizes.seed, j]), pool.factor(j), pool.members[j].num_codes
+        weights = rng.poisson(1, (replicates, len(factor))).astype(np.float32)
+        for i in map(int, np.flatnonzero(mask[:, j])):
+            m, rows = pool.pairs[i, j].done, pool.members[i].num_codes + 1
+            cell = pool.pairs[i, j].votes.astype(np.int64) % rows * F + factor[:m]
+            tables = weights[:, :m] @ np.eye(rows * F, dtype=np.float32)[cell]  # [replicates, rows * F]
+            score = factor_score(tables.reshape(-1, rows, F))
+            total[:, i] += score / 2
+            total[:, j] += score / 2
     return total / np.maximum(mask.sum(1), 1)
 
 
-@dataclass(frozen=True)
-class Gap:
-    """How far the winner is ahead of the runner-up on the reference models that both have met."""
+def confidence_gap(pool: Pool, winner: int, runner_up: int) -> dict[str, float]:
+    """How far the winner is ahead of the runner-up on the models that both have met: `gap`, its `standard_error`, and
+    `confidence`, the probability that the winner is the better of the two, by the normal approximation.
 
-    winner: int
-    runner_up: int
-    gap: float
-    standard_error: float
-
-    @property
-    def confidence(self) -> float:
-        """Probability in [0, 1] that the winner is the better of the two, by the normal approximation."""
-        return float(torch.special.ndtr(torch.tensor(self.gap / max(self.standard_error, 1e-12))))
-
-
-def confidence_gap(pool: Pool, winner: int, runner_up: int) -> Gap:
-    """The standard error joins the draw of the groups (bootstrap) and, if not all models are met, of the references."""
-    A = similarity(pool.B)
-    others = np.setdiff1d(np.arange(len(pool)), [winner, runner_up])
-    met = others[np.isfinite(A[winner, others]) & np.isfinite(A[runner_up, others])]
+    The error joins the draw of the groups (bootstrap) and, if not all models were met, that of the references.
+    """
+    A, both = similarity(pool.B), [winner, runner_up]
+    others = np.setdiff1d(np.arange(len(pool)), both)
+    met = others[np.isfinite(A[np.ix_(both, others)]).all(0)]
     if not len(met):
-        return Gap(winner, runner_up, 0.0, 0.0)
+        return {"gap": 0.0, "standard_error": float("inf"), "confidence": 0.5}
     difference = A[winner, met] - A[runner_up, met]
     mask = np.zeros(A.shape, bool)
-    for i in (winner, runner_up):
-        mask[i, met] = mask[met, i] = True
-    resampled = bootstrap(pool, mask)
+    mask[np.ix_(both, met)] = True
+    resampled = bootstrap(pool, mask | mask.T)
     variance = (resampled[:, winner] - resampled[:, runner_up]).var()
     if 1 < len(met) < len(others):
         variance += (1 - len(met) / len(others)) * difference.var(ddof=1) / len(met)
-    return Gap(winner, runner_up, float(difference.mean()), float(variance**0.5))
+    gap, error = float(difference.mean()), float(variance**0.5)
+    return {"gap": gap, "standard_error": error, "confidence": 0.5 * (1 + erf(gap / (error or 1e-12) / 2**0.5))}
 
 
 def split(A: Array, margin: float = 0.2) -> tuple[Array, float] | None:
@@ -361,15 +340,11 @@ def split(A: Array, margin: float = 0.2) -> tuple[Array, float] | None:
 # ---------------------------------------------------------------- fewer pairs
 
 
-@dataclass
-class Halving:
-    """What `sequential_halving` found."""
-
-    ranking: Array  # [N] model indices, best first
+class Halving(NamedTuple):
+    ranking: Array  # [N] models, best first
+    references: Array  # [N] models in the order in which they serve as references
+    rounds: list[dict[str, int]]  # models, references and groups of each
     encodes: int  # spent
-    B: Array  # [N, N], NaN where not measured
-    references: Array  # [N] the order in which models serve as references
-    rounds: list[dict[str, int]] = field(default_factory=list)  # models, references and groups of each round
 
 
 def sequential_halving(
@@ -390,58 +365,40 @@ def sequential_halving(
 
     Raises InputError where the budget does not pay for 2 references in the first round.
     """
-    N, full = num_models, sizes.groups
-    first = min(first_groups, full)
+    N, full, first = num_models, sizes.groups, min(first_groups, sizes.groups)
     price = sizes.encodes(np.arange(full + 1))
-    total = int(budget * N * N * price[full])
+    exact = N * N * int(price[full])
     references = np.random.default_rng(sizes.seed).permutation(N)
     B, done = np.full((N, N), np.nan), np.zeros((N, N), np.int32)
-    alive, ranking, spent = np.arange(N), np.empty(0, np.int64), 0
-    result = Halving(ranking, 0, B, references)
+    alive, losers, spent, rounds = np.arange(N), np.empty(0, np.int64), 0, []
 
-    def plan(step: int) -> tuple[Array, int]:  # steps 2..N take in references, further ones add groups
-        return references[:step], first + max(0, step - N)
+    def plan(step: int) -> tuple[Array, int, Array, int]:
+        """Steps 2..N take in references, further ones add groups: -> references, groups, pairs [N, N] due, cost."""
+        met, groups = references[:step], first + max(0, step - N)
+        due = np.zeros((N, N), bool)
+        due[np.ix_(alive, met)] = due[np.ix_(met, alive)] = True
+        due &= (done < groups) & ~np.eye(N, dtype=bool)
+        return met, groups, due, int((price[groups] - price[done[due]]).sum())
 
-    def missing(rows: Array, columns: Array, groups: int) -> Array:
-        """Mask [rows, columns] of pairs that need more groups."""
-        return (done[np.ix_(rows, columns)] < groups) & (rows[:, None] != columns)
-
-    def cost(step: int) -> int:
-        met, groups = plan(step)
-        both = 0
-        for rows, columns in ((alive, met), (met, alive)):
-            mask = missing(rows, columns, groups)
-            if rows is met:  # pairs among models that are both alive and references were counted above
-                mask &= ~(np.isin(met, alive)[:, None] & np.isin(alive, met))
-            both += int((price[groups] - price[done[np.ix_(rows, columns)][mask]]).sum())
-        return both
-
-    rounds = 1 if total >= N * (N - 1) * price[full] else ceil(log2(N))  # one round of everything is exact
-    for r in range(rounds):
-        allowance = (total - spent) // (rounds - r)
+    left = 1 if budget * exact >= exact - N * int(price[full]) else ceil(log2(N))  # one round of everything is exact
+    if (least := plan(2)[-1] * left) > budget * exact:
+        raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {least / exact:.2g}")
+    for left in range(left, 0, -1):
         low, high = 2, N + full - first
-        if r == 0 and (least := cost(low)) > allowance:
-            share = least * rounds / (N * N * price[full])
-            raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {share:.2g}")
-        while low < high:  # the furthest step that the allowance pays for
+        while low < high:  # the furthest step that this round's share of the budget pays for
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if cost(middle) <= allowance else (low, middle - 1)
-        met, groups = plan(low)
-        spent += cost(low)
-        for j in np.union1d(alive, met):
-            encoders = np.union1d(alive if j in met else [], met if j in alive else []).astype(np.int64)
-            encoders = encoders[missing(encoders, np.array([j]), groups)[:, 0]]
-            if len(encoders):
-                B[encoders, j] = measure(int(j), encoders, groups)
-                done[encoders, j] = groups
+            low, high = (middle, high) if plan(middle)[-1] <= (budget * exact - spent) / left else (low, middle - 1)
+        met, groups, due, cost = plan(low)
+        for j in np.flatnonzero(due.any(0)):
+            encoders = np.flatnonzero(due[:, j])
+            B[encoders, j] = measure(int(j), encoders, groups)
+        done[due] = groups
+        spent += cost
         A = (B[np.ix_(alive, met)] + B[np.ix_(met, alive)].T) / 2
         A[alive[:, None] == met] = np.nan
         # A model is no reference of its own: without the references' own levels its mean would miss one of them.
-        A -= np.nanmean(A, 0)
-        order = np.argsort(-np.nanmean(A, 1), kind="stable")
-        result.rounds.append({"models": len(alive), "references": len(met), "groups": groups})
-        keep = (len(alive) + 1) // 2
-        ranking = np.concatenate([alive[order[keep:]], ranking])
-        alive = alive[order[:keep]]
-    result.ranking, result.encodes = np.concatenate([alive, ranking]), spent
-    return result
+        order = alive[np.argsort(-np.nanmean(A - np.nanmean(A, 0), 1), kind="stable")]
+        rounds.append({"models": len(alive), "references": len(met), "groups": groups})
+        alive, out = np.split(order, [(len(order) + 1) // 2])
+        losers = np.concatenate([out, losers])
+    return Halving(np.concatenate([alive, losers]), references, rounds, spent)

@@ -2,6 +2,7 @@
 
 import copy
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ def advance_power_iteration(network: nn.Module) -> None:
             module.u.copy_(module.next_u)
 
 
-def _spectral(layer: nn.Module, on: bool) -> nn.Module:
+def _spectral(layer: nn.Conv2d | nn.Linear, on: bool) -> nn.Module:
     if on:
         parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
     return layer
@@ -59,7 +60,8 @@ def initialise(network: nn.Module, generator: torch.Generator, init: str = "norm
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            weight = module.parametrizations.weight.original if parametrize.is_parametrized(module) else module.weight
+            layer: Any = module
+            weight = layer.parametrizations.weight.original if parametrize.is_parametrized(layer) else layer.weight
             if init == "he":
                 transposed = isinstance(module, nn.ConvTranspose2d)
                 fan_in = len(weight) * weight[0, 0].numel() / 4 if transposed else weight[0].numel()
@@ -69,7 +71,7 @@ def initialise(network: nn.Module, generator: torch.Generator, init: str = "norm
                 nn.init.normal_(weight, std=0.02, generator=generator)
             else:
                 nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04, generator=generator)
-            nn.init.zeros_(module.bias)
+            nn.init.zeros_(layer.bias)
         elif isinstance(module, SpectralNorm):
             module.u.copy_(normalize(torch.randn(module.u.shape, generator=generator), dim=0))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -137,7 +139,7 @@ class Generator(nn.Module):
             if isinstance(module, nn.BatchNorm1d) and cfg.g_bias is not None:
                 module.bias.fill_(cfg.g_bias)
         if cfg.init == "he":
-            last = self.convolutions[-1]
+            last: Any = self.convolutions[-1]
             last.weight.mul_(0.5)
             last.bias.fill_(-2.0)
 
@@ -244,7 +246,9 @@ class ContrastiveDiscriminator(nn.Module):
     ) -> Tensor:
         """-> the cross-entropy of the index (Lin et al. 2020, eq. 4); chance is ln K."""
         features = self.trunk(torch.cat([first, second], 1))
-        return ops.contrastive_loss(features.float(), self.head.weight, self.head.bias, index)
+        loss = ops.contrastive_loss(features.float(), self.head.weight, self.head.bias, index)
+        assert isinstance(loss, Tensor)
+        return loss
 
 
 def _weight_draw(seed: int, network: int, step: int = 0) -> torch.Generator:
@@ -259,7 +263,7 @@ class InfoGAN(nn.Module):
     def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
         super().__init__()
         self.cfg = cfg
-        self.num_codes, self.num_noise, self.image_shape = cfg.num_codes, cfg.num_noise, tuple(image_shape)
+        self.num_codes, self.num_noise, self.image_shape = cfg.num_codes, cfg.num_noise, image_shape
         self.generator = Generator(cfg, image_shape)
         self.discriminator = Discriminator(cfg, image_shape)
         self.contrastive = ContrastiveDiscriminator(cfg, image_shape)
@@ -270,7 +274,7 @@ class InfoGAN(nn.Module):
         if cfg.ema > 0:
             trained = {"generator": self.generator, "discriminator": self.discriminator}
             self.average = nn.ModuleDict(copy.deepcopy(trained)).requires_grad_(False)
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def restart_contrastive(self, step: int) -> None:
         """Gives H new weights, fixed by the seed and the step, in the memory of the old ones."""

@@ -23,7 +23,6 @@ from . import cli, metrics
 from . import data as datasets
 from .centrality import (
     Array,
-    Gap,
     Pool,
     Sizes,
     bootstrap,
@@ -189,8 +188,9 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
     else:
         score = model_centrality(A)
         ranking = np.argsort(-score, kind="stable")
-    gap = confidence_gap(pool, int(ranking[0]), int(ranking[1]))
-    extra |= {"encodes": made, "gap": _gap(gap, pool.members)}
+    first, second = map(int, ranking[:2])
+    names = {"winner": pool.members[first].name, "runner_up": pool.members[second].name}
+    extra |= {"encodes": made, "gap": names | confidence_gap(pool, first, second)}
     if len(met) > 3 and (parted := split(A[np.ix_(order, met)])):
         names = [[pool.members[order[n]].name for n in np.flatnonzero(parted[0] == side)] for side in (True, False)]
         extra["warning"] = (
@@ -199,11 +199,6 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
         )
         extra["clusters"] = names
     return Outcome(ranking, score, bootstrap(pool, mask).std(0), A, extra)
-
-
-def _gap(gap: Gap, members: Sequence[Member]) -> dict[str, Any]:
-    names = {"winner": members[gap.winner].name, "runner_up": members[gap.runner_up].name}
-    return {**names, "gap": gap.gap, "standard_error": gap.standard_error, "confidence": gap.confidence}
 
 
 def _udr(pool: Pool, method: str, samples: int, name: str | None, root: Path | None, bar: Progress) -> Outcome:

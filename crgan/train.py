@@ -194,7 +194,7 @@ def train(
         for step in range(state["step"], cfg.steps):
             if cfg.restarts_h(step):
                 restart_h(nets, optimisers, step)
-            report = take(cfg.phase(step))
+            report: Any = take(cfg.phase(step))
             step += 1
             if step % LOG_EVERY == 0 or place.type == "cpu":  # the one read-back: a CPU waits for nothing
                 report = {name: value.item() for name, value in report.items()}
@@ -230,7 +230,7 @@ def evaluate(nets: Any, dataset: Any, cfg: Config, out: Path, full: bool) -> tup
     scores: dict[str, float] = {}
     moved: list[str] = []
     if dataset.factor_sizes:
-        sizes = {} if full else {"groups": 100, "scale_samples": 5_000}
+        sizes: dict[str, Any] = {} if full else {"groups": 100, "scale_samples": 5_000}
         result = metrics.evaluate(nets, dataset, ("factor_vae",), protocol="paper", seed=cfg.seed, **sizes)
         scores["factor_vae"] = result["factor_vae"]["score"]
         varying = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]

@@ -185,9 +185,9 @@ def test_bootstrap_tells_the_spread_over_fresh_draws():
     assert 0.7 < np.median(ratio) < 1.4
     s = scores.mean(0)
     gap = confidence_gap(pool, int(s.argmax()), int(s.argmin()))
-    assert gap.gap == pytest.approx(s.max() - s.min(), abs=3 * gap.standard_error + 0.05)
-    assert gap.gap > 3 * gap.standard_error
-    assert gap.confidence > 0.99
+    assert gap["gap"] == pytest.approx(s.max() - s.min(), abs=3 * gap["standard_error"] + 0.05)
+    assert gap["gap"] > 3 * gap["standard_error"]
+    assert gap["confidence"] > 0.99
 
 
 def test_a_split_pool_is_noticed_and_a_good_and_bad_one_is_not():
