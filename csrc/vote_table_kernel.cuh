@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kWarp* kWarps, 10) count_votes(VoteTable t) {
     for (int first = 0; first < K; first += width) {
       const int d = first + lane % width;
       Moments<float> m;
-      if (row < rows && d < K && size > 0) {
+      if (row < rows && d < K && size) {
         m.shift = load(group + d);
 #pragma unroll 8
         for (int i = row * K + d; i < size; i += rows * K) m.add(load(group + i));

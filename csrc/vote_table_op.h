@@ -47,8 +47,8 @@ struct VoteTableOp {
              N, G, L, K, num_factors};
   }
 
-  // Nothing to count: no group, or no dimension to vote.
-  bool empty() const { return table.N * table.G * table.K == 0; }
+  // No group, or none in which a dimension has a variance.
+  bool empty() const { return table.N * table.G * table.L * table.K == 0; }
 };
 
 }  // namespace crgan

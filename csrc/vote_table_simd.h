@@ -108,13 +108,12 @@ CRGAN_INLINE Vec spreads(const T* x, int64_t L, Vec scale) {
   const int64_t whole = L / W * W * K, rest = L * K - whole;
   const float seen = W * K - rest;
   const Vec lane = lanes(Lanes{});
-  const T* last = x + L * K - W * K;
   T padded[W * K];
   if (L < W) {
     std::fill(padded, padded + W * K - rest, T{});
     std::copy(x, x + rest, padded + W * K - rest);
-    last = padded;
   }
+  const T* last = L < W ? padded : x + L * K - W * K;
   Block<K> sum{}, square;
   for (int64_t i = 0; i < whole; i += W * K)
 #pragma GCC unroll 16

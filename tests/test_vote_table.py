@@ -341,7 +341,7 @@ def test_extension_under_the_address_and_undefined_sanitizers(tmp_path):
 
     from torch.utils import cpp_extension
 
-    flags = ["-O1", "-g", "-fPIC", "-shared", "-std=c++20", "-Wno-psabi"]
+    flags = ["-O1", "-g", "-fPIC", "-shared", "-std=c++20", "-Wno-psabi", "-fvisibility=hidden"]
     flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     flags += ["-DTORCH_EXTENSION_NAME=_crgan_C", "-DPy_LIMITED_API=0x030A0000"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{sysconfig.get_paths()['include']}"]
