@@ -48,6 +48,8 @@ def evaluate(
     for member in members:
         if out is None and not Path(member.name).is_dir():
             raise InputError(f"{member.name} is no folder to write metrics.json into; give --out DIR")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
     with Progress() as bar:
         for member in members:
@@ -69,15 +71,13 @@ def evaluate(
             bar.update(task, description=member.name, completed=1, total=1)
             result = {"data": dataset.name, "protocol": protocol, "seed": seed, "metrics": _plain(scores)}
             results[member.name] = result
+            # After each model: one that cannot be scored does not cost the scores of those before it.
             if out is None:
                 write_json(Path(member.name) / "metrics.json", result)
+            else:
+                write_json(out / "metrics.json", results)
     console = Console()
-    if out is None:
-        written = ", ".join(f"{name}/metrics.json" for name in results)
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "metrics.json", results)
-        written = f"{out}/metrics.json"
+    written = ", ".join(f"{folder}/metrics.json" for folder in (results if out is None else [out]))
     table = Table("metric", *results, title=f"{protocol} protocol")
     for name in dict.fromkeys(name for result in results.values() for name in result["metrics"]):
         for part, label in _shown(name):

@@ -65,7 +65,7 @@ class ShapeClassifier(nn.Sequential):
 
 
 @cache
-def shape_classifier(device: str = "cpu", steps: int = 400) -> tuple[ShapeClassifier, float]:
+def shape_classifier(device: str = "cpu", steps: int = 250) -> tuple[ShapeClassifier, float]:
     """The classifier trained on re-rendered dSprites, and its accuracy on 10,000 further images; once a process."""
     from ..data import load
 
