@@ -299,11 +299,11 @@ def confidence_gap(pool: Pool, winner: int, runner_up: int) -> dict[str, float]:
 
     The error joins the draw of the groups (bootstrap) and, if not all models were met, that of the references.
     """
-    A, both = similarity(pool.B), [winner, runner_up]
+    A, both = similarity(pool.B), np.array([winner, runner_up])
     others = np.setdiff1d(np.arange(len(pool)), both)
     met = others[np.isfinite(A[np.ix_(both, others)]).all(0)]
     if not len(met):
-        return {"gap": 0.0, "standard_error": float("inf"), "confidence": 0.5}
+        return {"gap": 0.0, "standard_error": 0.0, "confidence": 0.5}
     difference = A[winner, met] - A[runner_up, met]
     mask = np.zeros(A.shape, bool)
     mask[np.ix_(both, met)] = True
@@ -380,10 +380,10 @@ def sequential_halving(
         due &= (done < groups) & ~np.eye(N, dtype=bool)
         return met, groups, due, int((price[groups] - price[done[due]]).sum())
 
-    left = 1 if budget * exact >= exact - N * int(price[full]) else ceil(log2(N))  # one round of everything is exact
-    if (least := plan(2)[-1] * left) > budget * exact:
+    count = 1 if budget * exact >= exact - N * int(price[full]) else ceil(log2(N))  # one round of everything is exact
+    if (least := plan(2)[-1] * count) > budget * exact:
         raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {least / exact:.2g}")
-    for left in range(left, 0, -1):
+    for left in range(count, 0, -1):
         low, high = 2, N + full - first
         while low < high:  # the furthest step that this round's share of the budget pays for
             middle = (low + high + 1) // 2

@@ -44,6 +44,8 @@ def evaluate(
     """
     if not runs:
         raise InputError("no RUN is given; expected at least one run folder, model archive or module:function")
+    if batch_size < 1:
+        raise InputError(f"--batch-size is {batch_size}; expected a number of at least 1")
     members = open_models(runs, cli.device(device))
     for member in members:
         if out is None and not Path(member.name).is_dir():

@@ -192,12 +192,12 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
     names = {"winner": pool.members[first].name, "runner_up": pool.members[second].name}
     extra |= {"encodes": made, "gap": names | confidence_gap(pool, first, second)}
     if len(met) > 3 and (parted := split(A[np.ix_(order, met)])):
-        names = [[pool.members[order[n]].name for n in np.flatnonzero(parted[0] == side)] for side in (True, False)]
+        sides = [[pool.members[order[n]].name for n in np.flatnonzero(parted[0] == side)] for side in (True, False)]
         extra["warning"] = (
-            f"the pool splits into clusters of {len(names[0])} and {len(names[1])} models that agree only within "
+            f"the pool splits into clusters of {len(sides[0])} and {len(sides[1])} models that agree only within "
             f"themselves (by {parted[1]:.2f}): the winner speaks for its own cluster; select among each alone"
         )
-        extra["clusters"] = names
+        extra["clusters"] = sides
     return Outcome(ranking, score, bootstrap(pool, mask).std(0), A, extra)
 
 
