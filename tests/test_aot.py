@@ -24,9 +24,7 @@ def assert_table(done, targets):
 
 def test_every_kernel_compiles_for_hopper_without_spills():
     """One variant of each kernel."""
-    rows = assert_table(
-        compile_all("--targets", "90", "--only", "draw|pairs$|sum|loss.*fp32, K=5.*64x(8|16)"), ["sm_90"]
-    )
+    rows = assert_table(compile_all("--targets", "90", "--only", "draw|pairs$|sum|loss.*fp32, K=64"), ["sm_90"])
     assert len(rows) >= 6
 
 
