@@ -7,11 +7,11 @@ distribution into environments of their own, so they do not depend on how crgan 
 import json
 import os
 import shutil
-import site
 import subprocess
 import sys
 import venv
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ import torch
 import crgan
 
 ROOT = Path(__file__).parents[1]
+KINDS = ["wheel", "editable"]
 ENV = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"CRGAN_CUDA": "0"}
 CODES = [[[0, 1], [0, 9]], [[5, 3], [7, 3]], [[1, 2], [1, 8]]]  # the least spread: dimensions 0, 1 and 0
 VOTES = [[2, 0], [0, 1]]
@@ -58,21 +59,29 @@ def sdist(tmp_path_factory) -> Path:
     return build("sdist", tree, tree.parent / "dist")
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable"])
-def install(request, sdist, tmp_path_factory) -> tuple[str, Path, Path, Path]:
-    """The kind, the unpacked source, the wheel made from it, and the environment it is installed in."""
-    base = tmp_path_factory.mktemp(request.param)
+def install(kind: str, sdist: Path, base: Path) -> tuple[Path, Path, Path]:
+    """The unpacked source, the wheel made from it, and the environment's packages with that wheel among them."""
     shutil.unpack_archive(sdist, base)
     (source,) = base.iterdir()
-    wheel = build(request.param, source, base / "dist")
+    wheel = build(kind, source, base / "dist")
     venv.create(base / "venv", symlinks=True)
     (packages,) = base.glob("venv/lib/python*/site-packages")
     python = base / "venv/bin/python"
     run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", wheel, cwd=base)
-    # Everything else comes from where the tests run. Their crgan comes after the new one, and an editable one
-    # of theirs not at all: its own .pth is not read.
-    (packages / "rest.pth").write_text("\n".join(site.getsitepackages()))
-    return request.param, source, wheel, packages
+    # Everything else comes from where the tests run, without their crgan: an installed one would hide the editable.
+    for path in sys.path:
+        if Path(path).name in ("site-packages", "dist-packages"):
+            for other in Path(path).iterdir():
+                if "crgan" not in other.name and not (packages / other.name).exists():
+                    (packages / other.name).symlink_to(other)
+    return source, wheel, packages
+
+
+@pytest.fixture(scope="module")
+def installs(sdist, tmp_path_factory) -> dict[str, tuple[Path, Path, Path]]:
+    folders = [tmp_path_factory.mktemp(kind) for kind in KINDS]
+    with ThreadPoolExecutor() as pool:  # one compiler each
+        return dict(zip(KINDS, pool.map(install, KINDS, [sdist, sdist], folders), strict=True))
 
 
 def test_extension_is_there():
@@ -84,19 +93,18 @@ def test_extension_is_there():
     assert votes.tolist() == VOTES
 
 
-def test_wheel_holds_nothing_but_its_own_names(install):
-    kind, _, wheel, packages = install
+def test_nothing_is_installed_but_its_own_names(installs):
+    _, wheel, _ = installs["wheel"]
+    assert wheel.name.split("-")[2:4] == ["cp310", "abi3"]
     with zipfile.ZipFile(wheel) as archive:
         tops = {name.split("/")[0] for name in archive.namelist() if ".dist-info/" not in name}
-    if kind == "wheel":
-        assert wheel.name.split("-")[2:4] == ["cp310", "abi3"]
-        assert tops == {"crgan", "_crgan_kernels", "_crgan_C.abi3.so"}
-    assert not list(packages.glob("kernels*"))
+    assert tops == {"crgan", "_crgan_kernels", "_crgan_C.abi3.so"}  # above all no "kernels", another project's
 
 
 @pytest.mark.parametrize("place", ["root", "elsewhere"])
-def test_imports_and_commands_work(install, place, tmp_path):
-    kind, source, _, packages = install
+@pytest.mark.parametrize("kind", KINDS)
+def test_imports_and_commands_work(installs, kind, place, tmp_path):
+    source, _, packages = installs[kind]
     where = source if place == "root" else tmp_path
     python = packages.parents[2] / "bin/python"
     found, settings = run(python, "-c", USE, cwd=where).split("\n", 1)
