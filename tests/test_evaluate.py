@@ -56,6 +56,15 @@ def disc():
     return Disc()
 
 
+class Blind(Disc):
+    def encode(self, images):
+        return torch.full((len(images), 2), math.nan)
+
+
+def disc_and_blind():
+    return {"disc": Disc(), "blind": Blind()}
+
+
 def samples(dataset, **sizes):
     model = Member("identity", Encoder(EYE), "unhashed")
     return Samples(model, dataset, replace(PROTOCOLS["paper"], **sizes), 0, 64, lambda *_: None)
@@ -181,6 +190,18 @@ def test_models_of_any_kind_share_one_file(tmp_path, run_folder, monkeypatch):
     assert list(written) == [str(run_folder), known]
     assert written[known]["metrics"]["factor_vae"]["score"] > 0.95
     assert not (run_folder / "metrics.json").exists()
+
+
+def test_a_model_that_cannot_be_scored_does_not_cost_the_scores_before_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(__file__.rsplit("/", 1)[0])
+    flags = ("--data", "circular_dsprites", "--metrics", "factor_vae", "--out", tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        run("test_evaluate:disc_and_blind", *flags)
+    assert exit.value.code == 2
+    assert "values that are not finite" in capsys.readouterr().err
+    written = json.loads((tmp_path / "metrics.json").read_text())
+    assert list(written) == ["disc"]
+    assert written["disc"]["metrics"]["factor_vae"]["score"] > 0.95
 
 
 @pytest.mark.parametrize(
