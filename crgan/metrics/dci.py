@@ -49,7 +49,8 @@ def dci(
     if predictor != "boosting":
         test_x, test_y = _standardise(test_x, x), _standardise(test_y, y)
         x, y = _standardise(x, x), _standardise(y, y)
-    jobs = jobs or min(cpu_count(), y.shape[1])
+    # Lasso on its moments is done before the arrays have reached another process.
+    jobs = jobs or (1 if predictor == "lasso" else min(cpu_count(), y.shape[1]))
     fitted = Parallel(n_jobs=jobs)(
         delayed(_fit)(predictor, f, x, y[:, f], test_x, test_y[:, f]) for f in range(y.shape[1])
     )
