@@ -30,7 +30,8 @@ def world() -> int:
 
 def leads() -> bool:
     """Whether this is the process that writes files."""
-    return int(os.environ.get("RANK", 0)) == 0
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1  # some schedulers set RANK for processes of their own
+    return alone or int(os.environ["RANK"]) == 0
 
 
 def wait() -> None:

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import plain_metrics as plain
 import pytest
 import torch
 from grid_data import Encoder, Grid, Table
@@ -46,7 +47,7 @@ class Disc:
         angle, radius = codes[:, 0] * math.pi, (codes[:, 1] + 1) * 13
         axis = torch.arange(64) + 0.5 - 32
         x, y = (radius * angle.cos())[:, None, None], (radius * angle.sin())[:, None, None]
-        return ((axis - x).square() + (axis[:, None] - y).square() < 25).float()[:, None]
+        return ((axis - x).square() + (axis[:, None] - y).square() < 30.5).float()[:, None]  # the data's own disc
 
     def sample(self, n, seed):
         return self.generate(torch.rand(n, 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1)
@@ -136,7 +137,12 @@ def test_all_metrics_that_apply_of_codes_that_are_the_factors(protocol):
     assert grid.made <= grid.num_images
     for name, least in dict(factor_vae=1.0, beta_vae=0.99, mig=0.9, dci=0.9, modularity=0.95, irs=1.0).items():
         assert scores[name]["score"] >= least - 1e-9, name
-    assert scores["explicitness"]["score"] > 0.95  # one line through a number cannot set a middle class apart
+    # The penalty of the regression holds codes of width 1/8 back, more so where they are not standardised.
+    member = Member("identity", Encoder(EYE), "unhashed")
+    drawn = Samples(member, Grid(), replace(PROTOCOLS[protocol], **SMALL), 0, 500, lambda *_: None)
+    fit, test = ([part.double().numpy() for part in pair] if pair else None for pair in (drawn.fit, drawn.test))
+    expected = plain.explicitness(*fit, test, PROTOCOLS[protocol].standardise)
+    assert scores["explicitness"]["score"] == pytest.approx(expected, abs=1e-3)
     # `shape` is a category: an SVM on one number cannot set its middle value apart; b and c are numbers.
     gaps = np.sort(scores["sap"]["matrix"], 0)
     assert (gaps[-1, 1:] == pytest.approx(1.0)) == (protocol == "paper")
@@ -146,7 +152,7 @@ def test_reconstruction_of_images_that_a_model_knows_to_rebuild():
     dataset = data.load("circular_dsprites")
     scores = evaluate(Disc(), dataset, ("reconstruction", "factor_vae"), **SMALL)
     assert scores["reconstruction"]["ssim"] > 0.9
-    assert scores["reconstruction"]["psnr"] > 20
+    assert scores["reconstruction"]["psnr"] > 25
 
 
 # ---------------------------------------------------------------- the command

@@ -82,3 +82,11 @@ def test_alone_nothing_changes():
     images = torch.randn(6, 5, 4, 4, generator=draw)
     ours, theirs = parallel.BatchNorm2d(5), torch.nn.BatchNorm2d(5)
     assert torch.equal(ours(images), theirs(images))
+
+
+def test_a_rank_without_a_world_still_writes_its_run(monkeypatch):
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert parallel.leads()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert not parallel.leads()

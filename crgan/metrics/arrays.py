@@ -42,6 +42,16 @@ def factors_array(factors: Any, codes: Tensor, name: str = "factors") -> Tensor:
     return y.to(device=codes.device, dtype=torch.int64)
 
 
+def fit_and_test(codes: Any, factors: Any, test: tuple[Any, Any] | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Codes and factors to fit on and to score on; the same ones where `test` is None."""
+    codes = codes_array(codes, "codes", "N K")
+    factors = factors_array(factors, codes)
+    if test is None:
+        return codes, factors, codes, factors
+    test_codes = codes_array(test[0], "test codes", "N K")
+    return codes, factors, test_codes, factors_array(test[1], test_codes, "test factors")
+
+
 def labels_array(labels: Any, codes: Tensor, name: str = "factor") -> Tensor:
     """`labels` as int64 [G], one factor's index for each group of `codes` [G, ...]."""
     y = torch.as_tensor(labels).detach()

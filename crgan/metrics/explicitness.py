@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .arrays import codes_array, factors_array
+from .arrays import fit_and_test
 from .logistic import fit_logistic
 
 
@@ -23,12 +23,7 @@ def explicitness(
     rescaled to [0, 1] as in the paper). `standardise`: subtract the mean and divide by the deviation of the
     training codes first. Values that `test` lacks are left out. Returns score and per_factor [F].
     """
-    codes = codes_array(codes, "codes", "N K")
-    factors = factors_array(factors, codes)
-    test_codes, test_factors = codes, factors
-    if test is not None:
-        test_codes = codes_array(test[0], "test codes", "N K")
-        test_factors = factors_array(test[1], test_codes, "test factors")
+    codes, factors, test_codes, test_factors = fit_and_test(codes, factors, test)
     if standardise:
         std, mean = torch.std_mean(codes.double(), 0, correction=0)
         std = torch.where(std > 0, std, 1.0)

@@ -7,7 +7,7 @@ import numpy as np
 from joblib import Parallel, cpu_count, delayed
 from sklearn.svm import LinearSVC
 
-from .arrays import active_dimensions, codes_array, factors_array
+from .arrays import active_dimensions, fit_and_test
 
 
 def sap(
@@ -25,12 +25,7 @@ def sap(
     weighted to balance, one against the rest: scikit-learn's LinearSVC). The score is the mean over factors
     of best less second best. Returns score and matrix [K, F].
     """
-    codes = codes_array(codes, "codes", "N K")
-    factors = factors_array(factors, codes)
-    test_codes, test_factors = codes, factors
-    if test is not None:
-        test_codes = codes_array(test[0], "test codes", "N K")
-        test_factors = factors_array(test[1], test_codes, "test factors")
+    codes, factors, test_codes, test_factors = fit_and_test(codes, factors, test)
     x, y = codes.double().cpu().numpy(), factors.cpu().numpy()
     test_x, test_y = test_codes.double().cpu().numpy(), test_factors.cpu().numpy()
     varies = active_dimensions(codes)[1].tolist()
