@@ -67,8 +67,7 @@ def active_dimensions(points: Tensor, min_std: float = 0.0, ddof: int = 0) -> tu
     constant float32 code has a deviation of about 1e-8 times its value, and dividing by that would let noise
     vote.
     """
-    columns = points.T.double()
-    deviation = columns - columns.mean(1, keepdim=True)
-    std = torch.linalg.vector_norm(deviation, dim=1) / math.sqrt(max(len(points) - ddof, 1))
-    low, high = columns.aminmax(dim=1)
-    return std, (std >= min_std) & (std > torch.finfo(points.dtype).eps * torch.maximum(low.abs(), high.abs()))
+    columns = points.double()
+    mean = columns.mean(0)
+    std = ((columns - mean).square_().sum(0) / max(len(points) - ddof, 1)).sqrt()
+    return std, (std >= min_std) & (std > torch.finfo(torch.float32).eps * mean.abs())

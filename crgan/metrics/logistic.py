@@ -14,15 +14,15 @@ def fit_logistic(
     num_classes: int,
     *,
     tolerance: float = 1e-4,
-    hessian_points: int = 2048,
+    hessian_points: int = 4096,
 ) -> Callable[[Tensor], Tensor]:  # codes [M, K] -> their logits [C, M], float32
     """Minimises sum_n -log p(y_n | x_n) + |weight|^2 / 2, p the softmax of weight x + bias (the bias is
     free).
 
     The minimum of scikit-learn's LogisticRegression(C=1), to the same tolerance on the mean gradient (two
-    classes: the penalty on the difference of the two weights, as there). Newton steps by conjugate gradients:
-    the gradient is exact, the curvature that of `hessian_points` random points, each step checked on the
-    whole loss and halved until it falls.
+    classes: the penalty on the difference of the two weights, as there). Newton steps by conjugate gradients,
+    first on `hessian_points` random points alone, then with the gradient of all and the curvature of those;
+    each step is checked on the whole loss and halved until it falls.
     """
     n, k = x.shape
     std, mean = torch.std_mean(x, 0, correction=0)
@@ -30,39 +30,46 @@ def fit_logistic(
     x, std = ((x - mean) / std).float(), std.float()
     rows = torch.cat([x.T, x.new_ones(1, n)])  # [K+1, N]
     penalty = torch.cat([(2.0 if num_classes == 2 else 1.0) / std**2, x.new_zeros(1)]) / n
-    target = x.new_zeros(num_classes, k + 1).index_add_(0, y, rows.T) / n
-    theta = torch.zeros_like(target)
-    theta[:, -1] = target[:, -1].log()
     pick = torch.randperm(n, generator=torch.Generator().manual_seed(0))[:hessian_points].to(x.device)
     sample = rows[:, pick]
     outer = (sample[:, None] * sample[None]).flatten(0, 1).T  # [M, (K+1)^2]
-    blocks = rows.split(BLOCK, 1)
+    theta = x.new_zeros(num_classes, k + 1)
+    theta[:, -1] = y.bincount(minlength=num_classes).clamp_min(1).log()
 
-    def loss_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
-        total, gradient = 0.0, penalty * theta - target
-        for block in blocks:
-            p = theta @ block
-            top = p.amax(0)
-            p.sub_(top).exp_()
-            partition = p.sum(0)
-            total += float((partition.log() + top).sum(dtype=torch.float64))
-            gradient += p @ (block / (partition * n)).T
-        return total / n + float((theta * (penalty * theta / 2 - target)).sum(dtype=torch.float64)), gradient
+    def minimise(theta: Tensor, points: Tensor, classes: Tensor, tolerance: float) -> Tensor:
+        blocks, size = points.split(BLOCK, 1), points.shape[1]
+        target = torch.zeros_like(theta).index_add_(0, classes, points.T) / size
 
-    loss, gradient = loss_and_gradient(theta)
-    for _ in range(50):
-        if gradient.abs().amax() < tolerance:
-            break
-        step = _newton_direction(gradient, torch.softmax(theta @ sample, 0), sample, outer, penalty)
-        slope = float((gradient * step).sum())
-        for size in (0.5**i for i in range(12)):
-            moved = theta + size * step
-            new_loss, new_gradient = loss_and_gradient(moved)
-            if new_loss <= loss + 1e-4 * size * slope:
+        def loss_and_gradient(theta: Tensor) -> tuple[float, Tensor]:
+            total, gradient = 0.0, penalty * theta - target
+            for block in blocks:
+                p = theta @ block
+                top = p.amax(0)
+                p.sub_(top).exp_()
+                partition = p.sum(0)
+                total += float((partition.log() + top).sum(dtype=torch.float64))
+                gradient += p @ (block / (partition * size)).T
+            return total / size + float((theta * (penalty * theta / 2 - target)).sum(dtype=torch.float64)), gradient
+
+        loss, gradient = loss_and_gradient(theta)
+        for _ in range(50):
+            if gradient.abs().amax() < tolerance:
                 break
-        else:
-            break  # no shorter step lowers the loss any more: the rounding of float32 is reached
-        theta, loss, gradient = moved, new_loss, new_gradient
+            step = _newton_direction(gradient, torch.softmax(theta @ sample, 0), sample, outer, penalty)
+            slope = float((gradient * step).sum())
+            for length in (0.5**i for i in range(12)):
+                moved = theta + length * step
+                new_loss, new_gradient = loss_and_gradient(moved)
+                if new_loss <= loss + 1e-4 * length * slope:
+                    break
+            else:
+                break  # no shorter step lowers the loss any more: the rounding of float32 is reached
+            theta, loss, gradient = moved, new_loss, new_gradient
+        return theta
+
+    if n > len(pick):
+        theta = minimise(theta, sample, y[pick], 10 * tolerance)
+    theta = minimise(theta, rows, y, tolerance)
     return lambda codes: theta[:, :-1] @ ((codes - mean) / std).float().T + theta[:, -1:]
 
 
