@@ -14,6 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils.parametrizations import spectral_norm
 
 from crgan import PRESETS, checkpoint, data, ops
+from crgan.cli import keep_memory
 from crgan.config import Phase
 from crgan.train import capture, make_optimisers, train_step
 
@@ -108,6 +109,7 @@ def make_step(provider, cr_weight):
             return plain.step(batch(), cr_weight)
 
     else:
+        keep_memory()  # as the command does; plain PyTorch, timed before, has the allocator as it comes
         precision, _, graph = provider.partition("-")
         cfg, phase = replace(PAPER, precision=precision), Phase(cr_weight, 0.0, False, False)
         nets = checkpoint.build_model(cfg, dataset.image_shape).to(DEVICE).train()

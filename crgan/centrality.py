@@ -7,7 +7,8 @@ generator j, whose codes serve as the factors; the medoid of the pool under that
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, erf, log2
 from typing import Any, NamedTuple
@@ -183,6 +184,8 @@ class Pool:
                 )
         self.members, self.sizes, self.batch_size, self.progress = list(members), sizes, batch_size, progress
         self.pairs: dict[tuple[int, int], Pair] = {}
+        cores = torch.get_num_threads() if all(str(member.device) == "cpu" for member in members) else 1
+        self.threads = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
         self.B = np.full((len(members), len(members)), np.nan)
 
     def __len__(self) -> int:
@@ -220,35 +223,61 @@ class Pool:
         factor = self.factor(j)[: votes.shape[1]]
         return vote_tables(votes, factor, self.members[i].num_codes, self.members[j].num_codes)[0]
 
-    @torch.inference_mode()
     def _encode(self, j: int, pairs: dict[int, Pair], groups: int) -> None:
         """Images outside, encoders inside; a pair that has seen the first part of a chunk encodes the rest."""
-        generator, sizes = self.members[j], self.sizes
-        batch = self.batch_size or (4096 if generator.device.type == "cuda" else POINTS_BLOCK)
-        points = int(sizes.scale_for(groups))
-        span = POINTS_BLOCK * max(1, batch // POINTS_BLOCK)
-        for start in range(0, points, span):
-            stop = min(start + span, points)
-            due = {i: pair for i, pair in pairs.items() if pair.count < stop}
-            if not due:
-                continue
-            blocks = [
-                generator.sample(min(POINTS_BLOCK, sizes.scale_samples - b), self._seed(j, "points", b))
-                for b in range(start, stop, POINTS_BLOCK)
-            ]
-            images = torch.cat(blocks)[: stop - start]
-            for i, pair in due.items():
-                pair.add_points(self._codes(i, images[max(0, pair.count - start) :]))
-        span = max(1, batch // sizes.group_size)
-        for start in range(0, groups, span):
-            stop = min(start + span, groups)
-            due = {i: pair for i, pair in pairs.items() if pair.done < stop}
-            if not due:
-                continue
-            images = torch.cat([self._group(j, m) for m in range(start, stop)])
-            for i, pair in due.items():
-                codes = self._codes(i, images[max(0, pair.done - start) * sizes.group_size :])
-                pair.add_groups(codes.unflatten(0, (-1, sizes.group_size)))
+        batch = self.batch_size or (4096 if self.members[j].device.type == "cuda" else 2 * POINTS_BLOCK)
+        points, span = int(self.sizes.scale_for(groups)), POINTS_BLOCK * max(1, batch // POINTS_BLOCK)
+        seen = {i: pair.count for i, pair in pairs.items()}
+        for i, codes in self._codes(j, self._points, seen, points, span):
+            pairs[i].add_points(codes)
+        size = self.sizes.group_size
+        seen = {i: pair.done * size for i, pair in pairs.items()}
+        for i, codes in self._codes(j, self._groups, seen, groups * size, max(1, batch // size) * size):
+            pairs[i].add_groups(codes.unflatten(0, (-1, size)))
+
+    def _codes(
+        self,
+        j: int,
+        make: Callable[[int, int, int], Tensor],  # (j, start, stop) -> images [stop - start, C, H, W]
+        seen: dict[int, int],  # images that each encoder has had
+        total: int,
+        span: int,  # images in a chunk
+    ) -> Iterator[tuple[int, Tensor]]:
+        """(i, codes that encoder i gives to what it has not seen of generator j's images), chunk by chunk.
+
+        The next chunk is made while one is encoded, and on a CPU the encoders run side by side, a core to each:
+        that keeps cores busy which the layers of one small network would not.
+        """
+        least = min(seen.values(), default=total)
+        chunks = [(n, min(n + span, total)) for n in range(least // span * span, total, span) if least < total]
+        make_ahead = (self.threads.submit(make, j, *chunk) for chunk in chunks)
+        made = next(make_ahead, None)
+        for start, stop in chunks:
+            assert made is not None
+            images, made = made.result(), next(make_ahead, None)
+
+            @torch.inference_mode()
+            def encode(i: int, images: Tensor = images, start: int = start) -> Tensor:
+                return self.members[i].encode(images[max(0, seen[i] - start) :])
+
+            due = [i for i, count in seen.items() if count < stop]
+            for i, codes in zip(due, self.threads.map(encode, due)):
+                self.progress(len(codes))
+                yield i, codes
+
+    @torch.inference_mode()
+    def _points(self, j: int, start: int, stop: int) -> Tensor:
+        """Images [stop - start, C, H, W] of the scale sample of generator j."""
+        size = self.sizes.scale_samples
+        blocks = range(start, stop, POINTS_BLOCK)
+        draws = [self.members[j].sample(min(POINTS_BLOCK, size - b), self._seed(j, "points", b)) for b in blocks]
+        return torch.cat(draws)[: stop - start]
+
+    @torch.inference_mode()
+    def _groups(self, j: int, start: int, stop: int) -> Tensor:
+        """Images [stop - start, C, H, W] of some groups of generator j."""
+        size = self.sizes.group_size
+        return torch.cat([self._group(j, m) for m in range(start // size, stop // size)])
 
     def _group(self, j: int, m: int) -> Tensor:
         """Images [L, C, H, W] of group m of generator j."""
@@ -259,11 +288,6 @@ class Pool:
         held = m % generator.num_codes
         codes[:, held] = codes[0, held].clone()
         return generator.generate(codes, self._seed(j, "noise", m))
-
-    def _codes(self, i: int, images: Tensor) -> Tensor:
-        codes = self.members[i].encode(images)
-        self.progress(len(images))
-        return codes
 
     def _seed(self, j: int, stream: str, block: int) -> int:
         """A 32-bit seed: every library's generator takes one."""

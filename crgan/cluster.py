@@ -89,15 +89,15 @@ def run_command(threads: int, main: Callable[[list[str]], None], flags: list[str
 class ClusterPool(Pool):
     """A pool measured on a Ray cluster: a block of pairs, one generator and some encoders, goes to one worker.
 
-    Workers open the models themselves, at the same paths. What comes back equals what a local pool computes with as
-    many threads, bit for bit; a block whose worker was lost is computed again.
+    Workers open the models themselves, at the same paths. What comes back equals what a local pool computes, with one
+    thread to each bit for bit; a block whose worker was lost is computed again.
     """
 
     def __init__(
         self, runs: Sequence[str], sizes: Sizes, address: str, threads: int, device: str, batch_size: int | None = None
     ):
         has_gpus = connect(address)
-        self.threads = threads
+        self.worker_threads = threads
         self.worker_device = device if device != "auto" else "cuda" if has_gpus else "cpu"
         super().__init__(open_models(runs), sizes, batch_size=batch_size)
         # Only a name that is no run of its own, as a module's, needs the others: they would travel with each block.
@@ -120,7 +120,7 @@ class ClusterPool(Pool):
         import ray
 
         gpus = int(self.worker_device.startswith("cuda"))
-        slots = ray.cluster_resources()["GPU"] if gpus else ray.cluster_resources()["CPU"] // self.threads
+        slots = ray.cluster_resources()["GPU"] if gpus else ray.cluster_resources()["CPU"] // self.worker_threads
         size = max(1, int(sum(map(len, due.values())) // (BLOCKS_PER_SLOT * slots)))
         common = (self.runs, self.worker_device, os.getcwd(), self.sizes, self.batch_size, groups)
         blocks = {}
@@ -129,7 +129,7 @@ class ClusterPool(Pool):
             for start in range(0, len(encoders), size):
                 block = {i: (self.members[i].name, pairs[i]) for i in encoders[start : start + size]}
                 blocks[j, start] = (*common, self.members[j].name, block)
-        for ended in scatter(measure_block, blocks, self.threads, gpus):
+        for ended in scatter(measure_block, blocks, self.worker_threads, gpus):
             if ended is None:
                 continue
             (j, _), result = ended

@@ -78,7 +78,7 @@ def select(
         group_size: Images in a group, L.
         scale_samples: Images for the deviation of each code, R.
         samples: Images that all models encode for UDR.
-        batch_size: Images encoded at once; default: 256 on the CPU, 4096 on a GPU.
+        batch_size: Images encoded at once; default: 512 on the CPU, 4096 on a GPU.
         device: auto, cpu, cuda or cuda:<number>.
         ray: Address of a Ray cluster that encodes, or auto; it must see the runs at the same paths.
         threads: CPU cores of each of its workers.

@@ -29,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import checkpoint, cluster, train
-from .cli import user_errors
+from .cli import command_process
 from .config import PRESETS, Config
 from .errors import InputError
 from .files import write_json
@@ -324,7 +324,7 @@ def sweep(preset: str, given: Arguments) -> list[Run]:
 def main(args: Sequence[str] | None = None) -> None:
     """Parses `PRESET [flags]` and trains."""
     args = sys.argv[1:] if args is None else list(args)
-    with user_errors():
+    with command_process():
         preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
         given = tyro.cli(
             Arguments,

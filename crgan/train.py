@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from . import checkpoint, losses, metrics, ops, parallel, pictures, vae
 from . import data as datasets
-from .cli import user_errors
+from .cli import command_process
 from .config import PRESETS, Config, Phase
 from .errors import InputError
 from .networks import InfoGAN, advance_power_iteration, gaussian_blur
@@ -379,7 +379,7 @@ class Arguments:
 def main(args: list[str] | None = None) -> None:
     """Parses `[PRESET] [flags]` and trains; the preset fixes the defaults of the flags."""
     args = sys.argv[1:] if args is None else list(args)
-    with user_errors():
+    with command_process():
         preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
         if preset not in PRESETS:
             raise InputError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
