@@ -1,5 +1,6 @@
 """Training: the step, the loop, and the command `python -m crgan.train [PRESET]`."""
 
+import fcntl
 import json
 import signal
 import sys
@@ -302,6 +303,12 @@ class _Log:
                 f"{path} is shorter than when the checkpoint was written; restore it or give another --out"
             )
         self.file = path.open("r+")
+        try:
+            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, however it does
+        except BlockingIOError:
+            raise InputError(f"another process trains in {out}; wait for its end, or give another --out") from None
+        except OSError:
+            pass  # a file system without locks
         self.file.truncate(state["metrics_bytes"])  # lines after the checkpoint will be written again
         self.file.seek(0, 2)
         self.board = SummaryWriter(str(out), purge_step=state["step"] + 1 if state["step"] else None)

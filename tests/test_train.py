@@ -337,6 +337,24 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, small_scores)
     assert tensors_of(out) == good
 
 
+def test_a_run_folder_has_one_process_at_a_time(tmp_path, small_scores):
+    out = tmp_path / "run"
+    train(TINY, out, "cpu")
+    good = tensors_of(out)
+    code = (
+        "import fcntl, sys; file = open(sys.argv[1], 'r+'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print('locked', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, out / "metrics.jsonl"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(InputError, match=r"another process trains in .*run; wait .* or give another --out"):
+            train(replace(TINY, steps=30), out, "cpu")
+        assert tensors_of(out) == good
+        other.communicate()
+    train(replace(TINY, steps=30), out, "cpu")
+
+
 def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, small_scores):
     out = tmp_path / "run"
     train(TINY, out, "cpu")
