@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from crgan import PRESETS, checkpoint, data, ops
 from crgan.cli import keep_memory
@@ -134,6 +135,30 @@ def make_step(provider, cr_weight):
     return timed
 
 
+class Operators(TorchDispatchMode):
+    """Counts the operators of a step that do work: each is a kernel launch, or several, on a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not (function.is_view or function.__name__.startswith(("empty", "new_empty")))
+        return function(*args, **(kwargs or {}))
+
+
+def count_launches(step):
+    """Kernels and graphs launched in a step on a GPU; on a CPU the operators that it takes."""
+    if DEVICE == "cpu":
+        with Operators() as operators:
+            step()
+        return operators.count
+    with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profiler:
+        step()
+    launches = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
+    return sum(event.count for event in profiler.key_averages() if event.key.startswith(launches))
+
+
 @pytest.mark.benchmark(group="training step, dSprites, batch 64")
 @pytest.mark.parametrize("cr", ["off", "on"])
 @pytest.mark.parametrize("provider", PROVIDERS)
@@ -141,6 +166,9 @@ def test_training_step_seconds(benchmark, provider, cr):
     step = make_step(provider, 2.0 if cr == "on" else 0.0)
     losses = [step() for _ in range(5)]  # warm up, and past the eager steps of a graph
     assert all(loss.isfinite() for loss in losses)
+    name = "launches" if DEVICE == "cuda" else "operators"
+    benchmark.extra_info[name] = count_launches(step)
+    print(f"\n{provider}, regularizer {cr}: {benchmark.extra_info[name]} {name} a step")
     benchmark.pedantic(step, rounds=12 if DEVICE == "cpu" else 200)
     seconds[provider, cr] = benchmark.stats.stats.median
     if (provider, "off") in seconds and cr == "on":

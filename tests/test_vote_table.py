@@ -358,16 +358,11 @@ def test_extension_under_the_address_and_undefined_sanitizers(tmp_path):
         "LD_PRELOAD": ":".join(runtime),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves much to the end of the process
     }
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "not native and not kernel", __file__],
-        env=environment,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+    code = (
+        "import sys, torch, _crgan_C, pytest\n"  # loaded here, before pytest adds to the path
+        "assert _crgan_C.__file__ == sys.argv[1], _crgan_C.__file__\n"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'not native and not kernel', sys.argv[2]]))"
     )
+    command = [sys.executable, "-c", code, module, __file__]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    where = "import _crgan_C; print(_crgan_C.__file__)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", "import torch; " + where], env=environment, capture_output=True, text=True
-    )
-    assert loaded.stdout.strip() == str(module)
