@@ -98,11 +98,12 @@ class Pair:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean: Tensor | None = None  # [K] float64
-        self.m2: Tensor | None = None  # [K] float64, sum of squared deviations
+        # [K] float64, m2 the sum of squared deviations: tensors while codes come in, arrays before and after.
+        self.mean: Any = None
+        self.m2: Any = None
         self.least_count = 0  # images in the scale sample behind the first votes
         self.done = 0  # groups that have voted
-        self._votes: list[Tensor] = []
+        self._votes: list[Any] = []
 
     def add_points(self, codes: Tensor) -> None:  # [n, K]
         """Merges a batch into the moments (Chan et al. 1979); a constant code keeps a deviation of exactly 0."""
@@ -110,7 +111,7 @@ class Pair:
         first, n = x[0], len(x)
         mean = first + (x - first).mean(0)
         m2 = (x - mean).square().sum(0)
-        if self.mean is None or self.m2 is None:
+        if self.mean is None:
             self.count, self.mean, self.m2 = n, mean, m2
             return
         total, delta = self.count + n, mean - self.mean
@@ -119,8 +120,6 @@ class Pair:
         self.count = total
 
     def add_groups(self, codes: Tensor) -> None:  # [G, L, K]
-        assert self.mean is not None
-        assert self.m2 is not None
         scale = (self.m2 / self.count).sqrt()
         # What is no more than the rounding of the code's own values is a constant: it must not vote.
         scale = scale.where(scale > torch.finfo(torch.float32).eps * self.mean.abs(), 0.0).to(codes)
@@ -132,21 +131,26 @@ class Pair:
 
     @property
     def votes(self) -> Array:  # [done] int16, -1: none
-        if len(self._votes) > 1 or (self._votes and self._votes[0].device.type != "cpu"):
-            self._votes = [torch.cat(self._votes).cpu()]
-        return self._votes[0].numpy() if self._votes else np.empty(0, np.int16)
+        if len(self._votes) != 1 or isinstance(self._votes[0], Tensor):
+            parts = [torch.as_tensor(part).cpu().numpy() for part in self._votes]
+            self._votes = [np.concatenate([np.empty(0, np.int16), *parts])]
+        return self._votes[0]
 
     @classmethod
     def restore(cls, count: int, least_count: int, mean: Array, m2: Array, votes: Array) -> "Pair":
         pair = cls()
-        pair.count, pair.least_count = count, least_count
-        pair.mean, pair.m2 = torch.from_numpy(mean), torch.from_numpy(m2)
-        pair.done, pair._votes = len(votes), [torch.from_numpy(votes.astype(np.int16))]
+        pair.count, pair.least_count, pair.mean, pair.m2 = count, least_count, mean, m2
+        pair.done, pair._votes = len(votes), [votes.astype(np.int16)]
         return pair
 
-    def to(self, device: Any) -> None:
-        if self.mean is not None and self.m2 is not None:
-            self.mean, self.m2 = self.mean.to(device), self.m2.to(device)
+    def wake(self, device: torch.device | str) -> None:
+        if self.mean is not None:
+            self.mean, self.m2 = (torch.as_tensor(x, device=device) for x in (self.mean, self.m2))
+
+    def settle(self) -> None:
+        """Into arrays: a small tensor that stays among those of the batches would keep their memory from reuse."""
+        self.mean, self.m2 = (torch.as_tensor(x).cpu().numpy().copy() for x in (self.mean, self.m2))
+        self._votes = [self.votes.copy()]
 
 
 def vote_tables(votes: Array, factor: Array, num_codes: int, num_factors: int) -> Array:
@@ -211,9 +215,10 @@ class Pool:
         for i in encoders:
             pair = self.pairs.setdefault((i, j), Pair())
             if pair.done < groups:
-                pair.to(self.members[i].device)
+                pair.wake(self.members[i].device)
         self._encode(j, {i: self.pairs[i, j] for i in encoders if self.pairs[i, j].done < groups}, groups)
         for i in encoders:
+            self.pairs[i, j].settle()
             self.B[i, j] = factor_score(self.table(i, j, groups))
         return self.B[encoders, j]
 

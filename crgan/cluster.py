@@ -158,8 +158,6 @@ def measure_block(
     pool = Pool([_member(runs, name, device) for name in names], sizes, batch_size=batch_size)
     pool.pairs = {(n, 0): pair for n, (_, pair) in enumerate(encoders.values(), 1)}
     pool.measure(0, range(1, len(names)), groups)
-    for pair in pool.pairs.values():
-        pair.to("cpu")
     return dict(zip(encoders, pool.pairs.values()))
 
 

@@ -95,14 +95,15 @@ class ScoreFile:
             file["B"] = pool.B
             pairs = file.require_group("pairs")
             for (i, j), pair in pool.pairs.items():
-                if pair.mean is None or pair.m2 is None or self.saved.get((i, j)) == (pair.done, pair.count):
+                if pair.mean is None or self.saved.get((i, j)) == (pair.done, pair.count):
                     continue
                 name = f"{pool.members[j].fingerprint}/{pool.members[i].fingerprint}"
                 if name in pairs:
                     del pairs[name]
                 data = pairs.create_dataset(name, data=pair.votes)
                 data.attrs.update({"count": pair.count, "least_count": pair.least_count})
-                data.attrs.update({"mean": pair.mean.cpu().numpy(), "m2": pair.m2.cpu().numpy()})
+                moments = {"mean": pair.mean, "m2": pair.m2}
+                data.attrs.update({key: torch.as_tensor(x).cpu().numpy() for key, x in moments.items()})
                 if pair.done:
                     data.attrs["table"] = pool.table(i, j)
                 self.saved[i, j] = pair.done, pair.count
