@@ -198,7 +198,7 @@ while True:
         except BaseException:
             os._exit(1)
         os._exit(0)
-    time.sleep(random.Random(kills).uniform(0.1, 1.0))
+    time.sleep(random.Random(kills).uniform(0.1, 0.7))
     if kills < 8:
         os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
@@ -220,7 +220,7 @@ def test_killed_at_any_moment_it_goes_on_without_loss(tmp_path):
     names = ("identity", "rotated", "collapsed", "constant code")
     models = [model for name, model in known_pool().items() if name in names]
     lost = sum(map(int, (tmp_path / "log").read_text().split())) - 16 * FULL
-    assert 0 <= lost <= kills * 256  # a batch is all that a kill can take
+    assert 0 <= lost <= kills * 256 * len(names)  # a chunk that all encode is all that a kill can take
     with h5py.File(tmp_path / "out/scores.h5") as file:
         np.testing.assert_array_equal(file["B"], cross_scores(models, **SIZES))
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"ranking.json", "scores.h5", "similarity.png"}
