@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from . import parallel
+
 
 def discriminator_loss(
     real: Tensor,  # [B] logits of D on real images
@@ -28,9 +30,19 @@ def generator_loss(
 def info_loss(
     codes: Tensor,  # [B, K] codes in [-1, 1] that made the images
     predicted: Tensor,  # [B, K] Q's estimate of them, its Gaussian's mean
+    deviation: str = "one",
 ) -> Tensor:
-    """-log q(c | x) of a Gaussian with standard deviation 1, less its constant (Chen et al. 2016, eq. 5)."""
-    return 0.5 * (codes - predicted).square().sum(1).mean()
+    """-log q(c | x), less its constant, of a Gaussian for each code (Chen et al. 2016, eq. 5).
+
+    Its standard deviation is "one", 1/2 sum_k mean_b e_bk^2 with the errors e; or "fitted", the likeliest for the
+    batch: 1/2 sum_k log(mean_b e_bk^2 + 0.001), where the constant keeps a perfect estimate finite. The sum of squares
+    stays the same when the codes of two factors turn into each other. The sum of logarithms is least where the errors
+    are least alike: where each code has one factor to itself, and factors differ in how exactly they can be seen.
+    """
+    error = (codes - predicted).square().mean(0)
+    if deviation == "one":
+        return 0.5 * error.sum()
+    return 0.5 * (parallel.mean(error) + 1e-3).log().sum()
 
 
 def r1_penalty(

@@ -59,6 +59,11 @@ def shard(x: Tensor) -> Tensor:
     return x.chunk(world())[dist.get_rank()] if world() > 1 else x
 
 
+def mean(x: Tensor) -> Tensor:
+    """The mean over all processes, through which gradients flow."""
+    return all_reduce(x) / world() if world() > 1 else x
+
+
 @torch.no_grad()
 def average(tensors: Iterable[Tensor]) -> None:
     """Each tensor becomes its mean over all processes, in one exchange."""
@@ -66,8 +71,8 @@ def average(tensors: Iterable[Tensor]) -> None:
         held = list(tensors)
         flat = torch.cat([x.flatten() for x in held])
         dist.all_reduce(flat)
-        for x, mean in zip(held, (flat / world()).split([x.numel() for x in held])):
-            x.copy_(mean.view(x.shape))
+        for x, shared in zip(held, (flat / world()).split([x.numel() for x in held])):
+            x.copy_(shared.view(x.shape))
 
 
 class _Together(nn.modules.batchnorm._BatchNorm):
@@ -78,16 +83,16 @@ class _Together(nn.modules.batchnorm._BatchNorm):
             return super().forward(input)
         dims, shape = [0, *range(2, input.dim())], [1, -1, *[1] * (input.dim() - 2)]
         count = world() * input.numel() // input.shape[1]
-        mean = all_reduce(input.float().mean(dims)) / world()
-        centred = input - mean.view(shape)
-        variance = all_reduce(centred.float().square().mean(dims)) / world()
+        average = mean(input.float().mean(dims))
+        centred = input - average.view(shape)
+        variance = mean(centred.float().square().mean(dims))
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
+            self.running_mean.lerp_(average, self.momentum)
             self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)

@@ -84,7 +84,7 @@ def train_step(
     with autocast:
         logits, predicted = discriminator(see(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()])))
         report["d"] = losses.discriminator_loss(logits[:batch], logits[batch:])
-        loss = report["d"] + cfg.info_weight * losses.info_loss(c, predicted[batch:])
+        loss = report["d"] + cfg.info_weight * losses.info_loss(c, predicted[batch:], cfg.q_deviation)
     if phase.r1:
         x = see(x).detach().requires_grad_()
         logits, _ = discriminator(x)  # a gradient of a gradient wants float32
@@ -97,7 +97,8 @@ def train_step(
             if i > 0:
                 fakes = generate()
             logits, predicted = discriminator(see(fakes[0]))
-            report["g"], report["info"] = losses.generator_loss(logits), losses.info_loss(c, predicted)
+            report["g"] = losses.generator_loss(logits)
+            report["info"] = losses.info_loss(c, predicted, cfg.q_deviation)
             loss = report["g"] + cfg.info_weight * report["info"]
             if phase.cr_weight:
                 report["cr"] = contrastive(fakes[1], fakes[2], index)
