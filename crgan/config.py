@@ -160,8 +160,7 @@ _FACTOR_VAE = replace(
 # What each of these changes is worth is in docs/recipes.md.
 _FAST = Config(
     num_noise=0, spectral_norm="none", h_norm="none", init="he", g_bias=1.5, g_steps=1, lr_d=3e-3, lr_h=1e-3,
-    beta2=0.99, info_weight=0.05, q_deviation="fitted", r1_weight=0.005, r1_every=8, ema=0.995, precision="auto",
-    gap=1.0, cr_weight=1.0,
+    beta2=0.99, info_weight=0.1, r1_weight=0.005, r1_every=8, ema=0.995, precision="auto", gap=1.0, cr_weight=1.0,
 )  # fmt: skip
 
 _FAST_64 = replace(_FAST, steps=20_000, blur=8.0, blur_steps=20_000, cr_start=5_000, eval_every=2_000)
@@ -169,7 +168,7 @@ _FAST_64 = replace(_FAST, steps=20_000, blur=8.0, blur_steps=20_000, cr_start=5_
 PRESETS: dict[str, Config] = {
     # Shipped: minutes on two CPU cores.
     "quick": replace(
-        _FAST, data="squares", num_codes=4, steps=3_000, blur=3.0, blur_steps=3_000, cr_start=1_000, eval_every=500
+        _FAST, data="squares", num_codes=4, steps=6_000, blur=3.0, blur_steps=6_000, cr_start=2_000, eval_every=1_000
     ),
     "dsprites-fast": replace(_FAST_64, data="dsprites", num_codes=5),
     "shapes3d-like": replace(_FAST_64, data="shapes3d_like", num_codes=6),
