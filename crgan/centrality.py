@@ -212,13 +212,14 @@ class Pool:
     def measure(self, j: int, encoders: Iterable[int], groups: int) -> Array:
         """Brings each of `encoders` up to the first `groups` groups of generator j; returns their B[:, j]."""
         encoders = list(encoders)
-        for i in encoders:
-            pair = self.pairs.setdefault((i, j), Pair())
-            if pair.done < groups:
-                pair.wake(self.members[i].device)
-        self._encode(j, {i: self.pairs[i, j] for i in encoders if self.pairs[i, j].done < groups}, groups)
-        for i in encoders:
+        pairs = {i: self.pairs.setdefault((i, j), Pair()) for i in encoders}
+        due = {i: pair for i, pair in pairs.items() if pair.done < groups}
+        for i, pair in due.items():
+            pair.wake(self.members[i].device)
+        self._encode(j, due, groups)
+        for i in due:
             self.pairs[i, j].settle()
+        for i in encoders:
             self.B[i, j] = factor_score(self.table(i, j, groups))
         return self.B[encoders, j]
 

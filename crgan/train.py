@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -166,8 +166,7 @@ def train(
     if cfg.precision == "auto":
         cfg = replace(cfg, precision="bfloat16" if _has_bfloat16(place) else "float32")
     dataset = datasets.load(cfg.data, cfg.root)
-    if lead:
-        _open_run(out, cfg, dataset.image_shape)
+    file = _open_run(out, cfg, dataset.image_shape) if lead else None
     parallel.wait()
     nets: Any = checkpoint.build_model(cfg, dataset.image_shape).to(place)
     kind = sys.modules[__name__] if cfg.model == "infogan-cr" else vae  # each with make_optimisers and train_step
@@ -179,7 +178,7 @@ def train(
             print(f"{out} has finished its {state['step']} steps; give --steps a larger number to go on")
             return nets.eval()
         print(f"going on from {folder}")
-    log: Any = _Log(out, state) if lead else None
+    log: Any = _Log(file, out, state) if file else None
     done = torch.tensor(state["step"], device=place)
 
     def take_step(phase: Phase) -> dict[str, Tensor]:
@@ -265,9 +264,11 @@ def _has_bfloat16(device: torch.device) -> bool:
     return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> None:
-    """Makes a new run folder, or checks that the one that is there is of this configuration."""
-    if (out / "config.json").exists():
+def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[str]:
+    """Makes a new run folder, or checks that the one that is there is of this configuration and that no other process
+    trains in it; returns its metrics.jsonl, which stays locked until it is closed."""
+    started = (out / "config.json").exists()
+    if started:
         before, _ = checkpoint.read_config(out)
         for field in fields(cfg):
             old, new = getattr(before, field.name), getattr(cfg, field.name)
@@ -276,12 +277,22 @@ def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> None
                     f"{out} was trained with {field.name} = {old}, now it is {new}; "
                     f"give --{field.name.replace('_', '-')} {old} to go on, or another --out"
                 )
-        if before == cfg:
-            return
     elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
         raise InputError(f"{out} exists and is no run folder; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_config(out, cfg, image_shape)
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_config(out, cfg, image_shape)
+    (out / "metrics.jsonl").touch()
+    file = (out / "metrics.jsonl").open("r+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another process trains in {out}; wait for its end, or give another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    if started and before != cfg:
+        checkpoint.write_config(out, cfg, image_shape)
+    return file
 
 
 def _check_finite(report: dict[str, float], step: int, out: Path) -> None:
@@ -296,20 +307,12 @@ def _check_finite(report: dict[str, float], step: int, out: Path) -> None:
 class _Log:
     """metrics.jsonl, one object per line, and the same as TensorBoard events."""
 
-    def __init__(self, out: Path, state: dict[str, Any]):
-        path = out / "metrics.jsonl"
-        path.touch()
-        if path.stat().st_size < state["metrics_bytes"]:
+    def __init__(self, file: IO[str], out: Path, state: dict[str, Any]):
+        if file.seek(0, 2) < state["metrics_bytes"]:
             raise InputError(
-                f"{path} is shorter than when the checkpoint was written; restore it or give another --out"
+                f"{file.name} is shorter than when the checkpoint was written; restore it or give another --out"
             )
-        self.file = path.open("r+")
-        try:
-            fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until this process ends, however it does
-        except BlockingIOError:
-            raise InputError(f"another process trains in {out}; wait for its end, or give another --out") from None
-        except OSError:
-            pass  # a file system without locks
+        self.file = file
         self.file.truncate(state["metrics_bytes"])  # lines after the checkpoint will be written again
         self.file.seek(0, 2)
         self.board = SummaryWriter(str(out), purge_step=state["step"] + 1 if state["step"] else None)

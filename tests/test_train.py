@@ -351,6 +351,7 @@ def test_a_run_folder_has_one_process_at_a_time(tmp_path, small_scores):
         with pytest.raises(InputError, match=r"another process trains in .*run; wait .* or give another --out"):
             train(replace(TINY, steps=30), out, "cpu")
         assert tensors_of(out) == good
+        assert json.loads((out / "config.json").read_text())["config"]["steps"] == TINY.steps
         other.communicate()
     train(replace(TINY, steps=30), out, "cpu")
 
