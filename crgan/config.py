@@ -168,7 +168,8 @@ _FAST_64 = replace(_FAST, steps=20_000, blur=8.0, blur_steps=20_000, cr_start=5_
 PRESETS: dict[str, Config] = {
     # Shipped: minutes on two CPU cores.
     "quick": replace(
-        _FAST, data="squares", num_codes=4, steps=6_000, blur=3.0, blur_steps=6_000, cr_start=2_000, eval_every=1_000
+        _FAST, data="squares", num_codes=4, info_weight=0.05, q_deviation="fitted", steps=4_000, blur=3.0,
+        blur_steps=4_000, cr_start=1_300, eval_every=1_000,
     ),
     "dsprites-fast": replace(_FAST_64, data="dsprites", num_codes=5),
     "shapes3d-like": replace(_FAST_64, data="shapes3d_like", num_codes=6),
