@@ -104,9 +104,10 @@ def test_each_network_learns_from_its_own_loss_only():
     assert all(p.grad is None for p in nets.parameters())
 
 
-def test_a_step_equals_the_algorithm_written_out():
+@pytest.mark.parametrize("deviation", ["one", "fitted"])
+def test_a_step_equals_the_algorithm_written_out(deviation):
     """One G update against plain PyTorch: separate passes, full backward, no reuse."""
-    cfg = replace(TINY, g_steps=1, ema=0.0, spectral_norm="all", h_norm="spectral")
+    cfg = replace(TINY, g_steps=1, ema=0.0, spectral_norm="all", h_norm="spectral", q_deviation=deviation)
     nets, optimisers, x = nets_and_batch(cfg)
     plain, plain_optimisers, _ = nets_and_batch(cfg)
     phase = Phase(cr_weight=1.5, gap=1.0, r1=False, blur=False)
@@ -129,12 +130,12 @@ def test_a_step_equals_the_algorithm_written_out():
     descend("contrastive", loss)
     advance_power_iteration(h)
     real, fake = d(x), d(g(c, z).detach())
-    loss = losses.discriminator_loss(real[0], fake[0]) + cfg.info_weight * losses.info_loss(c, fake[1])
+    loss = losses.discriminator_loss(real[0], fake[0]) + cfg.info_weight * losses.info_loss(c, fake[1], deviation)
     descend("discriminator", loss)
     advance_power_iteration(d)
     logits, codes = d(g(c, z))
     features = h.trunk(torch.cat([g(c1, pair_z), g(c2, pair_z)], 1))
-    loss = losses.generator_loss(logits) + cfg.info_weight * losses.info_loss(c, codes)
+    loss = losses.generator_loss(logits) + cfg.info_weight * losses.info_loss(c, codes, deviation)
     descend("generator", loss + 1.5 * torch.nn.functional.cross_entropy(h.head(features), index))
     for (name, a), b in zip(nets.named_parameters(), plain.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
