@@ -1,5 +1,6 @@
 """Writing files so that a reader, or a kill at any moment, never meets half of one."""
 
+import glob
 import json
 import os
 from collections.abc import Callable
@@ -13,7 +14,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     Raises OSError, with the old file untouched, where the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    owner = f".{path.stem}.{os.uname().nodename}-"
+    temporary = path.with_name(f"{owner}{os.getpid()}{path.suffix}")
+    for half in path.parent.glob(f"{glob.escape(owner)}*{glob.escape(path.suffix)}"):
+        process = half.name.removeprefix(owner).removesuffix(path.suffix)
+        if process.isdigit() and not _runs(int(process)):
+            half.unlink(missing_ok=True)  # left by a process that was killed while it wrote
     try:
         write(temporary)
         flush(temporary)
@@ -22,6 +28,16 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -39,8 +39,6 @@ class ScoreFile:
         self.saved: dict[tuple[int, int], tuple[int, int]] = {}  # groups and scale images of each pair in the file
         self.last, self.cost = time.monotonic(), 0.0
         self.replaced: list[str] = []  # models whose fingerprint differs from that in the file
-        for half in path.parent.glob(f".{path.stem}.*{path.suffix}"):
-            half.unlink()  # left by a run that was killed while it wrote
         if path.exists():
             try:
                 with h5py.File(path, "r") as file:
