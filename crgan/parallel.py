@@ -7,11 +7,11 @@ same batch, up to rounding. In a single process everything here is the identity.
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 def start(device: torch.device) -> torch.device:
@@ -59,9 +59,23 @@ def shard(x: Tensor) -> Tensor:
     return x.chunk(world())[dist.get_rank()] if world() > 1 else x
 
 
+class _Mean(torch.autograd.Function):
+    """The mean over all processes. Its gradient is the mean of theirs: what each does with the mean counts alike."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total / world()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Mean.apply(gradient)
+
+
 def mean(x: Tensor) -> Tensor:
-    """The mean over all processes, through which gradients flow."""
-    return all_reduce(x) / world() if world() > 1 else x
+    """The mean over all processes, through which gradients flow, twice if need be."""
+    return _Mean.apply(x) if world() > 1 else x
 
 
 @torch.no_grad()
