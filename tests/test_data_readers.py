@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import pickle
 import re
 import resource
@@ -9,6 +10,7 @@ import struct
 import tarfile
 import zipfile
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 import h5py
@@ -18,8 +20,10 @@ import scipy.io
 import torch
 from PIL import Image
 
+from crgan import checkpoint, train
 from crgan.data import NAMES, grids, load, objects, pictures
 from crgan.errors import InputError
+from crgan.evaluate import evaluate
 
 FULL = {name: dict(what.factors) for name, what in grids.PUBLISHED.items()}
 SMALL = {
@@ -630,3 +634,46 @@ def test_broken_adrenalmnist3d(tmp_path, changes, message):
     write_adrenal(tmp_path, **changes)
     with pytest.raises(InputError, match=message):
         load("adrenalmnist3d", tmp_path)
+
+
+# ---------------------------------------------------------------- the commands, on every one of them
+
+
+def write_teapots(folder):
+    images = np.random.default_rng(1).integers(0, 256, (40, 64, 64, 3), dtype=np.int32)
+    np.savez_compressed(folder / "teapots.npz", images=images, gts=teapot_values(40))
+
+
+def write_folder(folder):
+    for i in range(6):
+        Image.new("RGB", (50, 60), (40 * i, 0, 0)).save(folder / f"{i}.png")
+
+
+WRITERS = {
+    **{name: lambda folder, name=name: write_grid(folder, name) for name in grids.PUBLISHED},
+    "cars3d": write_cars,
+    "smallnorb": write_norb,
+    "teapots": write_teapots,
+    "celeba": lambda folder: write_celeba(folder, attributes=attributes()),
+    **{name: lambda folder: write_mnist(folder, "npz") for name in ("mnist", "rmnist", "rbmn")},
+    "adrenalmnist3d": write_adrenal,
+    "folder": write_folder,
+}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in WRITERS])
+def test_trains_on_it_and_scores_it(tmp_path, monkeypatch, name):
+    root, run = tmp_path / "files", tmp_path / "run"
+    root.mkdir()
+    WRITERS[name](root)
+    flags = f"--data {name} --root {root} --steps 2 --width 2 --hidden 8 --batch-size 4 --cr-start 1 --out {run}"
+    monkeypatch.setattr(train.metrics, "evaluate", partial(train.metrics.evaluate, scale_samples=64, groups=10))
+    train.main(flags.split())
+    assert checkpoint.latest(run).name == "step-000000002"
+    labelled = bool(load(name, root).factor_sizes)
+    assert ('{"step": 2, "factor_vae": ' in (run / "metrics.jsonl").read_text()) == labelled
+    metric, part = ("factor_vae", "score") if labelled else ("reconstruction", "psnr")
+    evaluate((str(run),), metrics_=(metric,))  # on the data that the run remembers
+    scores = json.loads((run / "metrics.json").read_text())
+    assert scores["data"] == name
+    assert np.isfinite(scores["metrics"][metric][part])

@@ -259,6 +259,8 @@ def test_psnr_and_ssim_equal_the_definition():
     assert result["psnr"] == pytest.approx(np.mean(psnr), abs=1e-4)
     assert result["ssim"] == pytest.approx(np.mean(ssim), abs=1e-5)
     assert metrics.reconstruction(x, x) == pytest.approx({"score": 100.0, "psnr": 100.0, "ssim": 1.0})
+    colours_last = [torch.from_numpy(images).to(memory_format=torch.channels_last) for images in (x, y)]
+    assert metrics.reconstruction(*colours_last) == pytest.approx(result)
 
 
 # ---------------------------------------------------------------- arguments

@@ -34,7 +34,7 @@ def _ssim(x: Tensor, y: Tensor) -> Tensor:  # [n, C, H, W] -> [n]
     n, _, height, width = x.shape
     offsets = torch.arange(-5.0, 6.0, device=x.device)
     window = torch.softmax(-offsets.square() / (2 * 1.5**2), 0)
-    stacked = torch.cat([x, y, x * x, y * y, x * y]).view(-1, 1, height, width)
+    stacked = torch.cat([x, y, x * x, y * y, x * y]).reshape(-1, 1, height, width)
     blurred = functional.conv2d(functional.conv2d(stacked, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
     mx, my, xx, yy, xy = blurred.view(5, n, -1)
     c1, c2 = 0.01**2, 0.03**2
