@@ -335,34 +335,43 @@ def test_kernels_under_sanitizers(sanitizer, target, tmp_path):
 
 
 @pytest.mark.slow
-def test_extension_under_the_address_and_undefined_sanitizers(tmp_path):
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_extension_under_sanitizers(sanitizer, tmp_path):
     """The tests of this file once more, with the extension compiled with the sanitizers."""
     import sysconfig
 
     from torch.utils import cpp_extension
 
     flags = ["-O1", "-g", "-fPIC", "-shared", "-std=c++20", "-Wno-psabi", "-fvisibility=hidden"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    flags += [f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"]
     flags += ["-DTORCH_EXTENSION_NAME=_crgan_C", "-DPy_LIMITED_API=0x030A0000"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{sysconfig.get_paths()['include']}"]
     flags += [f"-I{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-ltorch", "-lc10"]
-    module = tmp_path / "_crgan_C.abi3.so"
+    module, fences = tmp_path / "_crgan_C.abi3.so", tmp_path / "fences.so"
     subprocess.run(["g++", *flags, ROOT / "csrc/vote_table.cpp", "-o", module, *libraries], check=True)
+    names = {"thread": ("libtsan.so", "libstdc++.so")}.get(sanitizer, ("libasan.so", "libubsan.so", "libstdc++.so"))
     runtime = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+        for name in names
     ]
+    if sanitizer == "thread":
+        source = ROOT / "tests/native/gomp_fences.cpp"
+        subprocess.run(["g++", "-O1", "-fPIC", "-shared", source, "-o", fences], check=True)
+        runtime.insert(1, str(fences))
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path),
         "LD_PRELOAD": ":".join(runtime),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves much to the end of the process
+        "TSAN_OPTIONS": "ignore_noninstrumented_modules=1 report_thread_leaks=0 exitcode=66",
+        "OMP_NUM_THREADS": "2",
     }
     code = (
         "import sys, torch, _crgan_C, pytest\n"  # loaded here, before pytest adds to the path
         "assert _crgan_C.__file__ == sys.argv[1], _crgan_C.__file__\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'not native and not kernel', sys.argv[2]]))"
     )
-    command = [sys.executable, "-c", code, module, __file__]
+    # The thread sanitizer wants addresses where it expects them.
+    command = ["setarch", "-R", sys.executable, "-c", code, module, __file__]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
