@@ -47,9 +47,11 @@ def dci(
         tensor = codes_array(test[0], "test codes", "N K")
         test_x, test_y = tensor.cpu().numpy(), factors_array(test[1], tensor, "test factors").cpu().numpy()
     if predictor != "boosting":
-        test_x, test_y = _standardise(test_x, x), _standardise(test_y, y)
-        x, y = _standardise(x, x), _standardise(y, y)
-    # Lasso on its moments is done before the arrays have reached another process.
+        (x, test_x), (y, test_y) = _standardise(x, test_x), _standardise(y, test_y)
+    if predictor == "lasso":
+        same = test_x is x
+        x, y = _condense(x, y)
+        test_x, test_y = (x, y) if same else _condense(test_x, test_y)
     jobs = jobs or (1 if predictor == "lasso" else min(cpu_count(), y.shape[1]))
     fitted = Parallel(n_jobs=jobs)(
         delayed(_fit)(predictor, f, x, y[:, f], test_x, test_y[:, f]) for f in range(y.shape[1])
@@ -70,9 +72,21 @@ def dci(
     }
 
 
-def _standardise(x: np.ndarray, by: np.ndarray) -> np.ndarray:
-    std = by.std(0, dtype=np.float64)
-    return (x - by.mean(0, dtype=np.float64)) / np.where(std > 0, std, 1)
+def _standardise(x: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean = x.mean(0, dtype=np.float64)
+    centred = x - mean
+    std = np.sqrt(np.einsum("nk,nk->k", centred, centred) / len(x))
+    std = np.where(std > 0, std, 1)
+    scaled = centred / std
+    return scaled, scaled if test is x else (test - mean) / std
+
+
+def _condense(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """K + F points with the second moments of all N: to a lasso without intercept, and to its error, the same."""
+    both = np.concatenate([x, y], 1)
+    values, vectors = np.linalg.eigh(both.T @ both / len(both))
+    points = np.sqrt(len(values) * np.maximum(values, 0))[:, None] * vectors.T
+    return points[:, : x.shape[1]], points[:, x.shape[1] :]
 
 
 def _one_minus_entropy(importance: np.ndarray) -> np.ndarray:  # [R, n] -> [R], 0 where a row is all zero
@@ -91,7 +105,7 @@ def _fit(predictor: str, f: int, x: np.ndarray, y: np.ndarray, test_x: np.ndarra
         model = GradientBoostingClassifier(random_state=0).fit(x, y)
         return model.feature_importances_, model.score(test_x, test_y)
     if predictor == "lasso":
-        model = Lasso(0.02, precompute=True)
+        model = Lasso(0.02, fit_intercept=False)
     elif predictor == "lasso_cv":
         model = LassoCV()
     elif predictor == "forest_cv":
