@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
-from sklearn.svm import LinearSVC
 
 from .arrays import active_dimensions, fit_and_test
 
@@ -25,6 +24,8 @@ def sap(
     weighted to balance, one against the rest: scikit-learn's LinearSVC). The score is the mean over factors
     of best less second best. Returns score and matrix [K, F].
     """
+    from sklearn.svm import LinearSVC  # only here: a second that no other command need wait
+
     codes, factors, test_codes, test_factors = fit_and_test(codes, factors, test)
     x, y = codes.double().cpu().numpy(), factors.cpu().numpy()
     test_x, test_y = test_codes.double().cpu().numpy(), test_factors.cpu().numpy()
