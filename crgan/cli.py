@@ -29,10 +29,10 @@ def command_process():
         sys.exit(2)
 
 
-def run(command: Callable[..., Any], args: Sequence[str] | None = None) -> None:
+def run(module: str, command: Callable[..., Any], args: Sequence[str] | None = None) -> None:
     """Calls `command` with its parameters read from the command line (their types and docstring make the flags)."""
     with command_process():
-        tyro.cli(command, args=args)
+        tyro.cli(command, args=args, prog=f"python -m {module}")
 
 
 def keep_memory() -> None:
@@ -55,5 +55,7 @@ def device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device is {name!r}, which torch cannot use ({str(error).splitlines()[0]})") from None
+    except (RuntimeError, AssertionError):
+        raise InputError(
+            f"--device is {name!r}, which torch cannot use here; expected auto, cpu, cuda or cuda:<number>"
+        ) from None

@@ -17,7 +17,8 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Config:
-    """A training run. Every field is a flag of `python -m crgan.train`; the defaults are the paper's dSprites row."""
+    """A training run. Every field is a flag of `python -m crgan.train`, whose preset gives the defaults; from Python
+    they are the paper's dSprites row."""
 
     model: Literal["infogan-cr", "factor-vae", "beta-vae", "beta-tcvae"] = "infogan-cr"
     """infogan-cr, or a variational autoencoder; VAEs take lr_g for encoder and decoder."""

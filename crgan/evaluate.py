@@ -1,5 +1,6 @@
 """`python -m crgan.evaluate RUN...`: scores models on a data set."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from . import cli, metrics
 from . import data as datasets
@@ -43,7 +44,7 @@ def evaluate(
         batch_size: Images encoded at a time.
     """
     if not runs:
-        raise InputError("no RUN is given; expected at least one run folder, model archive or module:function")
+        raise InputError("no RUN is given; put run folders, model archives or module:function before --metrics")
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; expected a number of at least 1")
     members = open_models(runs, cli.device(device))
@@ -62,6 +63,8 @@ def evaluate(
                 dataset = datasets.load(config.data, root or config.root)
             else:
                 raise InputError(f"{member.name} does not say which data it was trained on; give --data NAME")
+            head = {"data": dataset.name, "protocol": protocol, "seed": seed, "model": member.fingerprint}
+            file, known = _known_scores(out, member.name, head)
             task = bar.add_task(member.name)
 
             def progress(what: str, done: int, total: int, task: Any = task, name: str = member.name) -> None:
@@ -71,22 +74,44 @@ def evaluate(
                 member, dataset, metrics_, protocol, seed, batch_size=batch_size, progress=progress
             )
             bar.update(task, description=member.name, completed=1, total=1)
-            result = {"data": dataset.name, "protocol": protocol, "seed": seed, "metrics": _plain(scores)}
-            results[member.name] = result
+            results[member.name] = {**head, "metrics": _plain(scores)}
+            kept = {**head, "metrics": known | results[member.name]["metrics"]}
             # After each model: one that cannot be scored does not cost the scores of those before it.
-            if out is None:
-                write_json(Path(member.name) / "metrics.json", result)
-            else:
-                write_json(out / "metrics.json", results)
+            write_json(file, kept if out is None else _read(file) | {member.name: kept})
     console = Console()
     written = ", ".join(f"{folder}/metrics.json" for folder in (results if out is None else [out]))
-    table = Table("metric", *results, title=f"{protocol} protocol")
-    for name in dict.fromkeys(name for result in results.values() for name in result["metrics"]):
-        for part, label in _shown(name):
-            cells = [result["metrics"].get(name, {}).get(part) for result in results.values()]
-            table.add_row(label, *("" if cell is None else f"{cell:.4f}" for cell in cells))
-    console.print(table)
+    for first in range(0, len(results), 4):  # side by side as many as fit 80 columns
+        shown = dict(list(results.items())[first : first + 4])
+        table = Table("metric", *(Column(name, overflow="fold") for name in shown), title=f"{protocol} protocol")
+        for name in dict.fromkeys(name for result in shown.values() for name in result["metrics"]):
+            for part, label in _shown(name):
+                cells = [result["metrics"].get(name, {}).get(part) for result in shown.values()]
+                table.add_row(label, *("" if cell is None else f"{cell:.4f}" for cell in cells))
+        console.print(table)
     console.print(f"wrote {written}", soft_wrap=True, highlight=False)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text()) if file.exists() else {}
+    except ValueError:
+        raise InputError(f"{file} is no JSON any more; move it away or give --out DIR") from None
+
+
+def _known_scores(out: Path | None, name: str, head: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """The file for a model's scores and the metrics in it that stay: those of the same model, data and draws.
+
+    A model that was trained on since loses its old scores; scores under another protocol are not written over."""
+    file = (out or Path(name)) / "metrics.json"
+    before = _read(file) if out is None else _read(file).get(name, {})
+    if before.get("model") != head["model"]:
+        return file, {}
+    for field in ("data", "protocol", "seed"):
+        if before[field] != head[field]:
+            raise InputError(
+                f"{file} holds scores of {name} with {field} {before[field]}, now it is {head[field]}; give --out DIR"
+            )
+    return file, before["metrics"]
 
 
 def _shown(name: str) -> list[tuple[str, str]]:
@@ -107,4 +132,4 @@ def _plain(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    cli.run(evaluate)
+    cli.run("crgan.evaluate", evaluate)

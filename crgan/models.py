@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .config import Config
 from .errors import InputError
 
 
@@ -51,17 +52,25 @@ class Member:
         return self._images("generate", images, len(codes))
 
     def encode(self, images: Tensor) -> Tensor:
-        codes = self.model.encode(images.to(self.device))
-        if codes.shape != (len(images), self.num_codes):
+        return self._checked("encode", self.model.encode(images.to(self.device)), (len(images), self.num_codes))
+
+    def check_data(self, dataset: Any) -> None:
+        """Raises InputError where this model cannot encode the images of `dataset`."""
+        if tuple(dataset.image_shape) != self.image_shape:
             raise InputError(
-                f"{self.name}.encode gave codes {list(codes.shape)}, expected {[len(images), self.num_codes]}"
+                f"{self.name} takes images {list(self.image_shape)}, those of {dataset.name} are "
+                f"{list(dataset.image_shape)}; expected the data that it was trained on, or data of that shape"
             )
-        return codes
 
     def _images(self, verb: str, images: Tensor, n: int) -> Tensor:
-        if images.shape != (n, *self.image_shape):
-            raise InputError(f"{self.name}.{verb} gave images {list(images.shape)}, expected {[n, *self.image_shape]}")
-        return images
+        return self._checked(verb, images, (n, *self.image_shape))
+
+    def _checked(self, verb: str, given: Any, shape: tuple[int, ...]) -> Tensor:
+        if not isinstance(given, Tensor):
+            raise InputError(f"{self.name}.{verb} gave a {type(given).__name__}, expected a torch.Tensor {list(shape)}")
+        if given.shape != shape:
+            raise InputError(f"{self.name}.{verb} gave a tensor {list(given.shape)}, expected {list(shape)}")
+        return given
 
 
 def open_models(runs: Sequence[str], device: str | torch.device = "cpu") -> list[Member]:
@@ -93,7 +102,7 @@ def _open(run: str, device: torch.device) -> Iterator[Member]:
 
         yield Member(run, load(path).to(device))
     elif path.suffix in (".h5", ".hdf5"):
-        raise InputError(f"{run} holds codes, not a model; it must be the only RUN, as no model can read its images")
+        raise InputError(f"{run} holds codes, not a model; only crgan.select takes such a file, as its one RUN")
     elif path.is_file():
         yield Member(run, _script(path, device), hash_files(path))
     elif ":" in run:
@@ -149,15 +158,24 @@ class _Archive:
 def _exported(folder: Path, device: torch.device) -> _Archive:
     from torch.export.passes import move_to_device_pass
 
+    for name in ("generate.pt2", "encode.pt2"):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} has no {name}; expected generate.pt2 and encode.pt2 of torch.export.save")
     extra = {"prior": ""}
     try:
         generate = torch.export.load(folder / "generate.pt2", extra_files=extra)
         encode = torch.export.load(folder / "encode.pt2")
     except Exception as error:  # torch raises a different one for each way in which a file can be broken
         raise InputError(f"{folder} cannot be opened with torch.export.load ({error})") from None
-    names = generate.graph_signature.user_inputs
-    values = {node.name: node.meta.get("val") for node in generate.graph.nodes if node.op == "placeholder"}
-    widths = [values[name].shape[1] for name in names if isinstance(name, str)]
+    shapes = []
+    for program, name in ((generate, "generate.pt2"), (encode, "encode.pt2")):
+        values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
+        shapes.append([values[given].shape for given in program.graph_signature.user_inputs if isinstance(given, str)])
+        if fixed := [shape[0] for shape in shapes[-1] if isinstance(shape[0], int)]:
+            raise InputError(
+                f"{folder}/{name} takes batches of {fixed[0]} alone; export it with a dynamic batch (docs/selection.md)"
+            )
+    widths = [shape[1] for shape in shapes[0]]
     if not 1 <= len(widths) <= 2 or not all(isinstance(width, int) for width in widths):
         raise InputError(f"{folder}/generate.pt2 takes {len(widths)} arrays, expected codes [n, K] or codes and noise")
     first, second = (move_to_device_pass(program, device).module() for program in (generate, encode))
@@ -169,8 +187,7 @@ def _script(path: Path, device: torch.device) -> _Archive:
     try:
         module = torch.jit.load(path, map_location=device).eval()
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is no TorchScript archive ({reason}); expected torch.jit.save's output") from None
+        raise InputError(f"{path} is no TorchScript archive, or damaged; expected torch.jit.save's output") from error
     for name in ("generate", "encode", "num_codes"):
         if not hasattr(module, name):
             raise InputError(f"{path} has no {name}; expected a scripted module with generate, encode and num_codes")
@@ -190,7 +207,8 @@ def hash_files(*paths: Path) -> str:
 def fingerprint_of(model: Any) -> str:
     """SHA-256 over the weights and plain settings of a model; its own `fingerprint` (a string), if it has one.
 
-    Reads the state of modules, tensors, arrays, numbers, texts and containers of these, in attributes at any depth.
+    Reads the state of modules, tensors, arrays, numbers, texts and containers of these, in attributes at any depth;
+    not how a run of this library was trained: runs that ended with the same weights are the same model.
     """
     given = getattr(model, "fingerprint", None)
     if isinstance(given, str):
@@ -198,7 +216,7 @@ def fingerprint_of(model: Any) -> str:
     digest, seen = hashlib.sha256(), set()
 
     def feed(name: str, value: Any) -> None:
-        if id(value) in seen:
+        if id(value) in seen or isinstance(value, Config):
             return
         digest.update(f"{name} {type(value).__qualname__} ".encode())
         if isinstance(value, Tensor | np.ndarray):

@@ -251,8 +251,9 @@ class ContrastiveDiscriminator(nn.Module):
         return loss
 
 
-def _weight_draw(seed: int, network: int, step: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed((seed << 32) + (step << 2) + network)
+def weight_draw(seed: int, network: int = 0, step: int = 0) -> torch.Generator:
+    # torch's generator on the CPU heeds the low 32 bits of its seed alone: an odd factor brings every seed into them.
+    return torch.Generator().manual_seed((seed * 0x9E3779B1 + (step << 2) + network) % 2**32)
 
 
 class InfoGAN(nn.Module):
@@ -268,7 +269,7 @@ class InfoGAN(nn.Module):
         self.discriminator = Discriminator(cfg, image_shape)
         self.contrastive = ContrastiveDiscriminator(cfg, image_shape)
         for i, network in enumerate((self.generator, self.discriminator, self.contrastive)):
-            initialise(network, _weight_draw(cfg.seed, i), cfg.init)
+            initialise(network, weight_draw(cfg.seed, i), cfg.init)
         self.generator.start(cfg)
         self.average = None
         if cfg.ema > 0:
@@ -279,7 +280,7 @@ class InfoGAN(nn.Module):
     def restart_contrastive(self, step: int) -> None:
         """Gives H new weights, fixed by the seed and the step, in the memory of the old ones."""
         fresh = ContrastiveDiscriminator(self.cfg, self.image_shape)
-        initialise(fresh, _weight_draw(self.cfg.seed, 2, step), self.cfg.init)
+        initialise(fresh, weight_draw(self.cfg.seed, 2, step), self.cfg.init)
         self.contrastive.load_state_dict(fresh.state_dict())
 
     @torch.no_grad()

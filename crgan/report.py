@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from . import cli
 from .errors import InputError
 from .files import write_atomically
+from .select import sentences
 
 STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em 1em .2em 0;text-align:left}"
 
@@ -56,11 +57,13 @@ def _run(folder: Path) -> str:
 
 
 def _selection(folder: Path) -> str:
-    models = json.loads((folder / "ranking.json").read_text())["models"]
+    result = json.loads((folder / "ranking.json").read_text())
+    models = result["models"]
     names = [name for name in models[0] if not isinstance(models[0][name], (dict, list))]
     rows = [names, *([_short(model.get(name, "")) for name in names] for model in models)]
     similarity = folder / "similarity.png"
-    return _table(rows) + (_picture(similarity) if similarity.is_file() else "")
+    words = "".join(f"<p>{html.escape(line)}" for line in [f"method: {result['method']}", *sentences(result)])
+    return words + _table(rows) + (_picture(similarity) if similarity.is_file() else "")
 
 
 def _short(value: Any) -> Any:
@@ -87,4 +90,4 @@ def _image(content: bytes) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(report)
+    cli.run("crgan.report", report)

@@ -15,7 +15,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 from scipy.stats import spearmanr
 
@@ -87,6 +87,10 @@ def select(
         raise InputError(f"--budget is {budget:g}, expected a share above 0 and up to 1")
     if samples < 2:
         raise InputError(f"--samples is {samples}, expected at least 2")
+    if batch_size is not None and batch_size < 1:
+        raise InputError(f"--batch-size is {batch_size}, expected at least 1")
+    if method != "centrality" and budget < 1:
+        raise InputError(f"--budget is {budget:g}, but {method} encodes each model once; leave it out")
     begin, console = time.monotonic(), Console()
     sizes = Sizes(groups, group_size, scale_samples, seed)
     pool: Pool
@@ -98,7 +102,9 @@ def select(
         pool = ClusterPool(runs, sizes, ray, threads, device, batch_size)
     else:
         pool = Pool(open_models(runs, cli.device(device)), sizes, batch_size=batch_size)
-    labelled = _dataset(pool.members, data, root) if with_labels else None
+    labelled: Any = _dataset(pool.members, data, root) if with_labels else None
+    if with_labels and "factor_vae" not in metrics.applicable(labelled):
+        raise InputError(f"--with-labels needs factors, and {labelled.name} has none; leave it out or give --data NAME")
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "method": method,
@@ -191,13 +197,20 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
     first, second = map(int, ranking[:2])
     names = {"winner": pool.members[first].name, "runner_up": pool.members[second].name}
     extra |= {"encodes": made, "gap": names | confidence_gap(pool, first, second)}
+    warnings = []
+    voteless = {i for (i, _), pair in pool.pairs.items() if pair.done and (pair.votes < 0).all()}
+    if voteless:
+        names_of = ", ".join(pool.members[i].name for i in sorted(voteless))
+        warnings.append(f"no code of {names_of} varies, or they are not finite: what such an encoder scores is chance")
     if len(met) > 3 and (parted := split(A[np.ix_(order, met)])):
         sides = [[pool.members[order[n]].name for n in np.flatnonzero(parted[0] == side)] for side in (True, False)]
-        extra["warning"] = (
+        warnings.append(
             f"the pool splits into clusters of {len(sides[0])} and {len(sides[1])} models that agree only within "
             f"themselves (by {parted[1]:.2f}): the winner speaks for its own cluster; select among each alone"
         )
         extra["clusters"] = sides
+    if warnings:
+        extra["warning"] = "; ".join(warnings)
     return Outcome(ranking, score, bootstrap(pool, mask).std(0), A, extra)
 
 
@@ -240,7 +253,10 @@ def _dataset(members: Sequence[Member], name: str | None, root: Path | None, nee
             raise InputError("--with-labels needs --data NAME: the models do not tell one data set that they share")
         else:
             return None
-    return datasets.load(name, root)
+    dataset = datasets.load(name, root)
+    for member in members:
+        member.check_data(dataset)
+    return dataset
 
 
 def _supervised(members: Sequence[Member], dataset: Any, seed: int, bar: Progress) -> Array:
@@ -283,27 +299,39 @@ class _Rate(ProgressColumn):
 
 def _print(result: dict[str, Any], console: Console) -> None:
     labels = "rank_correlation" in result
-    table = Table("rank", "model", "score", "standard error", *(["FactorVAE score"] if labels else []))
+    table = Table(
+        "rank", Column("model", overflow="fold"), "score", "standard error", *(["FactorVAE"] if labels else [])
+    )
     for row in result["models"][:50]:
         error = "" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
         cells = [str(row["rank"]), row["name"], f"{row['score']:.4f}", error]
         table.add_row(*cells, *(["nan" if row["factor_vae"] is None else f"{row['factor_vae']:.3f}"] if labels else []))
     console.print(table)
+    for sentence in sentences(result):
+        console.print(sentence, style="yellow" if sentence.startswith("warning") else None)
+
+
+def sentences(result: dict[str, Any]) -> list[str]:
+    """What ranking.json says beside the ranking."""
+    lines = []
     if gap := result.get("gap"):
-        console.print(
+        lines.append(
             f"{gap['winner']} leads {gap['runner_up']} by {gap['gap']:.4f} +- {gap['standard_error']:.4f}: "
             f"the better of the two with probability {gap['confidence']:.2f}"
         )
-    if labels:
+    if result["budget"] < 1:
+        lines.append("with a budget the scores of models that left the race early rest on fewer references and groups")
+    if "rank_correlation" in result:
         known = result["rank_correlation"]
         value = "not defined" if known is None else f"{known:.2f}"
-        console.print(f"rank correlation with the supervised FactorVAE score: {value}")
+        lines.append(f"rank correlation with the supervised FactorVAE score: {value}")
     if warning := result.get("warning"):
-        console.print(f"warning: {warning}", style="yellow")
+        lines.append(f"warning: {warning}")
+    return lines
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    cli.run(select, args)
+    cli.run("crgan.select", select, args)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from rich.text import Text
 from . import checkpoint, cluster, train
 from .cli import command_process
 from .config import PRESETS, Config
+from .data import NAMES
 from .errors import InputError
 from .files import write_json
 
@@ -116,6 +117,8 @@ def expand(preset: str, out: Path, settings: Sequence[str], seeds: str = "", lis
             raise InputError(f"the run {name} is in this sweep twice; give each setting once")
         if chosen.get("root"):
             chosen["root"] = str(Path(chosen["root"]).resolve())  # a worker has a working folder of its own
+        if (data := chosen.get("data")) and data not in NAMES:
+            raise InputError(f"data={data} is no data set; expected one of {', '.join(NAMES)}")
         flags = [preset, *(part for field, value in chosen.items() for part in _flag(field, value))]
         runs[name] = Run(name, flags, replace(PRESETS[preset], **chosen), out.resolve() / name)
     return list(runs.values())
@@ -308,6 +311,8 @@ def sweep(preset: str, given: Arguments) -> list[Run]:
                         run.look()
                 live.update(table(runs), refresh=True)
             live.update(table(runs), refresh=True)
+        if not live.console.is_terminal:
+            print()  # there the last table ends without one
     except KeyboardInterrupt:
         steps.close()
         print(f"stopped; the runs in {given.out} were saved and the same command goes on", file=sys.stderr)

@@ -163,8 +163,9 @@ def train(
             f"{parallel.world()} processes cannot share batches of {cfg.batch_size} of a {cfg.model}; expected a "
             "multiple of them, and a model whose losses are means over the batch (infogan-cr, beta-vae)"
         )
-    if cfg.precision == "auto":
-        cfg = replace(cfg, precision="bfloat16" if _has_bfloat16(place) else "float32")
+    cfg = resolve(cfg, place)
+    if lead and cfg.cr_weight and cfg.cr_start >= cfg.steps:
+        print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
     dataset = datasets.load(cfg.data, cfg.root)
     file = _open_run(out, cfg, dataset.image_shape) if lead else None
     parallel.wait()
@@ -206,6 +207,7 @@ def train(
             if lead and (step % cfg.eval_every == 0 or step == cfg.steps):
                 scores, traversal = evaluate(nets, dataset, cfg, out, full=step == cfg.steps)
                 log.write(step, scores)
+                show(step, None, "".join(f"step {step}: {name} {value:.3f}" for name, value in scores.items()))
                 log.picture(step, traversal)
                 nets.train()
             if parallel.world() == 1 or step % LOG_EVERY == 0:  # all processes stop after the same step
@@ -256,6 +258,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def resolve(cfg: Config, device: torch.device) -> Config:
+    """`cfg` with what "auto" stands for on this device."""
+    if cfg.precision != "auto":
+        return cfg
+    return replace(cfg, precision="bfloat16" if _has_bfloat16(device) else "float32")
+
+
 def _has_bfloat16(device: torch.device) -> bool:
     """Whether the processor multiplies bfloat16 itself; where it does not, emulation is slower than float32."""
     if device.type == "cuda":
@@ -270,13 +279,16 @@ def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[s
     started = (out / "config.json").exists()
     if started:
         before, _ = checkpoint.read_config(out)
-        for field in fields(cfg):
-            old, new = getattr(before, field.name), getattr(cfg, field.name)
-            if old != new and not (field.name == "steps" and new > old):
-                raise InputError(
-                    f"{out} was trained with {field.name} = {old}, now it is {new}; "
-                    f"give --{field.name.replace('_', '-')} {old} to go on, or another --out"
-                )
+        values = [(field.name, getattr(before, field.name), getattr(cfg, field.name)) for field in fields(cfg)]
+        changed = [(name, old, new) for name, old, new in values if old != new and not (name == "steps" and new > old)]
+        if changed:
+            name, old, new = changed[0]
+            way = f"--{name.replace('_', '-')} {old}" if len(changed) == 1 else "the preset and the flags of then"
+            others = ", ".join(f"{name} = {old} ({new})" for name, old, new in changed[1:])
+            raise InputError(
+                f"{out} was trained with {name} = {old}, now it is {new}{'; also with ' * bool(others)}{others}; "
+                f"give {way} to go on, or another --out"
+            )
     elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
         raise InputError(f"{out} exists and is no run folder; give another --out")
     else:
@@ -333,21 +345,23 @@ class _Log:
 
 
 @contextmanager
-def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[[int, dict[str, float] | None], None]]:
-    """A bar with the rate, the time left and the losses; `show(step, losses or None)` moves it."""
-    columns = (
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} steps/s"), TimeRemainingColumn(),
-        TextColumn("{task.description}"),
+def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[..., None]]:
+    """A bar with the rate, the time left and the losses; `show(step, losses or None, line)` moves it, and prints."""
+    columns = (  # within 80 characters
+        BarColumn(8), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} steps/s"),
+        TimeRemainingColumn(compact=True), TextColumn("{task.description}"),
     )  # fmt: skip
     with Progress(*columns, speed_estimate_period=60, disable=not shown) as bar:
         task = bar.add_task("", total=total, completed=done, rate=0.0)
         start = time.monotonic()
 
-        def show(step: int, report: dict[str, float] | None) -> None:
+        def show(step: int, report: dict[str, float] | None, line: str = "") -> None:
             rate = (step - done) / max(time.monotonic() - start, 1e-9)
             bar.update(task, completed=step, rate=rate)
+            if line:
+                bar.console.print(line, highlight=False)
             if report is not None:
-                bar.update(task, description="  ".join(f"{name} {value:.3f}" for name, value in report.items()))
+                bar.update(task, description=" ".join(f"{name} {value:.2f}" for name, value in report.items()))
 
         yield show
 
@@ -406,7 +420,8 @@ def main(args: list[str] | None = None) -> None:
             raise InputError(f"--checkpoint-every is {parsed.checkpoint_every}; expected a number of at least 1")
         out = parsed.out or Path("runs") / f"{preset}-seed{cfg.seed}"
         if parsed.dry_run:
-            print(json.dumps({"out": str(out), "device": parsed.device, "config": cfg.to_json()}, indent=2))
+            shown = resolve(cfg, _device(parsed.device)).to_json()
+            print(json.dumps({"out": str(out), "device": parsed.device, "config": shown}, indent=2))
             return
         train(cfg, out, parsed.device, parsed.checkpoint_every, parsed.cuda_graph)
         if parallel.leads():

@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from . import ops, parallel
 from .config import Config, Phase
-from .networks import _channels
+from .networks import _channels, weight_draw
 from .optim import Optimisers, adam, update
 
 TC_BETAS = (0.5, 0.9)  # of the total-correlation discriminator's Adam (Kim and Mnih 2018, appendix A)
@@ -45,7 +45,7 @@ class VAE(nn.Module):
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
         self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(maps[0], image_shape[0], 4, 2, 1))
         self.discriminator = _tc_discriminator(cfg.num_codes) if cfg.model == "factor-vae" else None
-        draw = torch.Generator().manual_seed(cfg.seed << 32)
+        draw = weight_draw(cfg.seed)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight, generator=draw)

@@ -164,7 +164,7 @@ def test_mistakes_name_the_models():
         cross_scores([Linear(torch.eye(3))] * 2, groups=0)
     short = Linear(torch.eye(3))
     short.encode = lambda images: images[:-1, 0, 0]
-    with pytest.raises(InputError, match=r"models\[1\].encode gave codes"):
+    with pytest.raises(InputError, match=r"models\[1\].encode gave a tensor"):
         cross_scores([Linear(torch.eye(3)), short], **SMALL)
 
 

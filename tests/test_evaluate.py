@@ -159,7 +159,7 @@ def test_reconstruction_of_images_that_a_model_knows_to_rebuild():
 
 
 def run(*args):
-    cli.run(command, [str(arg) for arg in args])
+    cli.run("crgan.test", command, [str(arg) for arg in args])
 
 
 @pytest.fixture
@@ -185,6 +185,23 @@ def test_a_run_is_scored_on_its_own_data_and_keeps_its_scores(run_folder, capsys
     assert f"{written['metrics']['mig']['score']:.4f}" in shown
     assert "metrics.json" in shown
     assert [p.name for p in run_folder.iterdir() if p.name.startswith(".")] == []  # no temporary file left
+
+
+def test_scores_are_added_to_and_never_written_over(run_folder, capsys):
+    run(run_folder, "--metrics", "mig")
+    first = json.loads((run_folder / "metrics.json").read_text())
+    run(run_folder, "--metrics", "modularity")
+    both = json.loads((run_folder / "metrics.json").read_text())
+    assert list(both["metrics"]) == ["mig", "modularity"]
+    assert both["metrics"]["mig"] == first["metrics"]["mig"]
+    with pytest.raises(SystemExit):
+        run(run_folder, "--metrics", "mig", "--protocol", "dlib")
+    assert "with protocol paper, now it is dlib; give --out DIR" in " ".join(capsys.readouterr().err.split())
+    assert json.loads((run_folder / "metrics.json").read_text()) == both
+    model = checkpoint.build_model(replace(PRESETS["quick"], width=4, hidden=8, seed=1), (1, 64, 64))
+    checkpoint.save(run_folder, model, {}, {"step": 2})  # trained on: the old scores are another model's
+    run(run_folder, "--metrics", "modularity", "--seed", 1)
+    assert list(json.loads((run_folder / "metrics.json").read_text())["metrics"]) == ["modularity"]
 
 
 def test_models_of_any_kind_share_one_file(tmp_path, run_folder, monkeypatch):
@@ -218,6 +235,7 @@ def test_a_model_that_cannot_be_scored_does_not_cost_the_scores_before_it(tmp_pa
         (("test_evaluate:disc",), "is no folder to write metrics.json into; give --out DIR"),
         (("test_evaluate:disc", "--out", "scores"), "give --data NAME"),
         (("test_evaluate:disc", "--out", "scores", "--data", "cats"), "unknown data set 'cats'"),
+        (("RUN", "--data", "squares"), "takes images [1, 64, 64], those of squares are [3, 16, 16]"),
         (("RUN", "--metrics", "fid"), "unknown metric 'fid'"),
         (("RUN", "--metrics", "inception"), "'inception' does not apply to the data set 'circular_dsprites'"),
         (("RUN", "--device", "abacus"), "--device is 'abacus'"),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from crgan import PRESETS, InputError
+from crgan.checkpoint import build_model
 from crgan.networks import (
     ContrastiveDiscriminator,
     Discriminator,
@@ -133,3 +134,20 @@ def test_blur_keeps_the_sum_inside_and_vanishes_with_its_deviation():
     assert variance.item() == pytest.approx(4.0, rel=1e-3)
     image = torch.rand(2, 3, 16, 16)
     torch.testing.assert_close(gaussian_blur(image, torch.tensor(0.0)), image)
+
+
+@pytest.mark.parametrize("preset", ["quick", "dsprites", "factorvae-dsprites"])
+def test_every_seed_has_first_weights_of_its_own(preset):
+    def first_weights(seed):
+        cfg = replace(PRESETS[preset], seed=seed, width=2, hidden=8)
+        model = build_model(cfg, (3, 16, 16) if preset == "quick" else (1, 64, 64))
+        if preset != "factorvae-dsprites":
+            model.restart_contrastive(5)
+        return {name: value for name, value in model.named_parameters() if name.endswith("weight") and value.dim() > 1}
+
+    models = [first_weights(seed) for seed in (0, 1, 2, 65_536, 2**31 - 1)]
+    for n, one in enumerate(models):
+        for other in models[:n]:
+            assert all((one[name] != other[name]).any() for name in one)
+    again = first_weights(1)
+    assert all(torch.equal(again[name], models[1][name]) for name in again)

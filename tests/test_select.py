@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -85,7 +86,8 @@ def test_writes_the_exact_selection(pool, capsys):
     assert Path("out/similarity.png").read_bytes()[:4] == b"\x89PNG"
     text = capsys.readouterr().out
     assert "wrote ranking.json" in text
-    assert "collapsed" in text
+    assert "no code of collapsed varies" in " ".join(text.split())
+    assert "no code of collapsed varies" in result["warning"]
 
 
 def test_only_new_and_changed_models_cost_anything(pool, capsys):
@@ -126,6 +128,8 @@ def test_mistakes_end_with_one_sentence_and_code_2(pool, capsys, tmp_path):
     fails(capsys, "pool:models", "--out", "new", "--budget", "1.5", match="--budget is 1.5")
     fails(capsys, "pool:models", "--out", "new", "--budget", "0.01", *FLAGS, match="too small for 4 models")
     fails(capsys, "pool:models", "pool:models", "--out", "new", match="are the same model")
+    fails(capsys, "pool:models", "--out", "new", "--method", "udr-lasso", "--budget", "0.5", match="leave it out")
+    fails(capsys, "pool:models", "--out", "new", "--batch-size", "0", match="--batch-size is 0")
     fails(capsys, "pool:models", "--out", "new", "--with-labels", match="--data NAME")
     fails(capsys, "pool:models", "--out", "new", "--device", "gpu7", match="--device is 'gpu7'")
     fails(capsys, "--out", "new", match="at least 2 models, got 0")
@@ -274,7 +278,7 @@ def test_broken_code_files(tmp_path, capsys):
         del file["factor/a"]
         file["factor/a"] = np.arange(6)
     fails(capsys, str(path), *out, match="factor/a must hold integers from 0 to 2")
-    fails(capsys, str(path), "pool:models", *out, match="must be the only RUN")
+    fails(capsys, str(path), "pool:models", *out, match="only crgan.select takes such a file")
 
 
 class Scripted(nn.Module):
@@ -338,6 +342,25 @@ def test_archives_give_the_scores_of_their_models(tmp_path, num_noise):
     assert (B == 1).all()
 
 
+def test_an_export_for_one_size_of_batch_is_refused(tmp_path):
+    model = Scripted(0).eval()
+    for verb, inputs in (("generate", torch.zeros(4, 4)), ("encode", torch.zeros(4, 1, 1, 4))):
+        with pytest.raises(
+            InputError, match=f"{tmp_path} has no {verb}.pt2" if verb == "encode" else "is no run folder"
+        ):
+            open_models([str(tmp_path)])
+        torch.export.save(torch.export.export(Verb(model, verb), (inputs,)), tmp_path / f"{verb}.pt2")
+    with pytest.raises(InputError, match="takes batches of 4 alone; export it with a dynamic batch"):
+        open_models([str(tmp_path)])
+
+
+def test_a_model_that_speaks_numpy_is_told_what_is_expected():
+    known = known_pool()["identity"]
+    known.encode = lambda images: images[:, 0, 0].numpy()
+    with pytest.raises(InputError, match=r"encode gave a ndarray, expected a torch.Tensor \[2, 5\]"):
+        Member("mine", known).encode(known.sample(2, 0))
+
+
 @pytest.fixture(scope="module")
 def run_folders(tmp_path_factory):
     """Two untrained runs on circular dSprites, as the training command leaves them."""
@@ -364,6 +387,13 @@ def test_run_folders_with_labels(run_folders, tmp_path, capsys):
     a, b = open_models(run_folders)
     assert a.fingerprint != b.fingerprint
     assert a.fingerprint == open_models(run_folders[:1])[0].fingerprint
+    cfg, shape = checkpoint.read_config(Path(run_folders[0]))
+    twin = tmp_path / "twin"  # of other settings, but the same weights
+    twin.mkdir()
+    checkpoint.write_config(twin, replace(cfg, cr_weight=0.0), shape)
+    checkpoint.save(twin, a.model, {}, {"step": 0})
+    with pytest.raises(InputError, match="are the same model"):
+        open_models([run_folders[0], str(twin)])
 
 
 def test_fingerprint_sees_weights_and_settings():

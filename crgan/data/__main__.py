@@ -36,4 +36,4 @@ def gallery(out: Path, /) -> None:
     print(f"wrote {out}")
 
 
-run(gallery)
+run("crgan.data", gallery)

@@ -274,5 +274,6 @@ def evaluate(
         if size not in known:
             raise InputError(f"unknown size {size!r}; expected some of {', '.join(known)}")
     member = model if isinstance(model, Member) else Member("the model", model, "unhashed")
+    member.check_data(dataset)
     samples = Samples(member, dataset, replace(PROTOCOLS[protocol], **sizes), seed, batch_size, progress)
     return {name: METRICS[name](samples) for name in names}
