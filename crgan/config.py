@@ -164,7 +164,9 @@ _FAST = Config(
     beta2=0.99, info_weight=0.1, r1_weight=0.005, r1_every=8, ema=0.995, precision="auto", gap=1.0, cr_weight=1.0,
 )  # fmt: skip
 
-_FAST_64 = replace(_FAST, steps=20_000, blur=8.0, blur_steps=20_000, cr_start=5_000, eval_every=2_000)
+_FAST_64 = replace(
+    _FAST, num_noise=5, r1_weight=0.02, steps=20_000, blur=4.0, blur_steps=20_000, cr_start=4_000, eval_every=2_000
+)
 
 PRESETS: dict[str, Config] = {
     # Shipped: minutes on two CPU cores.
@@ -176,10 +178,10 @@ PRESETS: dict[str, Config] = {
     "shapes3d-like": replace(_FAST_64, data="shapes3d_like", num_codes=6),
     "shapes3d": replace(_FAST_64, data="shapes3d", num_codes=6),
     "mpi3d": replace(_FAST_64, data="mpi3d_toy", num_codes=7),
-    "cars3d": replace(_FAST_64, data="cars3d", num_codes=3, num_noise=5),
-    "smallnorb": replace(_FAST_64, data="smallnorb", num_codes=4, num_noise=5),
-    "mnist": replace(_FAST_64, data="mnist", num_codes=5, num_noise=20, blur=4.0),
-    "adrenal": replace(_FAST_64, data="adrenalmnist3d", num_codes=5, num_noise=20, blur=4.0),
+    "cars3d": replace(_FAST_64, data="cars3d", num_codes=3),
+    "smallnorb": replace(_FAST_64, data="smallnorb", num_codes=4),
+    "mnist": replace(_FAST_64, data="mnist", num_codes=5, num_noise=20),
+    "adrenal": replace(_FAST_64, data="adrenalmnist3d", num_codes=5, num_noise=20),
     "folder": replace(_FAST_64, data="folder", num_codes=5, num_noise=50),
     # The paper's settings, to the letter.
     "dsprites": _PAPER,
