@@ -1,5 +1,7 @@
 """crgan: disentangled generative models with PyTorch, and the choice of the best one without labels."""
 
+from importlib.metadata import version
+
 from . import data, metrics
 from .centrality import cross_scores, model_centrality, similarity
 from .checkpoint import load
@@ -11,6 +13,7 @@ __all__ = [
     "PRESETS",
     "Config",
     "InputError",
+    "__version__",
     "contrastive_loss",
     "cross_scores",
     "data",
@@ -21,3 +24,5 @@ __all__ = [
     "traversal_pairs",
     "vote_table",
 ]
+
+__version__ = version("crgan")

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
@@ -51,11 +52,12 @@ def keep_memory() -> None:
 
 def device(name: str) -> torch.device:
     """The device of a command's --device, "auto" being the GPU where there is one."""
+    count = torch.cuda.device_count()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError):
-        raise InputError(
-            f"--device is {name!r}, which torch cannot use here; expected auto, cpu, cuda or cuda:<number>"
-        ) from None
+        name = "cuda" if count else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise InputError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:<number>")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise InputError(f"--device is {name!r} but torch sees {count} CUDA devices; use --device cpu")
+    return device

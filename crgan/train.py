@@ -19,9 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from . import checkpoint, losses, metrics, ops, parallel, pictures, vae
+from . import checkpoint, cli, losses, metrics, ops, parallel, pictures, vae
 from . import data as datasets
-from .cli import command_process
 from .config import PRESETS, Config, Phase
 from .errors import InputError
 from .networks import InfoGAN, advance_power_iteration, gaussian_blur
@@ -156,7 +155,7 @@ def train(
     A run that was killed and taken up again ends with the same bits as one that was not (same machine, same build).
     Raises InputError for what the user can mend, OSError where the folder or the disk refuse.
     """
-    place = parallel.start(_device(device))
+    place = parallel.start(cli.device(device))
     lead = parallel.leads()
     if parallel.world() > 1 and (cfg.model in ("factor-vae", "beta-tcvae") or cfg.batch_size % parallel.world()):
         raise InputError(
@@ -242,20 +241,6 @@ def evaluate(nets: Any, dataset: Any, cfg: Config, out: Path, full: bool) -> tup
     pictures.save_picture(traversal, out / "traversal.png")
     pictures.save_picture(pictures.samples_picture(nets), out / "samples.png")
     return scores, traversal
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"--device is {name!r}; expected auto, cpu, cuda or cuda:<number>") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(
-            f"--device is {name!r} but torch sees {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
-    return device
 
 
 def resolve(cfg: Config, device: torch.device) -> Config:
@@ -404,7 +389,7 @@ class Arguments:
 def main(args: list[str] | None = None) -> None:
     """Parses `[PRESET] [flags]` and trains; the preset fixes the defaults of the flags."""
     args = sys.argv[1:] if args is None else list(args)
-    with command_process():
+    with cli.command_process():
         preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
         if preset not in PRESETS:
             raise InputError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
@@ -420,7 +405,7 @@ def main(args: list[str] | None = None) -> None:
             raise InputError(f"--checkpoint-every is {parsed.checkpoint_every}; expected a number of at least 1")
         out = parsed.out or Path("runs") / f"{preset}-seed{cfg.seed}"
         if parsed.dry_run:
-            shown = resolve(cfg, _device(parsed.device)).to_json()
+            shown = resolve(cfg, cli.device(parsed.device)).to_json()
             print(json.dumps({"out": str(out), "device": parsed.device, "config": shown}, indent=2))
             return
         train(cfg, out, parsed.device, parsed.checkpoint_every, parsed.cuda_graph)
