@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from . import checkpoint, cli, losses, metrics, ops, parallel, pictures, vae
 from . import data as datasets
 from .config import PRESETS, Config, Phase
+from .data.dataset import Dataset
 from .errors import InputError
 from .networks import InfoGAN, advance_power_iteration, gaussian_blur
 from .optim import Optimisers, adam, update
@@ -143,6 +144,30 @@ def capture(take_step: Callable[[Phase], dict[str, Tensor]]) -> Callable[[Phase]
     return step
 
 
+class _Batch:
+    """The real images of a step. Those that are drawn are drawn within it, on the device; those of a file are read by
+    the host before it (`fetch`), into memory that a captured CUDA graph knows."""
+
+    def __init__(self, dataset: Dataset, cfg: Config, place: torch.device):
+        self.dataset, self.cfg = dataset, cfg
+        shape = (cfg.images_per_step // parallel.world(), *dataset.image_shape)
+        self.held = None if dataset.read is None else torch.empty(shape, dtype=torch.uint8, device=place)
+
+    def _index(self, step: Tensor | int, device: torch.device | str) -> Tensor:
+        index = ops.random_index(self.cfg.images_per_step, self.dataset.num_images, self.cfg.seed, step, device=device)
+        return parallel.shard(index)
+
+    def fetch(self, step: int) -> None:
+        if self.held is not None and self.dataset.read is not None:
+            images = self.dataset.read(self._index(step, "cpu")).contiguous()
+            self.held.copy_(images.pin_memory() if self.held.is_cuda else images, non_blocking=True)
+
+    def images(self, done: Tensor) -> Tensor:  # [B, C, H, W] float32 in [0, 1]
+        if self.held is None:
+            return self.dataset.images(self._index(done, done.device))
+        return self.held.float().div_(self.dataset.levels)
+
+
 def train(
     cfg: Config,
     out: Path,
@@ -180,10 +205,10 @@ def train(
         print(f"going on from {folder}")
     log: Any = _Log(file, out, state) if file else None
     done = torch.tensor(state["step"], device=place)
+    batch = _Batch(dataset, cfg, place)
 
     def take_step(phase: Phase) -> dict[str, Tensor]:
-        index = ops.random_index(cfg.images_per_step, dataset.num_images, cfg.seed, done, device=place)
-        report = kind.train_step(nets, optimisers, dataset.images(parallel.shard(index)), cfg, phase, done)
+        report = kind.train_step(nets, optimisers, batch.images(done), cfg, phase, done)
         parallel.average(report.values())
         done.add_(1)
         return report
@@ -195,6 +220,7 @@ def train(
         for step in range(state["step"], cfg.steps):
             if cfg.restarts_h(step):
                 restart_h(nets, optimisers, step)
+            batch.fetch(step)
             report: Any = take(cfg.phase(step))
             step += 1
             if step % LOG_EVERY == 0 or place.type == "cpu":  # the one read-back: a CPU waits for nothing

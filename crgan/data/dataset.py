@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
@@ -117,17 +117,6 @@ class Dataset:
             low, high = torch.searchsorted(values, value), torch.searchsorted(values, value, right=True)
             index[factor == f] = order[low[:, None] + (where[factor == f] * (high - low)[:, None]).long()]
         return index
-
-    def to(self, device: torch.device | str, batch: int = 4096) -> Dataset:
-        """The same set with its uint8 images held on `device`; a rendered set is itself the answer."""
-        if self.read is None:
-            return self
-        store = torch.empty((self.num_images, *self.image_shape), dtype=torch.uint8, device=device)
-        for start in range(0, self.num_images, batch):
-            index = torch.arange(start, min(start + batch, self.num_images))
-            store[start : start + batch] = self.read(index).to(device)
-        table = None if self.table is None else self.table.to(device)
-        return replace(self, read=lambda index: store[index.to(device)], table=table)
 
     @cached_property
     def _sorted_cells(self) -> tuple[Tensor, Tensor]:
