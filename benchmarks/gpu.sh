@@ -11,7 +11,7 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | tee "$out/car
 date -u +%F >> "$out/card.txt"
 $python -m pip install -q --no-build-isolation --no-deps -e . 2>&1 | tail -n 3
 
-echo "== tests on the card, then the default ones that touch a kernel"
+echo "== tests on the card"
 timeout 200 $python -m pytest -q -p no:cacheprovider -m gpu tests 2>&1 | tee "$out/tests.log" | tail -n 15 || failed=1
 
 echo "== benchmarks"

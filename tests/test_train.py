@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dispatch import READ_BACK, operations
 
 from crgan import PRESETS, Config, InputError, checkpoint, data, load, losses, ops
 from crgan.config import Phase
@@ -162,6 +163,17 @@ def test_bfloat16_runs_and_keeps_float32_weights():
     report = train_step(nets, optimisers, x, cfg, Phase(1.0, 0.0, True, True), 0)
     assert all(value.isfinite() and value.dtype == torch.float32 for value in report.values())
     assert {p.dtype for p in nets.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("preset", ["dsprites", "dsprites-fast", "teapots", "celeba"])
+def test_a_step_reads_nothing_back(preset):
+    cfg = replace(PRESETS[preset], width=2, hidden=8, batch_size=4, precision="bfloat16", ema=0.9)
+    nets = checkpoint.build_model(cfg, (1, 32, 32))
+    optimisers = make_optimisers(nets, cfg)
+    step, phase = torch.zeros((), dtype=torch.int64), Phase(1.0, 1.0, True, cfg.blur > 0)
+    called = operations(lambda: train_step(nets, optimisers, torch.rand(4, 1, 32, 32), cfg, phase, step))
+    assert {"convolution_backward", "_fused_adam_"} <= called
+    assert not READ_BACK & called
 
 
 @pytest.mark.gpu
