@@ -5,25 +5,22 @@ import json
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 import tyro
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from . import checkpoint, cli, losses, metrics, ops, parallel, pictures, vae
 from . import data as datasets
 from .config import PRESETS, Config, Phase
 from .data.dataset import Dataset
 from .errors import InputError
+from .log import Log, progress
 from .networks import InfoGAN, advance_power_iteration, gaussian_blur
 from .optim import Optimisers, adam, update
 
@@ -203,7 +200,7 @@ def train(
             print(f"{out} has finished its {state['step']} steps; give --steps a larger number to go on")
             return nets.eval()
         print(f"going on from {folder}")
-    log: Any = _Log(file, out, state) if file else None
+    log: Any = Log(file, out, state) if file else None
     done = torch.tensor(state["step"], device=place)
     batch = _Batch(dataset, cfg, place)
 
@@ -216,7 +213,7 @@ def train(
     take = capture(take_step) if place.type == "cuda" and cuda_graph else take_step
     nets.train()
     stop = 0
-    with _progress(cfg.steps, state["step"], lead) as show, _stop_signal() as stopped:
+    with progress(cfg.steps, state["step"], lead) as show, _stop_signal() as stopped:
         for step in range(state["step"], cfg.steps):
             if cfg.restarts_h(step):
                 restart_h(nets, optimisers, step)
@@ -325,56 +322,6 @@ def _check_finite(report: dict[str, float], step: int, out: Path) -> None:
                 f"the loss {name} is {value} at step {step}; the last good checkpoint is "
                 f"{checkpoint.latest(out) or 'none'}: start anew with smaller learning rates"
             )
-
-
-class _Log:
-    """metrics.jsonl, one object per line, and the same as TensorBoard events."""
-
-    def __init__(self, file: IO[str], out: Path, state: dict[str, Any]):
-        if file.seek(0, 2) < state["metrics_bytes"]:
-            raise InputError(
-                f"{file.name} is shorter than when the checkpoint was written; restore it or give another --out"
-            )
-        self.file = file
-        self.file.truncate(state["metrics_bytes"])  # lines after the checkpoint will be written again
-        self.file.seek(0, 2)
-        self.board = SummaryWriter(str(out), purge_step=state["step"] + 1 if state["step"] else None)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        if values:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
-            self.file.flush()
-        for name, value in values.items():
-            self.board.add_scalar(name, value, step)
-
-    def picture(self, step: int, picture: Any) -> None:
-        self.board.add_image("traversal", np.asarray(picture), step, dataformats="HWC")
-
-    def size(self) -> int:
-        self.board.flush()
-        return self.file.tell()
-
-
-@contextmanager
-def _progress(total: int, done: int, shown: bool) -> Iterator[Callable[..., None]]:
-    """A bar with the rate, the time left and the losses; `show(step, losses or None, line)` moves it, and prints."""
-    columns = (  # within 80 characters
-        BarColumn(8), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} steps/s"),
-        TimeRemainingColumn(compact=True), TextColumn("{task.description}"),
-    )  # fmt: skip
-    with Progress(*columns, speed_estimate_period=60, disable=not shown) as bar:
-        task = bar.add_task("", total=total, completed=done, rate=0.0)
-        start = time.monotonic()
-
-        def show(step: int, report: dict[str, float] | None, line: str = "") -> None:
-            rate = (step - done) / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=step, rate=rate)
-            if line:
-                bar.console.print(line, highlight=False)
-            if report is not None:
-                bar.update(task, description=" ".join(f"{name} {value:.2f}" for name, value in report.items()))
-
-        yield show
 
 
 @contextmanager

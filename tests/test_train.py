@@ -375,11 +375,11 @@ def test_a_full_disk_keeps_the_checkpoint_before(tmp_path, small_scores):
     good = tensors_of(out)
     code = (
         "import resource, sys; from pathlib import Path; from dataclasses import replace; import torch\n"
-        "from crgan.train import train; from crgan.cli import command_process; from tests.test_train import TINY\n"
+        "from crgan.train import train; from crgan.cli import command_process; from test_train import TINY\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({SMALLER_THAN_A_CHECKPOINT},) * 2)\n"
         "with command_process(): train(replace(TINY, steps=30), Path(sys.argv[1]), 'cpu')"
     )
-    process = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, cwd=ROOT)
+    process = subprocess.run([sys.executable, "-c", code, out], capture_output=True, text=True, cwd=ROOT / "tests")
     assert process.returncode == 2, process.stderr
     assert "File too large" in process.stderr
     assert "Traceback" not in process.stderr
