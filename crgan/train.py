@@ -18,7 +18,6 @@ from torch import Tensor
 from . import checkpoint, cli, losses, metrics, ops, parallel, pictures, vae
 from . import data as datasets
 from .config import PRESETS, Config, Phase
-from .data.dataset import Dataset
 from .errors import InputError
 from .log import Log, progress
 from .networks import InfoGAN, advance_power_iteration, gaussian_blur
@@ -145,7 +144,7 @@ class _Batch:
     """The real images of a step. Those that are drawn are drawn within it, on the device; those of a file are read by
     the host before it (`fetch`), into memory that a captured CUDA graph knows."""
 
-    def __init__(self, dataset: Dataset, cfg: Config, place: torch.device):
+    def __init__(self, dataset: datasets.Dataset, cfg: Config, place: torch.device):
         self.dataset, self.cfg = dataset, cfg
         shape = (cfg.images_per_step // parallel.world(), *dataset.image_shape)
         self.held = None if dataset.read is None else torch.empty(shape, dtype=torch.uint8, device=place)
@@ -155,9 +154,11 @@ class _Batch:
         return parallel.shard(index)
 
     def fetch(self, step: int) -> None:
-        if self.held is not None and self.dataset.read is not None:
-            images = self.dataset.read(self._index(step, "cpu")).contiguous()
-            self.held.copy_(images.pin_memory() if self.held.is_cuda else images, non_blocking=True)
+        if self.held is None:
+            return
+        assert self.dataset.read is not None
+        images = self.dataset.read(self._index(step, "cpu"))
+        self.held.copy_(images.contiguous().pin_memory() if self.held.is_cuda else images, non_blocking=True)
 
     def images(self, done: Tensor) -> Tensor:  # [B, C, H, W] float32 in [0, 1]
         if self.held is None:
