@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import CALLS
 
 from crgan.ops import contrastive_loss
 
@@ -16,12 +17,13 @@ PROVIDERS = ["reference", "compile"] + (["triton"] if DEVICE == "cuda" else [])
 def test_contrastive_loss(measure, batch, dtype, work, provider):
     """Width 128, 5 codes. The bytes counted are the least: features read by each pass, their gradient written."""
     g = torch.Generator().manual_seed(0)
-    features = torch.randn(batch, 128, generator=g).to(DEVICE, dtype).requires_grad_()
+    draws = [torch.randn(batch, 128, generator=g).to(DEVICE, dtype).requires_grad_() for _ in range(CALLS[DEVICE])]
     weight = torch.randn(5, 128, generator=g).to(DEVICE).requires_grad_()
     bias = torch.zeros(5, device=DEVICE, requires_grad=True)
     index = torch.randint(5, (batch,), generator=g).to(DEVICE)
 
-    def call(impl="ref"):
+    def call(i, impl="ref"):
+        features = draws[i]
         if work == "forward":
             with torch.no_grad():
                 return contrastive_loss(features, weight, bias, index, impl=impl, return_accuracy=True)
@@ -30,15 +32,16 @@ def test_contrastive_loss(measure, batch, dtype, work, provider):
 
     loss = torch.compile(contrastive_loss, fullgraph=True)
 
-    def compiled():
+    def compiled(i):
+        features = draws[i]
         if work == "forward":
             with torch.no_grad():
                 return loss(features, weight, bias, index, impl="ref", return_accuracy=True)
         value, accuracy = loss(features, weight, bias, index, impl="ref", return_accuracy=True)
         return value.detach(), accuracy, *torch.autograd.grad(value, (features, weight, bias))
 
-    timed = {"reference": call, "compile": compiled, "triton": lambda: call("triton")}[provider]
-    for mine, expected in zip(timed(), call(), strict=True):
+    timed = {"reference": call, "compile": compiled, "triton": lambda i: call(i, "triton")}[provider]
+    for mine, expected in zip(timed(0), call(0), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
     passes = 1 if work == "forward" else 3
-    measure(timed, f"contrastive_loss {work} {batch} {dtype}", provider, DEVICE, passes * features.nbytes)
+    measure(timed, f"contrastive_loss {work} {batch} {dtype}", provider, DEVICE, passes * draws[0].nbytes)

@@ -25,4 +25,4 @@ def test_traversal_pairs(measure, batch, provider):
     }
     drawn = calls[provider](step)
     assert all(torch.equal(a, b) for a, b in zip(drawn, draw(step), strict=True))
-    measure(lambda: calls[provider](step), f"traversal_pairs {batch}", provider, DEVICE, sum(t.nbytes for t in drawn))
+    measure(lambda i: calls[provider](step), f"traversal_pairs {batch}", provider, DEVICE, sum(t.nbytes for t in drawn))

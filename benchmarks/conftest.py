@@ -15,33 +15,31 @@ def copy_bandwidth(device: str) -> float:
     """GB/s, read and written, of the best of 10 copies of 256 MiB."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
+    copies = rounds(lambda i: target.copy_(source), device)
     best = float("inf")
     for _ in range(10):
-        if device == "cuda":
-            torch.cuda.synchronize()
         start = time.perf_counter()
-        target.copy_(source)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        copies()
         best = min(best, time.perf_counter() - start)
-    return 2 * source.nbytes / best / 1e9
+    return 2 * source.nbytes * CALLS[device] / best / 1e9
 
 
-def rounds(call: Callable[[], object], device: str) -> Callable[[], None]:
-    """A function that runs `call` as training does, CALLS[device] times: on a GPU by replay of a captured graph."""
+def rounds(call: Callable[[int], object], device: str) -> Callable[[], object]:
+    """A function that runs `call(i)` for i from 0 to CALLS[device] - 1, on a GPU by replay of a captured graph, as
+    training does. There each call keeps its results, and should have inputs of its own where they are small: else the
+    next one would find them in the cache."""
     if device == "cpu":
-        return call
+        return lambda: call(0)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
+        for i in range(3):
+            call(i)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        for _ in range(CALLS[device]):
-            call()
+        results = [call(i) for i in range(CALLS[device])]
 
-    def replay() -> None:
+    def replay(results: object = results) -> None:
         graph.replay()
         torch.cuda.synchronize()
 
@@ -55,7 +53,7 @@ seconds: dict[tuple[str, str], float] = {}  # of a group and provider; the best 
 def measure(benchmark):
     """Times `call`, notes its rate against the machine's copy bandwidth and its speed against other providers."""
 
-    def run(call: Callable[[], object], group: str, provider: str, device: str, num_bytes: int) -> None:
+    def run(call: Callable[[int], object], group: str, provider: str, device: str, num_bytes: int) -> None:
         benchmark.group = f"{group}, {device}"
         benchmark(rounds(call, device))
         best = seconds[benchmark.group, provider] = benchmark.stats["min"] / CALLS[device]

@@ -51,7 +51,8 @@ def keep_memory() -> None:
 
 
 def device(name: str) -> torch.device:
-    """The device of a command's --device, "auto" being the GPU where there is one."""
+    """The device of a command's --device, "auto" being the GPU where there is one; one with a number becomes the
+    current one, on which streams, graphs and Triton kernels run."""
     count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if count else "cpu"
@@ -60,4 +61,6 @@ def device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
         raise InputError(f"--device is {name!r} but torch sees {count} CUDA devices; use --device cpu")
+    if device.index is not None:
+        torch.cuda.set_device(device)
     return device

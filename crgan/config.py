@@ -90,9 +90,9 @@ class Config:
     """Weight of BetaVAE's divergence from the prior, and of BetaTCVAE's total correlation."""
     ema: float = 0.0
     """Decay per step of the moving average of G, D and Q for pictures, metrics and selection; 0: none."""
-    precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Arithmetic of the networks' passes (autocast); weights and losses stay float32. auto: bfloat16 where the
-    processor has it."""
+    precision: Literal["float32", "tf32", "bfloat16", "auto"] = "float32"
+    """Arithmetic of the networks' passes; weights and losses stay float32. tf32: GPUs round factors to 10 bits;
+    bfloat16: autocast; auto: bfloat16 where the processor has it."""
     seed: int = 0
     """Seed of the weights and of every random draw."""
     eval_every: int = 10_000

@@ -54,9 +54,9 @@ def _spectral(layer: nn.Conv2d | nn.Linear, on: bool) -> nn.Module:
 def initialise(network: nn.Module, generator: torch.Generator, init: str = "normal") -> None:
     """Draws the weights; biases 0, batch norms the identity.
 
-    "normal": N(0, 0.02), for convolutions cut at two standard deviations (the original). "he": N(0, 2 / fan-in) of He
-    et al. (2015), N(0, 1 / fan-in) where a layer ends in a few outputs, with the taps that reach one output as the
-    fan-in of a transposed convolution.
+    "normal": N(0, 0.02), for convolutions, not for transposed ones, cut at two standard deviations (the original).
+    "he": N(0, 2 / fan-in) of He et al. (2015), N(0, 1 / fan-in) where a layer ends in a few outputs, with the taps
+    that reach one output as the fan-in of a transposed convolution.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
@@ -67,10 +67,10 @@ def initialise(network: nn.Module, generator: torch.Generator, init: str = "norm
                 fan_in = len(weight) * weight[0, 0].numel() / 4 if transposed else weight[0].numel()
                 gain = 1.0 if isinstance(module, nn.Linear) and len(weight) <= 16 else 2.0
                 nn.init.normal_(weight, std=(gain / fan_in) ** 0.5, generator=generator)
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(weight, std=0.02, generator=generator)
-            else:
+            elif isinstance(module, nn.Conv2d):
                 nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04, generator=generator)
+            else:
+                nn.init.normal_(weight, std=0.02, generator=generator)
             nn.init.zeros_(layer.bias)
         elif isinstance(module, SpectralNorm):
             module.u.copy_(normalize(torch.randn(module.u.shape, generator=generator), dim=0))

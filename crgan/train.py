@@ -75,7 +75,6 @@ def train_step(
         with autocast:
             report["h"] = contrastive(fakes[1].detach(), fakes[2].detach(), index)
         update(optimisers["contrastive"], report["h"])
-        advance_power_iteration(contrastive)
 
     with autocast:
         logits, predicted = discriminator(see(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()])))
@@ -86,7 +85,6 @@ def train_step(
         logits, _ = discriminator(x)  # a gradient of a gradient wants float32
         loss = loss + cfg.r1_weight * cfg.r1_every * losses.r1_penalty(logits, x)
     update(optimisers["discriminator"], loss)
-    advance_power_iteration(discriminator)
 
     for i in range(cfg.g_steps):
         with autocast:
@@ -101,6 +99,8 @@ def train_step(
                 loss = loss + phase.cr_weight * report["cr"]
         update(optimisers["generator"], loss)
 
+    for network in (discriminator, contrastive) if phase.cr_weight else (discriminator,):
+        advance_power_iteration(network)  # by what G's update found: as in the original, for the updated weights
     if nets.average is not None:
         nets.move_average(cfg.ema)
     return {name: value.detach() for name, value in report.items()}
@@ -197,10 +197,14 @@ def train(
     state: dict[str, Any] = {"step": 0, "metrics_bytes": 0}
     if (folder := checkpoint.latest(out)) is not None:
         state = checkpoint.restore(folder, nets, optimisers)
-        if state["step"] >= cfg.steps:
+        finished = state["step"] >= cfg.steps
+        if lead and finished:
             print(f"{out} has finished its {state['step']} steps; give --steps a larger number to go on")
+        elif lead:
+            print(f"going on from {folder}")
+        if finished:
+            parallel.finish()
             return nets.eval()
-        print(f"going on from {folder}")
     log: Any = Log(file, out, state) if file else None
     done = torch.tensor(state["step"], device=place)
     batch = _Batch(dataset, cfg, place)
@@ -211,10 +215,10 @@ def train(
         done.add_(1)
         return report
 
-    take = capture(take_step) if place.type == "cuda" and cuda_graph else take_step
+    take: Any = capture(take_step) if place.type == "cuda" and cuda_graph else take_step
     nets.train()
     stop = 0
-    with progress(cfg.steps, state["step"], lead) as show, _stop_signal() as stopped:
+    with progress(cfg.steps, state["step"], lead) as show, _stop_signal() as stopped, arithmetic(cfg.precision):
         for step in range(state["step"], cfg.steps):
             if cfg.restarts_h(step):
                 restart_h(nets, optimisers, step)
@@ -238,12 +242,14 @@ def train(
             if lead and (step % checkpoint_every == 0 or step == cfg.steps or stop):
                 state = {"step": step, "metrics_bytes": log.size()}
                 folder = checkpoint.save(out, nets, optimisers, state)
-            if stop and step < cfg.steps:
-                if lead:
-                    print(f"stopped after step {step}, saved in {folder}; the same command goes on from there")
-                parallel.finish()
-                sys.exit(128 + stop)
+            if stop:
+                break
+    take = None  # nccl waits for the end of every graph that holds its calls
     parallel.finish()
+    if stop and step < cfg.steps:
+        if lead:
+            print(f"stopped after step {step}, saved in {folder}; the same command goes on from there")
+        sys.exit(128 + stop)
     return nets.eval()
 
 
@@ -323,6 +329,18 @@ def _check_finite(report: dict[str, float], step: int, out: Path) -> None:
                 f"the loss {name} is {value} at step {step}; the last good checkpoint is "
                 f"{checkpoint.latest(out) or 'none'}: start anew with smaller learning rates"
             )
+
+
+@contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Until left, cuDNN takes only what repeats its bits, and GPUs multiply in TF32 only if that is the precision."""
+    matmul, tf32 = torch.backends.cuda.matmul, precision == "tf32"
+    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+    try:
+        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=tf32):
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 @contextmanager

@@ -1,3 +1,5 @@
+#include <torch/csrc/stable/macros.h>
+
 #include <algorithm>
 
 #include "module.h"
@@ -15,7 +17,7 @@ Tensor vote_table(const Tensor& codes, const Tensor& scale, const Tensor& factor
   STD_TORCH_CHECK(t.L * t.K <= std::numeric_limits<int32_t>::max() / 2, "vote_table: a group of ", t.L, " x ", t.K,
                   " codes is too large");
   void* stream;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(codes.get_device_index(), &stream));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(codes.get_device_index(), &stream));
   const dim3 grid((unsigned)((t.G + kWarps - 1) / kWarps), (unsigned)std::min<int64_t>(t.N, 65535));
   const auto launch = [&](auto kernel) { kernel<<<grid, kWarp * kWarps, 0, (cudaStream_t)stream>>>(t); };
   switch (op.codes.scalar_type()) {

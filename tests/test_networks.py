@@ -53,10 +53,13 @@ def test_the_generator_activates_before_batch_norm():
 
 def test_initial_weights():
     model = InfoGAN(PAPER, DSPRITES)
-    convolution = model.generator.convolutions[0]
-    assert convolution.weight.abs().max() <= 0.04
-    weight = convolution.weight.detach()
+    convolution = next(
+        m for m in model.contrastive.trunk.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels > 2
+    )
+    weight = convolution.parametrizations.weight.original.detach()
+    assert weight.abs().max() <= 0.04
     assert weight.std() == pytest.approx(0.02 * 0.88, rel=0.02)  # of a normal cut at two deviations
+    assert model.generator.convolutions[0].weight.detach().std() == pytest.approx(0.02, rel=0.02)
     assert model.generator.fully_connected[3].weight.detach().std() == pytest.approx(0.02, rel=0.02)
     assert not convolution.bias.any()
 

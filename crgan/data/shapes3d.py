@@ -45,11 +45,12 @@ def _render(factors: Tensor) -> Tensor:
 @cache
 def _maps(device: torch.device) -> tuple[Tensor, Tensor]:
     """[15 * 4 * 8, 4, 64 * 64]: how much light floor, walls, object and sky send to each pixel; the sky's colour."""
-    angles = torch.linspace(-pi / 6, pi / 6, FACTORS["orientation"], device=device)
+    angles = torch.linspace(-pi / 6, pi / 6, FACTORS["orientation"])  # traced on the CPU: the same on every device
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations: on a busy CPU, threads would mostly wait for each other
     try:
-        return torch.stack([m for angle in angles for m in _trace(angle)]), torch.tensor(_SKY, device=device)
+        maps = torch.stack([m for angle in angles for m in _trace(angle)])
+        return maps.to(device), torch.tensor(_SKY, device=device)
     finally:
         torch.set_num_threads(threads)
 
