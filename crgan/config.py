@@ -13,6 +13,7 @@ class Phase(NamedTuple):
     gap: float
     r1: bool
     blur: bool
+    fading: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,9 @@ class Config:
     q_deviation: Literal["one", "fitted"] = "one"
     """Standard deviation of Q's Gaussian: one (paper), or fitted to each code's errors over the batch. With one, a turn
     of the codes away from the axes costs no information; with fitted it does."""
+    code_steps: int = 0
+    """0: all codes act from the start. Else two do, and code k > 2 fades in over code_steps steps, from step (k - 2)
+    code_steps on: while there is nothing to see but position, further codes would have to share it."""
     cr_weight: float = 2.0
     """alpha, the weight of the contrastive regularizer for G from cr_start on."""
     cr_start: int = 288_000
@@ -101,9 +105,9 @@ class Config:
     def __post_init__(self):
         at_least = {
             "num_codes": 2, "num_noise": 0, "width": 1, "hidden": 1, "steps": 1, "batch_size": 2, "g_steps": 1,
-            "lr_g": 0, "lr_d": 0, "lr_h": 0, "beta1": 0, "beta2": 0, "info_weight": 0, "cr_weight": 0, "cr_start": 0,
-            "r1_weight": 0, "r1_every": 1, "blur": 0, "blur_steps": 0, "gamma": 0, "beta": 0, "ema": 0, "seed": 0,
-            "eval_every": 1,
+            "lr_g": 0, "lr_d": 0, "lr_h": 0, "beta1": 0, "beta2": 0, "info_weight": 0, "code_steps": 0, "cr_weight": 0,
+            "cr_start": 0, "r1_weight": 0, "r1_every": 1, "blur": 0, "blur_steps": 0, "gamma": 0, "beta": 0, "ema": 0,
+            "seed": 0, "eval_every": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # a NaN fails too
@@ -117,7 +121,7 @@ class Config:
         if self.seed >= 2**31:
             raise InputError(f"seed is {self.seed}; expected a number below 2^31")
         if self.model != "infogan-cr":
-            for name in ("num_noise", "cr_weight", "r1_weight", "blur", "ema"):
+            for name in ("num_noise", "code_steps", "cr_weight", "r1_weight", "blur", "ema"):
                 if getattr(self, name):
                     raise InputError(f"{name} is {getattr(self, name)}; expected 0: a {self.model} does not use it")
 
@@ -135,6 +139,7 @@ class Config:
             gap=self.gap_after if gap_switched else self.gap,
             r1=self.r1_weight > 0 and step % self.r1_every == 0,
             blur=self.blur > 0 and step < self.blur_steps,
+            fading=step < (self.num_codes - 1) * self.code_steps,
         )
 
     def restarts_h(self, step: int) -> bool:

@@ -31,6 +31,7 @@ def info_loss(
     codes: Tensor,  # [B, K] codes in [-1, 1] that made the images
     predicted: Tensor,  # [B, K] Q's estimate of them, its Gaussian's mean
     deviation: str = "one",
+    weight: Tensor | None = None,  # [K], of each code; None: all 1
 ) -> Tensor:
     """-log q(c | x), less its constant, of a Gaussian for each code (Chen et al. 2016, eq. 5).
 
@@ -40,9 +41,8 @@ def info_loss(
     are least alike: where each code has one factor to itself, and factors differ in how exactly they can be seen.
     """
     error = (codes - predicted).square().mean(0)
-    if deviation == "one":
-        return 0.5 * error.sum()
-    return 0.5 * (parallel.mean(error) + 1e-3).log().sum()
+    of_code = 0.5 * (error if deviation == "one" else (parallel.mean(error) + 1e-3).log())
+    return (of_code if weight is None else weight * of_code).sum()
 
 
 def r1_penalty(

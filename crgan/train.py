@@ -57,6 +57,12 @@ def train_step(
     if phase.cr_weight:
         pairs = ops.traversal_pairs(whole, k, cfg.num_noise, phase.gap, cfg.seed, step, device=device)
         c1, c2, pair_z, index = map(parallel.shard, pairs)
+    presence = None
+    if phase.fading:
+        presence = code_presence(k, cfg.code_steps, step, device)
+        c = c * presence
+        if phase.cr_weight:
+            c1, c2 = c1 * presence, c2 * presence
 
     def generate() -> tuple[Tensor, ...]:
         # Each half of a pair is a batch of its own to G's batch norm.
@@ -79,7 +85,7 @@ def train_step(
     with autocast:
         logits, predicted = discriminator(see(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()])))
         report["d"] = losses.discriminator_loss(logits[:batch], logits[batch:])
-        loss = report["d"] + cfg.info_weight * losses.info_loss(c, predicted[batch:], cfg.q_deviation)
+        loss = report["d"] + cfg.info_weight * losses.info_loss(c, predicted[batch:], cfg.q_deviation, presence)
     if phase.r1:
         x = see(x).detach().requires_grad_()
         logits, _ = discriminator(x)  # a gradient of a gradient wants float32
@@ -92,7 +98,7 @@ def train_step(
                 fakes = generate()
             logits, predicted = discriminator(see(fakes[0]))
             report["g"] = losses.generator_loss(logits)
-            report["info"] = losses.info_loss(c, predicted, cfg.q_deviation)
+            report["info"] = losses.info_loss(c, predicted, cfg.q_deviation, presence)
             loss = report["g"] + cfg.info_weight * report["info"]
             if phase.cr_weight:
                 report["cr"] = contrastive(fakes[1], fakes[2], index)
@@ -104,6 +110,13 @@ def train_step(
     if nets.average is not None:
         nets.move_average(cfg.ema)
     return {name: value.detach() for name, value in report.items()}
+
+
+def code_presence(num_codes: int, code_steps: int, step: Tensor | int, device: torch.device) -> Tensor:
+    """How far each code has come in, [K] in [0, 1]: see Config.code_steps."""
+    code = torch.arange(num_codes, device=device)
+    since = torch.as_tensor(step, device=device) - (code - 1) * code_steps
+    return (since / code_steps).clamp(0, 1).where(code > 1, 1.0)
 
 
 def restart_h(nets: InfoGAN, optimisers: Optimisers, step: int) -> None:

@@ -25,6 +25,15 @@ def test_info_loss_sums_over_codes_and_averages_over_the_batch():
     assert losses.info_loss(codes, torch.zeros(2, 2)).item() == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize("deviation", ["one", "fitted"])
+def test_info_loss_counts_each_code_by_its_weight(deviation):
+    g = torch.Generator().manual_seed(0)
+    codes, predicted = torch.rand(2, 16, 3, generator=g)
+    each = [losses.info_loss(codes[:, [k]], predicted[:, [k]], deviation).item() for k in range(3)]
+    weighted = losses.info_loss(codes, predicted, deviation, torch.tensor([1.0, 0.25, 0.0])).item()
+    assert weighted == pytest.approx(each[0] + each[1] / 4)
+
+
 def test_info_loss_with_fitted_deviations_prefers_the_axes():
     """Two factors seen with errors of .4 and .1: each code alone costs less than both codes turned by 45 degrees."""
     codes, errors = torch.zeros(64, 2), torch.randn(64, 2, dtype=torch.float64) * torch.tensor([0.4, 0.1])

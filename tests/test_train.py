@@ -16,7 +16,17 @@ from dispatch import READ_BACK, operations
 from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, losses, ops
 from crgan.config import Phase
 from crgan.networks import advance_power_iteration
-from crgan.train import _open_run, arithmetic, capture, main, make_optimisers, restart_h, train, train_step
+from crgan.train import (
+    _open_run,
+    arithmetic,
+    capture,
+    code_presence,
+    main,
+    make_optimisers,
+    restart_h,
+    train,
+    train_step,
+)
 
 TINY = replace(
     PRESETS["quick"],
@@ -94,6 +104,22 @@ def test_without_weight_the_regularizer_does_no_work():
     report = train_step(nets, optimisers, x, TINY, Phase(0.0, 0.0, False, False), 0)
     assert set(report) == {"d", "g", "info"}
     assert all(torch.equal(a, b) for a, b in zip(before, nets.contrastive.parameters()))
+
+
+def test_codes_come_in_one_after_another():
+    assert code_presence(5, 100, 0, "cpu").tolist() == [1, 1, 0, 0, 0]
+    assert code_presence(5, 100, torch.tensor(225), "cpu").tolist() == [1, 1, 1, 0.25, 0]
+    assert code_presence(5, 100, 400, "cpu").tolist() == [1] * 5
+    cfg = replace(TINY, num_codes=5, code_steps=100)
+    assert [step for step in (0, 399, 400) if cfg.phase(step).fading] == [0, 399]
+    assert not TINY.phase(0).fading
+    nets, optimisers, x = nets_and_batch(cfg)
+    weight = nets.generator.fully_connected[0].weight
+    before = weight.detach().clone()
+    train_step(nets, optimisers, x, cfg, cfg.phase(0)._replace(cr_weight=1.0), 0)
+    moved = (weight != before).any(0)
+    assert moved[:2].all()
+    assert not moved[2:5].any()  # codes that are not there yet
 
 
 def test_each_network_learns_from_its_own_loss_only():
@@ -203,8 +229,8 @@ def test_a_step_reads_nothing_back(preset):
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bfloat16"])
 def test_captured_steps_equal_eager_ones(precision):
-    """Across a switch of the regularizer, a restart of H and steps with R1."""
-    cfg = replace(TINY, precision=precision, steps=40, cr_start=20)
+    """Across a switch of the regularizer, a restart of H, steps with R1 and codes that come in."""
+    cfg = replace(TINY, precision=precision, steps=40, cr_start=20, code_steps=9)
     dataset = data.load(cfg.data)
     reports = []
     for wrap in (lambda step: step, capture):
