@@ -39,6 +39,8 @@ class Sizes:
         for name, least in (("groups", 1), ("group_size", 2), ("scale_samples", 2), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if self.seed >= 2**31:
+            raise InputError(f"seed is {self.seed}, expected a number below 2^31")
 
     def scale_for(self, groups: Any) -> Any:
         """Images of the scale sample that go with the first `groups` groups; elementwise on arrays.
@@ -412,7 +414,8 @@ def sequential_halving(
 
     count = 1 if budget * exact >= exact - N * int(price[full]) else ceil(log2(N))  # one round of everything is exact
     if (least := plan(2)[-1] * count) > budget * exact:
-        raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {least / exact:.2g}")
+        way = f"expected at least {least / exact:.2g}" if least < exact else "leave it out"
+        raise InputError(f"a budget of {budget:g} is too small for {N} models; {way}")
     for left in range(count, 0, -1):
         low, high = 2, N + full - first
         while low < high:  # the furthest step that this round's share of the budget pays for

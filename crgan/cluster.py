@@ -96,6 +96,8 @@ class ClusterPool(Pool):
     def __init__(
         self, runs: Sequence[str], sizes: Sizes, address: str, threads: int, device: str, batch_size: int | None = None
     ):
+        if threads < 1:
+            raise InputError(f"--threads is {threads}; expected at least 1")
         has_gpus = connect(address)
         self.worker_threads = threads
         self.worker_device = device if device != "auto" else "cuda" if has_gpus else "cpu"
@@ -121,6 +123,8 @@ class ClusterPool(Pool):
 
         gpus = int(self.worker_device.startswith("cuda"))
         slots = ray.cluster_resources()["GPU"] if gpus else ray.cluster_resources()["CPU"] // self.worker_threads
+        if slots < 1:
+            raise InputError(f"no worker has {self.worker_threads} cores for itself; give --threads a smaller number")
         size = max(1, int(sum(map(len, due.values())) // (BLOCKS_PER_SLOT * slots)))
         common = (self.runs, self.worker_device, os.getcwd(), self.sizes, self.batch_size, groups)
         blocks = {}

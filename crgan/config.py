@@ -118,6 +118,10 @@ class Config:
         for name in ("gap", "gap_after"):
             if not 0 <= getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a contrastive gap in [0, 2)")
+        if self.cr_weight and self.num_codes > 256:
+            raise InputError(f"num_codes is {self.num_codes}; expected at most 256 with the contrastive regularizer")
+        if self.blur and not self.blur_steps:
+            raise InputError(f"blur is {self.blur} but blur_steps is 0; give the step at which the blur is gone")
         if self.seed >= 2**31:
             raise InputError(f"seed is {self.seed}; expected a number below 2^31")
         if self.model != "infogan-cr":

@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Commands print it without a traceback and end with exit code 2.
     """
+
+
+class NotFiniteError(InputError):
+    """Codes that are not finite: no metric is defined on them."""

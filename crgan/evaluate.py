@@ -8,6 +8,7 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Column, Table
 
@@ -47,6 +48,10 @@ def evaluate(
         raise InputError("no RUN is given; put run folders, model archives or module:function before --metrics")
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; expected a number of at least 1")
+    if not metrics_:
+        raise InputError("--metrics names none; give names, or leave it out for all that apply")
+    if not 0 <= seed < 2**31:
+        raise InputError(f"--seed is {seed}; expected a number from 0 to 2^31 - 1")
     members = open_models(runs, cli.device(device))
     for member in members:
         if out is None and not Path(member.name).is_dir():
@@ -65,15 +70,15 @@ def evaluate(
                 raise InputError(f"{member.name} does not say which data it was trained on; give --data NAME")
             head = {"data": dataset.name, "protocol": protocol, "seed": seed, "model": member.fingerprint}
             file, known = _known_scores(out, member.name, head)
-            task = bar.add_task(member.name)
+            task = bar.add_task(escape(member.name))
 
             def progress(what: str, done: int, total: int, task: Any = task, name: str = member.name) -> None:
-                bar.update(task, description=f"{name}: {what}", completed=done, total=total)
+                bar.update(task, description=escape(f"{name}: {what}"), completed=done, total=total)
 
             scores = metrics.evaluate(
                 member, dataset, metrics_, protocol, seed, batch_size=batch_size, progress=progress
             )
-            bar.update(task, description=member.name, completed=1, total=1)
+            bar.update(task, description=escape(member.name), completed=1, total=1)
             results[member.name] = {**head, "metrics": _plain(scores)}
             kept = {**head, "metrics": known | results[member.name]["metrics"]}
             # After each model: one that cannot be scored does not cost the scores of those before it.
@@ -82,13 +87,15 @@ def evaluate(
     written = ", ".join(f"{folder}/metrics.json" for folder in (results if out is None else [out]))
     for first in range(0, len(results), 4):  # side by side as many as fit 80 columns
         shown = dict(list(results.items())[first : first + 4])
-        table = Table("metric", *(Column(name, overflow="fold") for name in shown), title=f"{protocol} protocol")
+        table = Table(
+            "metric", *(Column(escape(name), overflow="fold") for name in shown), title=f"{protocol} protocol"
+        )
         for name in dict.fromkeys(name for result in shown.values() for name in result["metrics"]):
             for part, label in _shown(name):
                 cells = [result["metrics"].get(name, {}).get(part) for result in shown.values()]
                 table.add_row(label, *("" if cell is None else f"{cell:.4f}" for cell in cells))
         console.print(table)
-    console.print(f"wrote {written}", soft_wrap=True, highlight=False)
+    console.print(f"wrote {written}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What a run in training tells: metrics.jsonl and TensorBoard events in its folder, a bar on the terminal."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,7 @@ class Log:
 
     def size(self) -> int:
         self.board.flush()
+        os.fsync(self.file.fileno())  # a checkpoint holds this size: after a power cut the lines must be there too
         return self.file.tell()
 
 

@@ -2,8 +2,10 @@
 
 import hashlib
 import importlib
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +36,9 @@ class Member:
         shape, num_codes = getattr(model, "image_shape", None), getattr(model, "num_codes", None)
         if shape is None or num_codes is None:
             with torch.inference_mode():
-                images = model.sample(2, 0)
+                images = self._checked("sample", model.sample(2, 0), (2, None, None, None))
                 shape = shape or images.shape[1:]
-                num_codes = num_codes or model.encode(images).shape[-1]
+                num_codes = num_codes or self._checked("encode", model.encode(images), (2, None)).shape[-1]
         self.image_shape, self.num_codes = tuple(shape), int(num_codes)
 
     @property
@@ -65,11 +67,12 @@ class Member:
     def _images(self, verb: str, images: Tensor, n: int) -> Tensor:
         return self._checked(verb, images, (n, *self.image_shape))
 
-    def _checked(self, verb: str, given: Any, shape: tuple[int, ...]) -> Tensor:
+    def _checked(self, verb: str, given: Any, shape: tuple[int | None, ...]) -> Tensor:
+        expected = ["any" if size is None else size for size in shape]
         if not isinstance(given, Tensor):
-            raise InputError(f"{self.name}.{verb} gave a {type(given).__name__}, expected a torch.Tensor {list(shape)}")
-        if given.shape != shape:
-            raise InputError(f"{self.name}.{verb} gave a tensor {list(given.shape)}, expected {list(shape)}")
+            raise InputError(f"{self.name}.{verb} gave a {type(given).__name__}, expected a torch.Tensor {expected}")
+        if given.dim() != len(shape) or any(want not in (None, have) for want, have in zip(shape, given.shape)):
+            raise InputError(f"{self.name}.{verb} gave a tensor {list(given.shape)}, expected {expected}")
         return given
 
 
@@ -80,16 +83,20 @@ def open_models(runs: Sequence[str], device: str | torch.device = "cpu") -> list
     TorchScript file (.pt, .ts) with the methods `generate` and `encode`; or `module:function`, which returns a
     model, a sequence or a mapping of models. Archives and modules run as code: open only those that you trust.
 
-    Raises InputError for what is none of these, cannot be read or breaks the contract, and for a model given twice.
+    Raises InputError for what is none of these, cannot be read or breaks the contract, and for a model or a name
+    given twice.
     """
     members: list[Member] = []
     for run in runs:
         members.extend(_open(run, torch.device(device)))
     seen: dict[str, Member] = {}
+    named: dict[str, Member] = {}
     for member in members:
         twin = seen.setdefault(member.fingerprint, member)
         if twin is not member:
             raise InputError(f"{twin.name} and {member.name} are the same model; name each model of a pool once")
+        if named.setdefault(member.name, member) is not member:
+            raise InputError(f"two models are called {member.name}; give them names of their own")
     return members
 
 
@@ -118,11 +125,13 @@ def _imported(run: str) -> Iterator[tuple[str, Any]]:
         sys.path.insert(0, "")  # `python -m` has it, an installed command may not
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"{run} cannot be imported ({error}); expected module:function") from None
-    models = found()
+        models = found()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{run} gives no models ({error}); expected module:function, called without arguments"
+        ) from error
     if isinstance(models, Mapping):
-        yield from models.items()
+        yield from ((str(name), model) for name, model in models.items())
     elif isinstance(models, Sequence):
         yield from ((f"{run}[{i}]", model) for i, model in enumerate(models))
     else:
@@ -204,16 +213,23 @@ def hash_files(*paths: Path) -> str:
     return digest.hexdigest()
 
 
+_OF_EVERY_MODULE = {"training", *vars(nn.Module())}
+
+
 def fingerprint_of(model: Any) -> str:
     """SHA-256 over the weights and plain settings of a model; its own `fingerprint` (a string), if it has one.
 
-    Reads the state of modules, tensors, arrays, numbers, texts and containers of these, in attributes at any depth;
+    Reads the state of modules, tensors, arrays, numbers, texts and containers of these, in attributes, slots, closures
+    and partials at any depth;
     not how a run of this library was trained: runs that ended with the same weights are the same model.
     """
     given = getattr(model, "fingerprint", None)
     if isinstance(given, str):
+        if not re.fullmatch(r"[\w-]+", given):  # it names a group in scores.h5
+            raise InputError(f"a model has the fingerprint {given!r}; expected letters, digits, _ and - alone")
         return given
-    digest, seen = hashlib.sha256(), set()
+    digest = hashlib.sha256()
+    seen: dict[int, Any] = {}  # keeps what it has seen alive: the place of a dead object is used again
 
     def feed(name: str, value: Any) -> None:
         if id(value) in seen or isinstance(value, Config):
@@ -222,19 +238,28 @@ def fingerprint_of(model: Any) -> str:
         if isinstance(value, Tensor | np.ndarray):
             x = torch.as_tensor(value).detach().cpu().contiguous()
             digest.update(f"{x.dtype} {list(x.shape)} ".encode() + x.reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, bool | int | float | str | bytes | type(None)):
+        elif isinstance(value, bool | int | float | str | bytes | np.generic | type(None)):
             digest.update(repr(value).encode())
         else:
-            seen.add(id(value))
+            seen[id(value)] = value
             if isinstance(value, nn.Module):
-                feed("state", dict(value.state_dict()))
-                items: Any = ((k, v) for k, v in vars(value).items() if k[0] != "_" and k != "training")
+                state = dict(value.state_dict())
+                feed("state", state)
+                rest = {**dict(value.named_buffers()), **vars(value)}  # state_dict may lack buffers
+                items: Any = ((k, v) for k, v in rest.items() if k not in state and k not in _OF_EVERY_MODULE)
             elif isinstance(value, Mapping):
                 items = value.items()
             elif isinstance(value, list | tuple):
                 items = enumerate(value)
+            elif isinstance(value, set | frozenset):
+                items = enumerate(sorted(value, key=repr))
+            elif isinstance(value, partial):
+                items = zip(("func", "args", "keywords"), (value.func, value.args, value.keywords))
             else:
-                items = getattr(value, "__dict__", {}).items()
+                slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+                cells = enumerate(cell.cell_contents for cell in getattr(value, "__closure__", None) or ())
+                held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
+                items = [*held.items(), *getattr(value, "__dict__", {}).items(), *cells]
                 digest.update(getattr(value, "__qualname__", "").encode())
             for key, item in items:
                 feed(str(key), item)

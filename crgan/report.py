@@ -25,13 +25,17 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
         folder: A run folder of crgan.train or the --out folder of crgan.select.
     """
     if (folder / "config.json").is_file():
-        body = _run(folder)
+        write = _run
     elif (folder / "ranking.json").is_file():
-        body = _selection(folder)
+        write = _selection
     else:
         raise InputError(
             f"{folder} holds neither config.json nor ranking.json; expected a run folder or the --out of crgan.select"
         )
+    try:
+        body = write(folder)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"the files in {folder} are damaged, or not of this library ({error})") from error
     title = html.escape(folder.resolve().name)
     page = f"<!doctype html><meta charset=utf-8><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>{body}"
     write_atomically(folder / "report.html", lambda temporary: temporary.write_text(page))
@@ -47,7 +51,8 @@ def _run(folder: Path) -> str:
         points = [(row["step"], row[name]) for row in rows if name in row]
         above.plot(*zip(*points), label=name, linewidth=0.8)
     above.set_ylabel("loss")
-    above.legend(ncols=6, fontsize="small")
+    if above.lines:
+        above.legend(ncols=6, fontsize="small")
     if scores:
         below.plot(*zip(*scores), marker="o", markersize=3)
     below.set(ylabel="FactorVAE score", xlabel="step", ylim=(0, 1.02))

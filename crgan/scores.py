@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -102,8 +101,6 @@ class ScoreFile:
                 data.attrs.update({"count": pair.count, "least_count": pair.least_count})
                 moments = {"mean": pair.mean, "m2": pair.m2}
                 data.attrs.update({key: torch.as_tensor(x).cpu().numpy() for key, x in moments.items()})
-                if pair.done:
-                    data.attrs["table"] = pool.table(i, j)
                 self.saved[i, j] = pair.done, pair.count
 
 
@@ -113,19 +110,19 @@ class CodesPool(Pool):
     Raises InputError where a dataset is missing or has an unexpected shape, naming it.
     """
 
-    def __init__(self, path: Path, seed: int = 0, progress: Callable[[int], None] = lambda encodes: None):
+    def __init__(self, path: Path, seed: int = 0):
         try:
             self.file = h5py.File(path, "r")
         except OSError as error:
             raise InputError(f"{path} cannot be read as HDF5 ({error})") from None
         self.path = path
         try:
-            self._open(seed, progress)
+            self._open(seed)
         except InputError:
             self.file.close()
             raise
 
-    def _open(self, seed: int, progress: Callable[[int], None]) -> None:
+    def _open(self, seed: int) -> None:
         path = self.path
         names = sorted(self.file.get("codes", {}))
         if not names:
@@ -148,7 +145,7 @@ class CodesPool(Pool):
             )
             for n, name in enumerate(names)
         ]
-        super().__init__(members, Sizes(groups, size, 2, seed), progress=progress)
+        super().__init__(members, Sizes(groups, size, 2, seed))
 
     def _array(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
         data = self.file.get(name)
@@ -157,6 +154,8 @@ class CodesPool(Pool):
         if len(data.shape) != len(shape) or any(want not in (None, have) for want, have in zip(shape, data.shape)):
             expected = ["any" if want is None else want for want in shape]
             raise InputError(f"{self.path}: {name} has shape {list(data.shape)}, expected {expected}")
+        if data.dtype.kind not in "iuf" or 0 in data.shape:
+            raise InputError(f"{self.path}: {name} is {data.dtype} {list(data.shape)}, expected numbers, and some")
         return data
 
     def factor(self, j: int) -> Array:

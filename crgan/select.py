@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -33,7 +35,7 @@ from .centrality import (
     split,
 )
 from .cluster import ClusterPool
-from .errors import InputError
+from .errors import InputError, NotFiniteError
 from .files import write_atomically, write_json
 from .models import Member, open_models
 from .scores import CodesPool, ScoreFile
@@ -139,7 +141,9 @@ def select(
     write_json(out / "ranking.json", result)
     write_atomically(out / "similarity.png", lambda path: _heat_map(found, pool.members, path))
     _print(result, console)
-    console.print(f"wrote ranking.json, similarity.png{' and scores.h5' if method == 'centrality' else ''} to {out}")
+    console.print(
+        f"wrote ranking.json, similarity.png{' and scores.h5' if method == 'centrality' else ''} to {out}", markup=False
+    )
     return result
 
 
@@ -198,10 +202,14 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
     names = {"winner": pool.members[first].name, "runner_up": pool.members[second].name}
     extra |= {"encodes": made, "gap": names | confidence_gap(pool, first, second)}
     warnings = []
-    voteless = {i for (i, _), pair in pool.pairs.items() if pair.done and (pair.votes < 0).all()}
-    if voteless:
-        names_of = ", ".join(pool.members[i].name for i in sorted(voteless))
-        warnings.append(f"no code of {names_of} varies, or they are not finite: what such an encoder scores is chance")
+    measured = [(i, j, bool((pair.votes < 0).all())) for (i, j), pair in pool.pairs.items() if pair.done]
+    for side, what in (
+        (0, "no code of {} varies, or they are not finite: what such an encoder scores is chance"),
+        (1, "no encoder's codes vary over the images of {}: what is scored on such a generator is chance"),
+    ):
+        mute = {row[side] for row in measured} - {row[side] for row in measured if not row[2]}
+        if mute and len(mute) < N:
+            warnings.append(what.format(", ".join(pool.members[i].name for i in sorted(mute))))
     if len(met) > 3 and (parted := split(A[np.ix_(order, met)])):
         sides = [[pool.members[order[n]].name for n in np.flatnonzero(parted[0] == side)] for side in (True, False)]
         warnings.append(
@@ -264,7 +272,7 @@ def _supervised(members: Sequence[Member], dataset: Any, seed: int, bar: Progres
     task = bar.add_task("labels", total=len(members))
     scores = np.full(len(members), np.nan)
     for i, member in enumerate(members):
-        if np.isfinite(member.encode(dataset.images(torch.zeros(1, dtype=torch.int64))).cpu().numpy()).all():
+        with suppress(NotFiniteError):
             scores[i] = metrics.evaluate(member, dataset, ["factor_vae"], "paper", seed)["factor_vae"]["score"]
         bar.advance(task)
     return scores
@@ -304,11 +312,11 @@ def _print(result: dict[str, Any], console: Console) -> None:
     )
     for row in result["models"][:50]:
         error = "" if row["standard_error"] is None else f"{row['standard_error']:.4f}"
-        cells = [str(row["rank"]), row["name"], f"{row['score']:.4f}", error]
+        cells = [str(row["rank"]), escape(row["name"]), f"{row['score']:.4f}", error]
         table.add_row(*cells, *(["nan" if row["factor_vae"] is None else f"{row['factor_vae']:.3f}"] if labels else []))
     console.print(table)
     for sentence in sentences(result):
-        console.print(sentence, style="yellow" if sentence.startswith("warning") else None)
+        console.print(sentence, markup=False, style="yellow" if sentence.startswith("warning") else None)
 
 
 def sentences(result: dict[str, Any]) -> list[str]:

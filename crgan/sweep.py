@@ -102,11 +102,17 @@ def expand(preset: str, out: Path, settings: Sequence[str], seeds: str = "", lis
     axes: dict[str, list[Any]] = {}
     for setting in settings:
         field, _, values = setting.partition("=")
+        if field in axes:
+            raise InputError(f"{field} is set twice; give its values in one --set {field}=value,value")
         axes[field] = [_value(field, text) for text in values.split(",")]
     rows = _rows(listed) if listed else [{}]
     if seeds:
+        if "seed" in axes:
+            raise InputError("seeds are given by --set seed= and by --seeds; give them once")
         axes["seed"] = _seeds(seeds)
-    elif not any("seed" in row for row in rows):
+    if twice := sorted({field for row in rows for field in row} & set(axes)):
+        raise InputError(f"{twice[0]} is given by {listed} and by a flag; give it once")
+    if not any("seed" in row for row in rows):
         axes.setdefault("seed", [PRESETS[preset].seed])
     runs: dict[str, Run] = {}
     for row, values in product(rows, product(*axes.values())):

@@ -287,7 +287,9 @@ def evaluate(nets: Any, dataset: Any, cfg: Config, out: Path, full: bool) -> tup
 
 
 def resolve(cfg: Config, device: torch.device) -> Config:
-    """`cfg` with what "auto" stands for on this device."""
+    """`cfg` with what "auto" stands for on this device, and a root that any working folder can use."""
+    if cfg.root is not None:
+        cfg = replace(cfg, root=str(Path(cfg.root).resolve()))
     if cfg.precision != "auto":
         return cfg
     return replace(cfg, precision="bfloat16" if _has_bfloat16(device) else "float32")

@@ -193,19 +193,6 @@ def test_sample_factors_is_uniform_and_repeatable():
         assert (counts - 16_000 / size).abs().max() < 5 * (16_000 / size) ** 0.5
 
 
-def test_sample_groups_share_exactly_the_factor_asked_for():
-    dataset = load("dsprites")
-    factor = torch.tensor([1, 2, 3, 4, 5, 1])
-    groups = dataset.sample_groups(factor, 100, seed=0)
-    assert torch.equal(groups, dataset.sample_groups(factor, 100, seed=0))
-    for f, index in zip(factor.tolist(), groups):
-        factors = dataset.factors(index)
-        values = [len(factors[:, g].unique()) for g in range(6)]
-        assert values[f] == 1
-        assert all(n > 1 for g, n in enumerate(values) if g not in (0, f))
-    assert len(dataset.factors(groups[:, 0])[:, 3].unique()) > 1  # the groups differ
-
-
 @pytest.mark.parametrize(
     ("request_", "message"),
     [

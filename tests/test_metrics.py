@@ -53,6 +53,23 @@ def test_mig_and_modularity_equal_the_definition(dtype, shift):
     assert metrics.modularity(codes, FACTORS)["score"] == pytest.approx(plain.modularity(codes, FACTORS), abs=1e-9)
 
 
+@pytest.mark.parametrize("column", [[1.0, 1.0000001], [5e5, 5e5], [1e7, 1e7 + 1], [1e17, 1e17]])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_code_that_varies_by_rounding_alone_tells_nothing(column, dtype):
+    codes = np.array(CODES, dtype)
+    codes[:, 2] = np.resize(np.array(column, dtype), len(codes))
+    found = metrics.mig(codes, FACTORS)
+    if dtype == np.float32:
+        assert (found["mutual_information"][2] < 1e-12).all()
+    assert np.isfinite(found["score"])
+
+
+def test_classes_may_be_any_whole_numbers():
+    renamed = np.where(FACTORS == 0, -1, FACTORS * 10**9)
+    assert metrics.mig(CODES, renamed)["score"] == metrics.mig(CODES, FACTORS)["score"]
+    assert metrics.modularity(CODES, renamed)["score"] == metrics.modularity(CODES, FACTORS)["score"]
+
+
 def test_binning_puts_every_value_where_numpy_does():
     rng = np.random.default_rng(0)
     columns = [rng.integers(21, size=5000), rng.integers(41, size=5000) / 40, rng.normal(size=5000), np.full(5000, 3)]

@@ -3,9 +3,12 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
+import linear_models
 import numpy as np
 import pytest
 import torch
@@ -22,6 +25,7 @@ FLAGS = ["--groups", "40", "--group-size", "20", "--scale-samples", "500"]
 SIZES = {"groups": 40, "group_size": 20, "scale_samples": 500}
 FULL = 40 * 20 + 500  # encodes of an ordered pair
 TESTS = str(Path(__file__).parent)
+KNOWN = known_pool()
 
 
 @pytest.fixture
@@ -66,12 +70,10 @@ def test_writes_the_exact_selection(pool, capsys):
         }
         prints = file["models/fingerprint"].asstr()[:]
         pair = file["pairs"][prints[1]][prints[0]]  # encoder identity on generator rotated
-        table, votes = pair.attrs["table"], pair[:]
+        votes, factor = pair[:], np.arange(40) % 5
+        table = np.array([[((votes == k) & (factor == f)).sum() for f in range(5)] for k in range(5)])
         assert table.sum() == 40
         assert table.max(1).sum() / 40 == B[0, 1]
-        assert [((votes == k) & (np.arange(40) % 5 == f)).sum() for k in range(5) for f in range(5)] == [
-            *table[:5].flat
-        ]
     A = (B + B.T) / 2
     expected = {name: np.delete(A[i], i).mean() for i, name in enumerate(names)}
     found = {row["name"]: row for row in result["models"]}
@@ -88,6 +90,22 @@ def test_writes_the_exact_selection(pool, capsys):
     assert "wrote ranking.json" in text
     assert "no code of collapsed varies" in " ".join(text.split())
     assert "no code of collapsed varies" in result["warning"]
+    assert "on such a generator" not in result["warning"]
+
+
+def test_a_generator_of_one_image_does_not_speak_against_the_encoders(pool, monkeypatch):
+    monkeypatch.setattr(linear_models, "known_pool", lambda: KNOWN | {"still": Linear(torch.zeros(5, 5), torch.eye(5))})
+    pool("identity", "permuted", "rescaled", "still")
+    warning = run()["warning"]
+    assert "over the images of still: what is scored on such a generator is chance" in warning
+    assert "no code of" not in warning
+
+
+def test_many_codes_fit_into_the_file(pool, monkeypatch):
+    large = {name: Linear(matrix) for name, matrix in (("a", torch.eye(130)), ("b", -torch.eye(130)))}
+    monkeypatch.setattr(linear_models, "known_pool", lambda: large)
+    pool("a", "b")
+    assert run("--groups", "10")["models"][0]["score"] > 0.9
 
 
 def test_only_new_and_changed_models_cost_anything(pool, capsys):
@@ -134,7 +152,7 @@ def test_mistakes_end_with_one_sentence_and_code_2(pool, capsys, tmp_path):
     fails(capsys, "pool:models", "--out", "new", "--device", "gpu7", match="--device is 'gpu7'")
     fails(capsys, "--out", "new", match="at least 2 models, got 0")
     fails(capsys, "nowhere", "--out", "new", match="there is no nowhere")
-    fails(capsys, "pool:nothing", "--out", "new", match="pool:nothing cannot be imported")
+    fails(capsys, "pool:nothing", "--out", "new", match="pool:nothing gives no models (module 'pool' has no attribute")
     fails(capsys, "pool.py", "--out", "new", match="pool.py is no TorchScript archive")
     fails(capsys, str(tmp_path), "--out", "new", match="is no run folder")
     fails(capsys, "pool:models", "--out", "pool.py/out", match="pool.py")
@@ -404,6 +422,105 @@ def test_run_folders_with_labels(run_folders, tmp_path, capsys):
         open_models([run_folders[0], str(twin)])
 
 
+LABELLED = """
+import torch
+from torch import nn
+
+class Pixels(nn.Module):
+    image_shape, num_codes = (3, 16, 16), 4
+
+    def __init__(self, seed, broken=False):
+        super().__init__()
+        draw = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(4, 768, generator=draw))  # asks for gradients, as trained weights do
+        self.broken = broken
+    def generate(self, codes):
+        return torch.sigmoid(codes @ self.weight).view(-1, 3, 16, 16)
+    def sample(self, n, seed):
+        return self.generate(torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)))
+    def encode(self, images):
+        codes = images.flatten(1) @ self.weight.T
+        return torch.where(codes > codes.median(), codes, torch.nan) if self.broken else codes
+
+def models():
+    return {"a": Pixels(1), "b": Pixels(2), 3: Pixels(3), "broken": Pixels(4, True)}
+
+def takes(argument):
+    return Pixels(1)
+
+class Pair(Pixels):
+    def encode(self, images):
+        return super().encode(images), None
+
+def pair():
+    model = Pair(1)
+    model.num_codes = None
+    return model
+"""
+
+
+def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, capsys):
+    (tmp_path / "labelled.py").write_text(LABELLED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("labelled", None)
+    sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
+    select.main(["labelled:models", "--out", "out", *sizes, "--with-labels", "--data", "squares"])
+    rows = {row["name"]: row for row in json.loads(Path("out/ranking.json").read_text())["models"]}
+    assert rows.keys() == {"a", "b", "3", "broken"}
+    assert rows.pop("broken")["factor_vae"] is None
+    assert all(0.25 <= row["factor_vae"] <= 1 for row in rows.values())
+    for runs, message in (
+        (["labelled:takes"], "labelled:takes gives no models (takes() missing 1 required"),
+        (["labelled:LABEL"], "labelled:LABEL gives no models (module 'labelled' has no attribute"),
+        ([":models"], ":models gives no models"),
+        (["labelled:pair"], "labelled:pair.encode gave a tuple, expected a torch.Tensor [2, 'any']"),
+    ):
+        fails(capsys, *runs, "--out", "new", match=message)
+    first = {"x": Linear(torch.eye(2))}
+    monkeypatch.setattr("labelled.models", lambda: first, raising=True)
+    monkeypatch.setattr("labelled.takes", lambda: {"x": Linear(torch.eye(3))})
+    fails(capsys, "labelled:models", "labelled:takes", "--out", "new", match="two models are called x")
+    fails(capsys, "labelled:models", "--seed", str(2**70), "--out", "new", match="expected a number below 2^31")
+
+
+def test_fingerprint_sees_what_is_held_in_other_ways():
+    class Slots:
+        __slots__ = ("gain",)
+
+        def __init__(self, gain):
+            self.gain = gain
+
+    def closure(gain):
+        return lambda x: x * gain
+
+    def module(gain, private):
+        made = nn.Linear(2, 2)
+        nn.init.ones_(made.weight), nn.init.ones_(made.bias)
+        made.register_buffer("gain", torch.tensor(1.0 if private else gain), persistent=False)
+        made._gain = gain if private else 1.0
+        return made
+
+    makers = [Slots, closure, lambda g: partial(max, g), np.float32, lambda g: {g, 7.0}, lambda g: frozenset({g})]
+    makers += [lambda g: module(g, private=False), lambda g: module(g, private=True)]
+    for make in makers:
+        assert fingerprint_of(make(1.0)) == fingerprint_of(make(1.0))
+        assert fingerprint_of(make(1.0)) != fingerprint_of(make(2.0))
+
+
+def test_fingerprint_of_a_model_does_not_depend_on_the_others():
+    def plain(seed):
+        draw = torch.Generator().manual_seed(seed)
+        parts = [nn.Linear(3, 3) for _ in range(4)]
+        for part in parts:
+            nn.init.normal_(part.weight, generator=draw), nn.init.zeros_(part.bias)
+        return SimpleNamespace(parts=parts)
+
+    first, again = ([fingerprint_of(model) for model in map(plain, range(n))] for n in (12, 13))
+    assert first == again[:12]
+    assert len(set(again)) == 13
+
+
 def test_fingerprint_sees_weights_and_settings():
     module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
 
@@ -427,6 +544,9 @@ def test_fingerprint_sees_weights_and_settings():
     assert len(seen) == 5
     model.fingerprint = "mine"
     assert fingerprint_of(model) == "mine"
+    model.fingerprint = "a/b"
+    with pytest.raises(InputError, match="fingerprint 'a/b'; expected letters"):
+        fingerprint_of(model)
     broken = Linear(torch.eye(2))
     broken.prior = "beta"
     with pytest.raises(InputError, match="prior 'beta'"):

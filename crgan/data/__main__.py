@@ -8,6 +8,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from crgan.cli import run
 from crgan.data import RENDERED, load
+from crgan.errors import InputError
 
 _COLUMNS = 10
 _SEED = 3541  # of what stays fixed: factors that all show
@@ -15,6 +16,8 @@ _SEED = 3541  # of what stays fixed: factors that all show
 
 def gallery(out: Path, /) -> None:
     """Draws each set that is drawn from its factors, one row per factor."""
+    if out.suffix.lower() not in (".png", ".jpg", ".pdf", ".svg"):
+        raise InputError(f"{out} is no name for a picture; expected one that ends in .png, .jpg, .pdf or .svg")
     sets = [load(name) for name in RENDERED]
     rows = [[f for f, size in enumerate(dataset.factor_sizes) if size > 1] for dataset in sets]
     height = 0.72 * sum(map(len, rows)) + 0.4 * len(sets)

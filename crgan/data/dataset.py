@@ -93,31 +93,6 @@ class Dataset:
             return self.table.cpu()[torch.randint(self.num_images, (n,), generator=generator)]
         return torch.stack([torch.randint(size, (n,), generator=generator) for size in self.factor_sizes], -1)
 
-    def sample_groups(
-        self,
-        factor: Tensor,  # [G] int64
-        size: int,
-        seed: int,
-    ) -> Tensor:
-        """Index [G, size] on the CPU: the images of group g share one value of factor[g], all else is random.
-        Unlike `index` of made-up factors it never asks for a combination that has no image."""
-        self._need_factors()
-        generator = torch.Generator().manual_seed(seed)
-        first = torch.randint(self.num_images, (len(factor),), generator=generator)
-        if self.table is None:
-            drawn = self.sample_factors(len(factor) * size, seed + 1).view(len(factor), size, -1)
-            shared = torch.arange(drawn.shape[-1]) == factor[:, None]
-            drawn = torch.where(shared[:, None], self.factors(first)[:, None], drawn)
-            return self.index(drawn.flatten(0, 1)).view(-1, size)
-        where = torch.rand(len(factor), size, generator=generator, dtype=torch.float64)
-        index = torch.empty(len(factor), size, dtype=torch.int64)
-        for f in factor.unique().tolist():
-            values, order = self.table[:, f].cpu().sort(stable=True)
-            value = self.factors(first[factor == f])[:, f].contiguous()
-            low, high = torch.searchsorted(values, value), torch.searchsorted(values, value, right=True)
-            index[factor == f] = order[low[:, None] + (where[factor == f] * (high - low)[:, None]).long()]
-        return index
-
     @cached_property
     def _sorted_cells(self) -> tuple[Tensor, Tensor]:
         assert self.table is not None

@@ -52,12 +52,20 @@ def celeba(root: str | Path | None) -> Dataset:
     return replace(dataset, factor_names=attribute_names, factor_sizes=sizes, table=table)
 
 
+def _rgb(path: Path, image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InputError(f"{path} has pixels of 32 bits, whose range is unknown; expected 8 or 16 bits a channel")
+    return image.convert("RGB")
+
+
 def folder(root: str | Path | None) -> Dataset:
     """All images in a folder and its subfolders, in the order of their names: the central square at 3x64x64."""
     if root is None or not Path(root).is_dir():
         raise InputError(f"folder needs a folder of images as root (--root), got {root}")
     root = Path(root)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not files:
         raise InputError(f"{root} holds no images ({', '.join(sorted(_SUFFIXES))})")
 
@@ -66,7 +74,7 @@ def folder(root: str | Path | None) -> Dataset:
             with sound(path, "image"), Image.open(path) as image:
                 side = min(image.size)
                 left, top = (image.width - side) // 2, (image.height - side) // 2
-                yield shrink(image.convert("RGB").crop((left, top, left + side, top + side)), 64)[None]
+                yield shrink(_rgb(path, image).crop((left, top, left + side, top + side)), 64)[None]
 
     images = cached(files, f"and-{len(files) - 1}-more", (len(files), 64, 64, 3), pictures())
     return Dataset("folder", (3, 64, 64), len(files), read=reader(root, images))

@@ -6,17 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, NotFiniteError
 
 
 def codes_array(codes: Any, name: str, shape: str) -> Tensor:
     """`codes` (numpy or torch, any float type) as a floating tensor of the dimensions named in `shape`.
 
-    Raises InputError for another number of dimensions, an empty array, or values that are not finite.
+    Raises InputError for another number of dimensions or an empty array, NotFiniteError for values that are not finite.
     """
     x = float_array(codes, name, shape)
     if not all(map(math.isfinite, torch.aminmax(x))):  # a tenth of the time of isfinite(x).all()
-        raise InputError(f"{name} holds values that are not finite; a model that gives them cannot be scored")
+        raise NotFiniteError(f"{name} holds values that are not finite; a model that gives them cannot be scored")
     return x
 
 

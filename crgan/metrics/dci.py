@@ -7,7 +7,7 @@ import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
 from ..errors import InputError
-from .arrays import codes_array, factors_array
+from .arrays import fit_and_test
 
 # Depth per factor of dSprites; the last for any more.
 DEPTHS = {"forest": (4, 5, 2, 5, 5), "forest_ibgan": (4, 2, 4, 2, 2)}
@@ -40,18 +40,12 @@ def dci(
     """
     if predictor not in PREDICTORS:
         raise InputError(f"unknown DCI predictor {predictor!r}; expected one of {', '.join(PREDICTORS)}")
-    tensor = codes_array(codes, "codes", "N K")
-    x, y = tensor.cpu().numpy(), factors_array(factors, tensor).cpu().numpy()
-    test_x, test_y = x, y
-    if test is not None:
-        tensor = codes_array(test[0], "test codes", "N K")
-        test_x, test_y = tensor.cpu().numpy(), factors_array(test[1], tensor, "test factors").cpu().numpy()
+    x, y, test_x, test_y = (array.cpu().numpy() for array in fit_and_test(codes, factors, test))
     if predictor != "boosting":
         (x, test_x), (y, test_y) = _standardise(x, test_x), _standardise(y, test_y)
     if predictor == "lasso":
-        same = test_x is x
         x, y = _condense(x, y)
-        test_x, test_y = (x, y) if same else _condense(test_x, test_y)
+        test_x, test_y = (x, y) if test is None else _condense(test_x, test_y)
     jobs = jobs or (1 if predictor == "lasso" else min(cpu_count(), y.shape[1]))
     fitted = Parallel(n_jobs=jobs)(
         delayed(_fit)(predictor, f, x, y[:, f], test_x, test_y[:, f]) for f in range(y.shape[1])

@@ -6,8 +6,12 @@ from torch import Tensor
 
 
 def bin_equal_width(values: Tensor, bins: int) -> Tensor:  # [N, K] -> [N, K] int64 in [0, bins)
-    """Bins each column between its least and its largest value, with numpy's edges: none changes its bin."""
+    """Bins each column between its least and its largest value, with numpy's edges: none changes its bin. A column that
+    varies by rounding alone counts as constant."""
     columns = values.T.contiguous()
+    least, most = columns.aminmax(dim=1, keepdim=True)
+    rounding = torch.finfo(columns.dtype).eps * torch.maximum(least.abs(), most.abs())
+    columns = columns.where(most - least > 4 * bins * rounding, 0)
     of_column = [np.histogram_bin_edges(column, bins) for column in columns.cpu().numpy()]
     edges = torch.from_numpy(np.stack(of_column)).to(columns)
     low, high = edges[:, :1], edges[:, -1:]
@@ -24,7 +28,8 @@ def joint_counts(codes: Tensor, factors: Tensor, bins: int) -> list[Tensor]:
     rows = (binned + torch.arange(num_codes, device=binned.device) * bins).T.contiguous()  # [K, N]
     counts = []
     for column in factors.T:
-        classes = int(column.max()) + 1
+        present, column = column.unique(return_inverse=True)
+        classes = len(present)
         joint = torch.bincount((rows * classes + column).view(-1), minlength=num_codes * bins * classes)
         counts.append(joint.view(num_codes, bins, classes).double())
     return counts

@@ -136,7 +136,7 @@ class Samples:
     @cached_property
     def voting_groups(self) -> Pair:
         ready = getattr(self.dataset, "groups", None)
-        if ready is None:
+        if ready is None or self.protocol.heldout_groups:  # those are drawn, so these are too
             return self.groups(self.protocol.groups, 0)
         # Data without a grid may ship groups of 100 images with the factor that each shares.
         batches = torch.arange(ready.num_images, device=self.model.device).split(self.batch_size)
