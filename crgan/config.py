@@ -183,7 +183,10 @@ PRESETS: dict[str, Config] = {
         _FAST, data="squares", num_codes=4, info_weight=0.05, q_deviation="fitted", steps=4_000, blur=3.0,
         blur_steps=4_000, cr_start=1_300, eval_every=1_000,
     ),
-    "dsprites-fast": replace(_FAST_64, data="dsprites", num_codes=5),
+    "dsprites-fast": replace(
+        _FAST_64, data="dsprites", num_codes=5, num_noise=0, info_weight=0.05, q_deviation="fitted", code_steps=1_500,
+        steps=10_000, cr_start=6_000,
+    ),
     "shapes3d-like": replace(_FAST_64, data="shapes3d_like", num_codes=6),
     "shapes3d": replace(_FAST_64, data="shapes3d", num_codes=6),
     "mpi3d": replace(_FAST_64, data="mpi3d_toy", num_codes=7),
