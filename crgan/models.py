@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import CellType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -220,8 +221,8 @@ def fingerprint_of(model: Any) -> str:
     """SHA-256 over the weights and plain settings of a model; its own `fingerprint` (a string), if it has one.
 
     Reads the state of modules, tensors, arrays, numbers, texts and containers of these, in attributes, slots, closures
-    and partials at any depth;
-    not how a run of this library was trained: runs that ended with the same weights are the same model.
+    and partials at any depth; not how a run of this library was trained: runs that ended with the same weights are
+    the same model.
     """
     given = getattr(model, "fingerprint", None)
     if isinstance(given, str):
@@ -232,7 +233,7 @@ def fingerprint_of(model: Any) -> str:
     seen: dict[int, Any] = {}  # keeps what it has seen alive: the place of a dead object is used again
 
     def feed(name: str, value: Any) -> None:
-        if id(value) in seen or isinstance(value, Config):
+        if id(value) in seen or isinstance(value, Config | ModuleType):
             return
         digest.update(f"{name} {type(value).__qualname__} ".encode())
         if isinstance(value, Tensor | np.ndarray):
@@ -257,9 +258,10 @@ def fingerprint_of(model: Any) -> str:
                 items = zip(("func", "args", "keywords"), (value.func, value.args, value.keywords))
             else:
                 slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-                cells = enumerate(cell.cell_contents for cell in getattr(value, "__closure__", None) or ())
-                held = {name: getattr(value, name) for name in slots if hasattr(value, name)}
-                items = [*held.items(), *getattr(value, "__dict__", {}).items(), *cells]
+                held = [(name, getattr(value, name)) for name in slots if hasattr(value, name)]
+                cells = getattr(value, "__closure__", None) or ()
+                held += [("", cell.cell_contents) for cell in cells if cell != CellType()]  # an empty one holds nothing
+                items = [*held, *getattr(value, "__dict__", {}).items()]
                 digest.update(getattr(value, "__qualname__", "").encode())
             for key, item in items:
                 feed(str(key), item)
