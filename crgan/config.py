@@ -177,18 +177,20 @@ _FAST_64 = replace(
     _FAST, num_noise=5, r1_weight=0.02, steps=20_000, blur=4.0, blur_steps=20_000, cr_start=4_000, eval_every=2_000
 )
 
+_ONE_BY_ONE_64 = replace(
+    _FAST_64, num_noise=0, info_weight=0.05, q_deviation="fitted", code_steps=1_500, steps=10_000, cr_start=6_000
+)  # fmt: skip
+_SHAPES_3D = replace(_ONE_BY_ONE_64, num_codes=6, r1_weight=0.1, cr_weight=0.0)
+
 PRESETS: dict[str, Config] = {
     # Shipped: minutes on two CPU cores.
     "quick": replace(
         _FAST, data="squares", num_codes=4, info_weight=0.05, q_deviation="fitted", steps=4_000, blur=3.0,
         blur_steps=4_000, cr_start=1_300, eval_every=1_000,
     ),
-    "dsprites-fast": replace(
-        _FAST_64, data="dsprites", num_codes=5, num_noise=0, info_weight=0.05, q_deviation="fitted", code_steps=1_500,
-        steps=10_000, cr_start=6_000,
-    ),
-    "shapes3d-like": replace(_FAST_64, data="shapes3d_like", num_codes=6),
-    "shapes3d": replace(_FAST_64, data="shapes3d", num_codes=6),
+    "dsprites-fast": replace(_ONE_BY_ONE_64, data="dsprites", num_codes=5),
+    "shapes3d-like": replace(_SHAPES_3D, data="shapes3d_like"),
+    "shapes3d": replace(_SHAPES_3D, data="shapes3d"),
     "mpi3d": replace(_FAST_64, data="mpi3d_toy", num_codes=7),
     "cars3d": replace(_FAST_64, data="cars3d", num_codes=3),
     "smallnorb": replace(_FAST_64, data="smallnorb", num_codes=4),
