@@ -3,8 +3,10 @@
 import ctypes
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -64,3 +66,23 @@ def device(name: str) -> torch.device:
     if device.index is not None:
         torch.cuda.set_device(device)
     return device
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], int]]:
+    """Until left, Ctrl-C and SIGTERM only raise a flag: `stopped()` is the signal's number, or 0."""
+    received = 0
+
+    def note(number: int, _frame: Any) -> None:
+        nonlocal received
+        received = number
+
+    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
+        yield lambda: 0
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

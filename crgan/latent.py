@@ -1,4 +1,4 @@
-"""The code prior, and the latent traversals that pictures show; the draws of a training step are in `ops`."""
+"""The latent traversals that pictures show, and the order in which codes come in; the draws of a step are in `ops`."""
 
 import torch
 from torch import Tensor
@@ -15,3 +15,10 @@ def traversal_codes(
     rows = torch.arange(len(base))
     codes[rows, :, rows] = torch.linspace(low, high, num_values, device=base.device)
     return codes
+
+
+def code_presence(num_codes: int, code_steps: int, step: Tensor | int, device: torch.device | str) -> Tensor:
+    """How far each code has come in, [K] in [0, 1]: see Config.code_steps."""
+    code = torch.arange(num_codes, device=device)
+    since = torch.as_tensor(step, device=device) - (code - 1) * code_steps
+    return (since / code_steps).clamp(0, 1).where(code > 1, 1.0)

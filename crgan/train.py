@@ -2,9 +2,7 @@
 
 import fcntl
 import json
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -19,6 +17,7 @@ from . import checkpoint, cli, losses, metrics, ops, parallel, pictures, vae
 from . import data as datasets
 from .config import PRESETS, Config, Phase
 from .errors import InputError
+from .latent import code_presence
 from .log import Log, progress
 from .networks import InfoGAN, advance_power_iteration, gaussian_blur
 from .optim import Optimisers, adam, update
@@ -110,13 +109,6 @@ def train_step(
     if nets.average is not None:
         nets.move_average(cfg.ema)
     return {name: value.detach() for name, value in report.items()}
-
-
-def code_presence(num_codes: int, code_steps: int, step: Tensor | int, device: torch.device) -> Tensor:
-    """How far each code has come in, [K] in [0, 1]: see Config.code_steps."""
-    code = torch.arange(num_codes, device=device)
-    since = torch.as_tensor(step, device=device) - (code - 1) * code_steps
-    return (since / code_steps).clamp(0, 1).where(code > 1, 1.0)
 
 
 def restart_h(nets: InfoGAN, optimisers: Optimisers, step: int) -> None:
@@ -231,7 +223,7 @@ def train(
     take: Any = capture(take_step) if place.type == "cuda" and cuda_graph else take_step
     nets.train()
     stop = 0
-    with progress(cfg.steps, state["step"], lead) as show, _stop_signal() as stopped, arithmetic(cfg.precision):
+    with progress(cfg.steps, state["step"], lead) as show, cli.stop_signal() as stopped, arithmetic(cfg.precision):
         for step in range(state["step"], cfg.steps):
             if cfg.restarts_h(step):
                 restart_h(nets, optimisers, step)
@@ -356,26 +348,6 @@ def arithmetic(precision: str) -> Iterator[None]:
             yield
     finally:
         matmul.allow_tf32 = before
-
-
-@contextmanager
-def _stop_signal() -> Iterator[Callable[[], int]]:
-    """Until left, Ctrl-C and SIGTERM only raise a flag: `stopped()` is the signal's number, or 0."""
-    received = 0
-
-    def note(number: int, _frame: Any) -> None:
-        nonlocal received
-        received = number
-
-    if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
-        yield lambda: 0
-        return
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)

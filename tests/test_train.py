@@ -15,12 +15,12 @@ from dispatch import READ_BACK, operations
 
 from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, losses, ops
 from crgan.config import Phase
+from crgan.latent import code_presence
 from crgan.networks import advance_power_iteration
 from crgan.train import (
     _open_run,
     arithmetic,
     capture,
-    code_presence,
     main,
     make_optimisers,
     restart_h,
