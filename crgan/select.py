@@ -208,8 +208,9 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
         (1, "no encoder's codes vary over the images of {}: what is scored on such a generator is chance"),
     ):
         mute = {row[side] for row in measured} - {row[side] for row in measured if not row[2]}
-        if mute and len(mute) < N:
+        if mute:
             warnings.append(what.format(", ".join(pool.members[i].name for i in sorted(mute))))
+        measured = [row for row in measured if row[0] not in mute]  # generators are judged by the encoders that vote
     if len(met) > 3 and (parted := split(A[np.ix_(order, met)])):
         sides = [[pool.members[order[n]].name for n in np.flatnonzero(parted[0] == side)] for side in (True, False)]
         warnings.append(

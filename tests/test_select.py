@@ -101,6 +101,15 @@ def test_a_generator_of_one_image_does_not_speak_against_the_encoders(pool, monk
     assert "no code of" not in warning
 
 
+def test_a_pool_in_which_no_encoder_votes_is_named(pool, monkeypatch):
+    blind = {name: Linear(rotation(5, seed), torch.zeros(5, 5)) for seed, name in enumerate(("a", "b"))}
+    monkeypatch.setattr(linear_models, "known_pool", lambda: blind)
+    pool("a", "b")
+    warning = run()["warning"]
+    assert "no code of a, b varies" in warning
+    assert "on such a generator" not in warning
+
+
 def test_many_codes_fit_into_the_file(pool, monkeypatch):
     large = {name: Linear(matrix) for name, matrix in (("a", torch.eye(130)), ("b", -torch.eye(130)))}
     monkeypatch.setattr(linear_models, "known_pool", lambda: large)
