@@ -98,7 +98,7 @@ class Plain:
 
 
 def make_step(provider, cr_weight):
-    """A function that makes one step, data and draws included, and waits for it."""
+    """A function that makes one step, data and draws included."""
     dataset = data.load("dsprites")
     done = torch.zeros((), dtype=torch.int64, device=DEVICE)
 
@@ -129,11 +129,15 @@ def make_step(provider, cr_weight):
             with arithmetic(precision):
                 return step(phase)["g"]
 
+    return take
+
+
+def waiting(take):
     def timed():
-        loss = take()
+        result = take()
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        return loss
+        return result
 
     return timed
 
@@ -166,7 +170,7 @@ def count_launches(step):
 @pytest.mark.parametrize("cr", ["off", "on"])
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_training_step_seconds(benchmark, provider, cr):
-    step = make_step(provider, 2.0 if cr == "on" else 0.0)
+    step = waiting(make_step(provider, 2.0 if cr == "on" else 0.0))
     losses = [step() for _ in range(5)]  # warm up, and past the eager steps of a graph
     assert all(loss.isfinite() for loss in losses)
     name = "launches" if DEVICE == "cuda" else "operators"
@@ -182,3 +186,24 @@ def test_training_step_seconds(benchmark, provider, cr):
             f"\nwhole schedule, {provider}: {schedule[provider] / 3600:.2f} h, "
             f"{schedule['plain'] / schedule[provider]:.2f}x plain PyTorch"
         )
+
+
+@pytest.mark.benchmark(group="a step of each of N models in turns, dSprites, batch 64")
+@pytest.mark.parametrize("models", [1, 2] if DEVICE == "cpu" else [1, 2, 4, 8, 16])
+def test_models_in_turns_seconds(benchmark, models):
+    """As `python -m crgan.sweep --parallel N` trains them: on a GPU each on a stream of its own."""
+    steps = [make_step("bfloat16-graph" if DEVICE == "cuda" else "bfloat16", 0.0) for _ in range(models)]
+    streams = [torch.cuda.Stream() if DEVICE == "cuda" else None for _ in range(models)]
+
+    def turn():
+        losses = []
+        for step, stream in zip(steps, streams):
+            with torch.cuda.stream(stream):
+                losses.append(step())
+        return losses
+
+    timed = waiting(turn)
+    assert all(loss.isfinite() for _ in range(5) for loss in timed())
+    benchmark.pedantic(timed, rounds=6 if DEVICE == "cpu" else 100)
+    rate = benchmark.extra_info["model_steps_per_second"] = round(models / benchmark.stats.stats.median, 1)
+    print(f"\n{models} models in turns: {rate} steps of a model per second")

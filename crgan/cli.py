@@ -22,14 +22,20 @@ def command_process():
     keep_memory()
     try:
         yield
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno is None:  # not the operating system's word on a file
+    except (InputError, OSError) as error:
+        if (said := sentence(error)) is None:
             raise
-        print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
+        print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
+
+
+def sentence(error: Exception) -> str | None:
+    """What to tell the user, who can mend it; None for a fault of the program."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:  # the operating system's word on a file
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    return None
 
 
 def run(module: str, command: Callable[..., Any], args: Sequence[str] | None = None) -> None:

@@ -176,45 +176,68 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- where they run
 
 
-def run_here(runs: Sequence[Run], flags: list[str], jobs: int, threads: int, gpus: int) -> Generator[None, None, None]:
-    """Trains `runs`, `jobs` at once, each in a process pinned to `threads` cores and to one GPU if there are any.
+def run_here(
+    runs: Sequence[Run], device: str, checkpoint_every: int, jobs: int, parallel: int, threads: int, gpus: int
+) -> Generator[None, None, None]:
+    """Trains `runs` in `jobs` processes at once, each with `parallel` runs in turns, pinned to `threads` cores and to
+    one GPU if there are any.
 
     Yields a few times a second. When closed or interrupted it lets the processes save and end.
     """
-    cores, libc = sorted(os.sched_getaffinity(0)), ctypes.CDLL(None)
+    cores, libc, begun = sorted(os.sched_getaffinity(0)), ctypes.CDLL(None), time.time()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    waiting, active = list(runs), dict[int, tuple[Run, subprocess.Popen]]()
+    # A process with one run ends with it and gives way to the next; one with several takes them all in turn.
+    waiting = [[run] for run in runs] if parallel == 1 else [list(runs[n::jobs]) for n in range(min(jobs, len(runs)))]
+    active = dict[int, tuple[list[Run], subprocess.Popen]]()
     try:
         while waiting or active:
             for slot in range(jobs):
                 if slot not in active and waiting:
-                    run = waiting.pop(0)
+                    share = waiting.pop(0)
                     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
                     if gpus:
                         environment["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus]
-                    command = [sys.executable, "-m", "crgan.train", *run.flags, "--out", str(run.out), *flags]
                     own = {cores[(slot * threads + i) % len(cores)] for i in range(threads)}
 
                     def tie(own: set[int] = own) -> None:  # to its cores, and to the life of this process
                         os.sched_setaffinity(0, own)
                         libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
-                    with run.log.open("ab") as log:
+                    tasks = [{"config": run.cfg.to_json(), "out": str(run.out), "log": str(run.log)} for run in share]
+                    given = {"at_once": parallel, "device": device, "checkpoint_every": checkpoint_every}
+                    with share[0].log.open("ab") as log:  # for what goes wrong before the first run begins
                         process = subprocess.Popen(
-                            command, stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=tie
-                        )
-                    run.state, active[slot] = "running", (run, process)
+                            [sys.executable, "-m", "crgan.together"], stdin=subprocess.PIPE, stdout=log,
+                            stderr=subprocess.STDOUT, env=environment, preexec_fn=tie,
+                        )  # fmt: skip
+                    assert process.stdin is not None
+                    process.stdin.write(json.dumps(given | {"tasks": tasks}).encode())
+                    process.stdin.close()
+                    active[slot] = share, process
             yield
             time.sleep(0.2)
-            for slot, (run, process) in list(active.items()):
-                if process.poll() is not None:
-                    run.state = "failed" if process.returncode else "done"
+            for slot, (share, process) in list(active.items()):
+                ended = process.poll() is not None
+                mark_begun(share, begun)
+                for run in share:
+                    if (ended or run.state == "running") and run.finished():
+                        run.state = "done"
+                    elif ended:
+                        run.state = "failed"
+                if ended:
                     del active[slot]
     finally:
         for _, process in active.values():
             process.send_signal(signal.SIGTERM)  # a second one, after Ctrl-C in a terminal, changes nothing
         for _, process in active.values():
             process.wait()
+
+
+def mark_begun(runs: Sequence[Run], begun: float) -> None:
+    """By their logs, which a run touches when it begins."""
+    for run in runs:
+        if run.state == "waiting" and run.log.exists() and run.log.stat().st_mtime >= begun:
+            run.state = "running"
 
 
 def run_on_cluster(runs: Sequence[Run], flags: list[str], threads: int, gpus: float) -> Generator[None, None, None]:
@@ -230,9 +253,7 @@ def run_on_cluster(runs: Sequence[Run], flags: list[str], threads: int, gpus: fl
                     log.write(f"{result}\n")
             named[name].state = "done" if result == 0 else "failed"
             continue
-        for run in runs:  # Ray does not say what has started; its log does
-            if run.state == "waiting" and run.log.exists() and run.log.stat().st_mtime >= begun:
-                run.state = "running"
+        mark_begun(runs, begun)  # Ray does not say
         yield
 
 
@@ -264,11 +285,11 @@ class Arguments:
     list: Path | None = None
     """File with a JSON object of fields per line, for settings that form no grid."""
     jobs: int | None = None
-    """Runs at once on this machine; default one per `threads` cores, or `per_gpu` for each GPU."""
+    """Processes at once on this machine; default one per `threads` cores, or one per GPU."""
     threads: int = 1
     """CPU cores of a run. The last bits of a result depend on it."""
-    per_gpu: int = 1
-    """Runs that share a GPU."""
+    parallel: int = 1
+    """Runs that share a GPU: they take turns in one process, each on a CUDA stream of its own; on Ray, processes."""
     device: str = "auto"
     """auto, cpu or cuda."""
     checkpoint_every: int = 1_000
@@ -281,7 +302,7 @@ class Arguments:
 
 def sweep(preset: str, given: Arguments) -> list[Run]:
     """Trains all runs that are not finished and returns all, each with its state and score."""
-    for name in ("threads", "per_gpu", "checkpoint_every", *(["jobs"] if given.jobs is not None else [])):
+    for name in ("threads", "parallel", "checkpoint_every", *(["jobs"] if given.jobs is not None else [])):
         if getattr(given, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(given, name)}; expected a number of at least 1")
     if given.device not in ("auto", "cpu", "cuda"):
@@ -299,15 +320,15 @@ def sweep(preset: str, given: Arguments) -> list[Run]:
     (given.out / ".sweep").mkdir(parents=True, exist_ok=True)
     has_gpus = cluster.connect(given.ray) if given.ray else torch.cuda.is_available()
     device = given.device if given.device != "auto" else "cuda" if has_gpus else "cpu"
-    flags = ["--device", device, "--checkpoint-every", str(given.checkpoint_every)]
     if given.ray:
-        steps = run_on_cluster(due, flags, given.threads, 1 / given.per_gpu if device == "cuda" else 0)
+        flags = ["--device", device, "--checkpoint-every", str(given.checkpoint_every)]
+        steps = run_on_cluster(due, flags, given.threads, 1 / given.parallel if device == "cuda" else 0)
     else:
         gpus = torch.cuda.device_count() if device == "cuda" else 0
         if device == "cuda" and not gpus:
             raise InputError("--device is 'cuda' but torch sees no CUDA device; use --device cpu")
-        jobs = given.jobs or (gpus * given.per_gpu or max(1, len(os.sched_getaffinity(0)) // given.threads))
-        steps = run_here(due, flags, jobs, given.threads, gpus)
+        jobs = given.jobs or (gpus or max(1, len(os.sched_getaffinity(0)) // given.threads))
+        steps = run_here(due, device, given.checkpoint_every, jobs, given.parallel, given.threads, gpus)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with Live(table(runs), auto_refresh=False) as live:

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -184,6 +185,20 @@ def train(
     Raises InputError for what the user can mend, OSError where the folder or the disk refuse.
     """
     place = parallel.start(cli.device(device))
+    with cli.stop_signal() as stopped:
+        return deque(training(cfg, out, place, stopped, checkpoint_every, cuda_graph), maxlen=1).pop()
+
+
+def training(
+    cfg: Config,
+    out: Path,
+    place: torch.device,
+    stopped: Callable[[], int],  # the number of the signal to stop for, or 0
+    checkpoint_every: int = 1_000,
+    cuda_graph: bool = True,
+    shown: bool = True,
+) -> Iterator[Any]:
+    """The loop of `train`, which yields the model after every step, so that several can take turns; `shown`: a bar."""
     lead = parallel.leads()
     if parallel.world() > 1 and (cfg.model in ("factor-vae", "beta-tcvae") or cfg.batch_size % parallel.world()):
         raise InputError(
@@ -209,7 +224,8 @@ def train(
             print(f"going on from {folder}")
         if finished:
             parallel.finish()
-            return nets.eval()
+            yield nets.eval()
+            return
     log: Any = Log(file, out, state) if file else None
     done = torch.tensor(state["step"], device=place)
     batch = _Batch(dataset, cfg, place)
@@ -223,12 +239,13 @@ def train(
     take: Any = capture(take_step) if place.type == "cuda" and cuda_graph else take_step
     nets.train()
     stop = 0
-    with progress(cfg.steps, state["step"], lead) as show, cli.stop_signal() as stopped, arithmetic(cfg.precision):
+    with progress(cfg.steps, state["step"], lead and shown) as show:
         for step in range(state["step"], cfg.steps):
             if cfg.restarts_h(step):
                 restart_h(nets, optimisers, step)
             batch.fetch(step)
-            report: Any = take(cfg.phase(step))
+            with arithmetic(cfg.precision):
+                report: Any = take(cfg.phase(step))
             step += 1
             if step % LOG_EVERY == 0 or place.type == "cpu":  # the one read-back: a CPU waits for nothing
                 report = {name: value.item() for name, value in report.items()}
@@ -237,7 +254,8 @@ def train(
                 log.write(step, report)
             show(step, report if step % LOG_EVERY == 0 else None)
             if lead and (step % cfg.eval_every == 0 or step == cfg.steps):
-                scores, traversal = evaluate(nets, dataset, cfg, out, full=step == cfg.steps)
+                with arithmetic(cfg.precision):
+                    scores, traversal = evaluate(nets, dataset, cfg, out, full=step == cfg.steps)
                 log.write(step, scores)
                 show(step, None, "".join(f"step {step}: {name} {value:.3f}" for name, value in scores.items()))
                 log.picture(step, traversal)
@@ -249,13 +267,14 @@ def train(
                 folder = checkpoint.save(out, nets, optimisers, state)
             if stop:
                 break
+            yield nets
     take = None  # nccl waits for the end of every graph that holds its calls
     parallel.finish()
     if stop and step < cfg.steps:
         if lead:
             print(f"stopped after step {step}, saved in {folder}; the same command goes on from there")
         sys.exit(128 + stop)
-    return nets.eval()
+    yield nets.eval()
 
 
 def evaluate(nets: Any, dataset: Any, cfg: Config, out: Path, full: bool) -> tuple[dict[str, float], Any]:

@@ -9,9 +9,11 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 from crgan import PRESETS, InputError, checkpoint
 from crgan.sweep import Run, expand, main
+from crgan.together import Task, train_together
 from crgan.train import train
 
 COMMON = ["data=circular_dsprites", "num_codes=2", "width=4", "hidden=8", "batch_size=4", "cr_start=10"]
@@ -108,7 +110,8 @@ def test_steps_scores_and_rates_are_read_as_they_are_written(tmp_path):
 # ---------------------------------------------------------------- runs
 
 
-def test_finished_half_done_and_failed_runs(tmp_path, capsys):
+@pytest.mark.parametrize("how", [["--jobs", "2"], ["--jobs", "1", "--parallel", "2"]])
+def test_finished_half_done_and_failed_runs(tmp_path, capsys, how):
     """Of three runs one is half done before, one cannot be trained; the same command again has one left to do."""
     listed, pool = tmp_path / "runs.jsonl", tmp_path / "pool"
     listed.write_text('{"seed": 0}\n{"seed": 1}\n{"seed": 2, "lr_g": 1e30}\n')
@@ -118,7 +121,7 @@ def test_finished_half_done_and_failed_runs(tmp_path, capsys):
     train(replace(half.cfg, steps=20), half.out, "cpu")
     capsys.readouterr()
     with pytest.raises(SystemExit, match="1"):
-        main([*flags, "--jobs", "2"])
+        main([*flags, *how])
     said = capsys.readouterr().err
     assert said.startswith(f"failed: {broken.name}: error: the loss")
     assert str(broken.log) in said
@@ -140,10 +143,28 @@ def test_finished_half_done_and_failed_runs(tmp_path, capsys):
         assert bytes_of(tmp_path / "straight") == bytes_of(half.out)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_runs_that_take_turns_end_with_the_bits_of_runs_alone(tmp_path, device):
+    """Three runs of unlike length and arithmetic, two at a time."""
+    base = expand("quick", tmp_path, COMMON)[0].cfg
+    several = [
+        replace(base, steps=20),
+        replace(base, steps=30, seed=1, precision="float32"),
+        replace(base, steps=25, seed=2),
+    ]
+    tasks = [Task(cfg, tmp_path / f"run{n}", tmp_path / f"{n}.log") for n, cfg in enumerate(several)]
+    assert train_together(tasks, 2, torch.device(device)) == 0
+    for cfg, task in zip(several, tasks):
+        train(cfg, tmp_path / f"alone{cfg.seed}", device)
+        assert bytes_of(task.out) == bytes_of(tmp_path / f"alone{cfg.seed}")
+        assert "factor_vae" in task.log.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_with_its_sweep_a_run_saves_and_goes_on(tmp_path, number):
-    flags = ["quick", *settings("steps=900"), "--seeds", "0:2", "--jobs", "2", "--device", "cpu"]
+@pytest.mark.parametrize("how", [["--jobs", "2"], ["--jobs", "1", "--parallel", "2"]])
+def test_killed_with_its_sweep_a_run_saves_and_goes_on(tmp_path, number, how):
+    flags = ["quick", *settings("steps=900"), "--seeds", "0:2", *how, "--device", "cpu"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def command(out):
