@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .errors import InputError
+from .metrics.arrays import varies
 from .models import Member
 from .ops import vote_table
 
@@ -123,8 +124,7 @@ class Pair:
 
     def add_groups(self, codes: Tensor) -> None:  # [G, L, K]
         scale = (self.m2 / self.count).sqrt()
-        # What is no more than the rounding of the code's own values is a constant: it must not vote.
-        scale = scale.where(scale > torch.finfo(torch.float32).eps * self.mean.abs(), 0.0).to(codes)
+        scale = scale.where(varies(scale, self.mean), 0.0).to(codes)
         zero = torch.zeros(1, dtype=torch.int64, device=codes.device)
         table = vote_table(codes[:, None], scale, zero, 1)[..., 0]  # [G, K], one 1 in each row, or none
         self.least_count = self.least_count or self.count

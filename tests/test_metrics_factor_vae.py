@@ -57,6 +57,15 @@ def test_a_constant_code_beside_good_ones_never_votes(constant):
     assert result["votes"].argmax(1)[[0, 2, 3]].tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("size", "counts"), [(1e-15, True), (1e-25, False)])
+def test_a_tiny_code_votes_as_long_as_its_squares_are_numbers(size, counts):
+    groups, label, points = (x.astype(np.float32) for x in draw(EYE))
+    for x in (groups, points):
+        x[..., 0] *= size
+    result = factor_vae(groups, label.astype(int), points)
+    assert result["votes"][0].tolist() == [(label == 0).sum() * counts, 0, 0]
+
+
 def test_rotated_codes_lose_one_code_for_two_factors_loses_two_codes_for_one_do_not():
     turn = [[2**-0.5, 2**-0.5, 0.0], [2**-0.5, -(2**-0.5), 0.0], [0.0, 0.0, 1.0]]
     assert 0.5 < factor_vae(*draw(turn))["score"] < 0.85

@@ -63,11 +63,16 @@ def labels_array(labels: Any, codes: Tensor, name: str = "factor") -> Tensor:
 def active_dimensions(points: Tensor, min_std: float = 0.0, ddof: int = 0) -> tuple[Tensor, Tensor]:
     """Standard deviation of each code over `points` [N, K] (float64 [K]) and the mask of the codes that vary.
 
-    A code varies if its deviation is at least `min_std` and more than the rounding of its own values: a
-    constant float32 code has a deviation of about 1e-8 times its value, and dividing by that would let noise
-    vote.
+    A code varies if its deviation is at least `min_std` and `varies` says so.
     """
     columns = points.double()
     mean = columns.mean(0)
     std = ((columns - mean).square_().sum(0) / max(len(points) - ddof, 1)).sqrt()
-    return std, (std >= min_std) & (std > torch.finfo(torch.float32).eps * mean.abs())
+    return std, (std >= min_std) & varies(std, mean)
+
+
+def varies(std: Tensor, mean: Tensor) -> Tensor:  # float64 both
+    """Whether codes of this deviation and mean are more than float32 constants, by whose deviation no group may be
+    divided: one of about 1e-8 times the mean is rounding, and of one below 1e-19 the squares underflow."""
+    float32 = torch.finfo(torch.float32)
+    return (std > float32.eps * mean.abs()) & (std.square() >= float32.tiny)
