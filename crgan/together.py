@@ -31,9 +31,7 @@ class _Turn(NamedTuple):
     stream: Any  # torch.cuda.Stream; None on a CPU
 
 
-def train_together(
-    tasks: Iterable[Task], at_once: int, device: torch.device, checkpoint_every: int = 1_000, cuda_graph: bool = True
-) -> int:
+def train_together(tasks: Iterable[Task], at_once: int, device: torch.device, checkpoint_every: int = 1_000) -> int:
     """Trains all tasks, `at_once` of them in turns, and returns an exit code: 128 and the signal's number if it was
     stopped, with all that had begun saved; 1 if a run failed, which does not stop the others; else 0."""
     waiting, turns, failed = list(tasks), list[_Turn](), False
@@ -41,7 +39,7 @@ def train_together(
         while turns or (waiting and not stopped()):
             while waiting and len(turns) < at_once and not stopped():
                 cfg, out, log = waiting.pop(0)
-                steps = training(cfg, out, device, stopped, checkpoint_every, cuda_graph, shown=False)
+                steps = training(cfg, out, device, stopped, checkpoint_every, shown=False)
                 stream = torch.cuda.Stream(device) if device.type == "cuda" else None
                 turns.append(_Turn(steps, log.open("a", buffering=1), stream))
                 log.touch()  # tells the sweep that it has begun
