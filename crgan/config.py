@@ -88,8 +88,6 @@ class Config:
     """Gaussian blur of what D sees: its standard deviation in pixels at step 0, falling linearly to 0 at blur_steps."""
     blur_steps: int = 0
     """Steps until the blur is gone."""
-    detail_weight: float = 0.0
-    """Weight, for G, of the detail that the blur hides from D: of its mean square. With 0 G may paint it at will."""
     gamma: float = 10.0
     """Weight of FactorVAE's total correlation."""
     beta: float = 4.0
@@ -108,8 +106,8 @@ class Config:
         at_least = {
             "num_codes": 2, "num_noise": 0, "width": 1, "hidden": 1, "steps": 1, "batch_size": 2, "g_steps": 1,
             "lr_g": 0, "lr_d": 0, "lr_h": 0, "beta1": 0, "beta2": 0, "info_weight": 0, "code_steps": 0, "cr_weight": 0,
-            "cr_start": 0, "r1_weight": 0, "r1_every": 1, "blur": 0, "blur_steps": 0, "detail_weight": 0,
-            "gamma": 0, "beta": 0, "ema": 0, "seed": 0, "eval_every": 1,
+            "cr_start": 0, "r1_weight": 0, "r1_every": 1, "blur": 0, "blur_steps": 0, "gamma": 0, "beta": 0, "ema": 0,
+            "seed": 0, "eval_every": 1,
         }  # fmt: skip
         for name, least in at_least.items():
             if not getattr(self, name) >= least:  # a NaN fails too
@@ -124,12 +122,10 @@ class Config:
             raise InputError(f"num_codes is {self.num_codes}; expected at most 256 with the contrastive regularizer")
         if self.blur and not self.blur_steps:
             raise InputError(f"blur is {self.blur} but blur_steps is 0; give the step at which the blur is gone")
-        if self.detail_weight and not self.blur:
-            raise InputError(f"detail_weight is {self.detail_weight} but blur is 0; expected a blur that hides detail")
         if self.seed >= 2**31:
             raise InputError(f"seed is {self.seed}; expected a number below 2^31")
         if self.model != "infogan-cr":
-            for name in ("num_noise", "code_steps", "cr_weight", "r1_weight", "blur", "detail_weight", "ema"):
+            for name in ("num_noise", "code_steps", "cr_weight", "r1_weight", "blur", "ema"):
                 if getattr(self, name):
                     raise InputError(f"{name} is {getattr(self, name)}; expected 0: a {self.model} does not use it")
 

@@ -220,7 +220,7 @@ def run_here(
                 ended = process.poll() is not None
                 mark_begun(share, begun)
                 for run in share:
-                    if (ended or run.state == "running") and run.finished():
+                    if (ended or run.step >= run.cfg.steps) and run.finished():
                         run.state = "done"
                     elif ended:
                         run.state = "failed"

@@ -96,14 +96,10 @@ def train_step(
         with autocast:
             if i > 0:
                 fakes = generate()
-            seen = see(fakes[0])
-            logits, predicted = discriminator(seen)
+            logits, predicted = discriminator(see(fakes[0]))
             report["g"] = losses.generator_loss(logits)
             report["info"] = losses.info_loss(c, predicted, cfg.q_deviation, presence)
             loss = report["g"] + cfg.info_weight * report["info"]
-            if phase.blur and cfg.detail_weight:
-                report["detail"] = (fakes[0] - seen).float().square().mean()
-                loss = loss + cfg.detail_weight * report["detail"]
             if phase.cr_weight:
                 report["cr"] = contrastive(fakes[1], fakes[2], index)
                 loss = loss + phase.cr_weight * report["cr"]

@@ -16,7 +16,7 @@ from dispatch import READ_BACK, operations
 from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, losses, ops
 from crgan.config import Phase
 from crgan.latent import code_presence
-from crgan.networks import advance_power_iteration, gaussian_blur
+from crgan.networks import advance_power_iteration
 from crgan.train import (
     _open_run,
     arithmetic,
@@ -43,7 +43,6 @@ TINY = replace(
     r1_every=3,
     blur=2.0,
     blur_steps=16,
-    detail_weight=1.0,
 )
 ROOT = Path(__file__).parents[1]
 SMALLER_THAN_A_CHECKPOINT = 20_000
@@ -216,21 +215,6 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch):
         cli.device("cuda:2")
 
 
-def test_detail_that_the_blur_hides_is_held_down():
-    left = []
-    for weight in (0.0, 1000.0):
-        cfg = replace(TINY, detail_weight=weight, blur_steps=10_000)
-        nets, dataset = checkpoint.build_model(cfg, (3, 16, 16)).train(), data.load(cfg.data)
-        optimisers = make_optimisers(nets, cfg)
-        for step in range(40):
-            images = dataset.images(torch.arange(4))
-            report = train_step(nets, optimisers, images, cfg, cfg.phase(step), step)
-        assert ("detail" in report) == (weight > 0)
-        images = nets.generator(*ops.sample_latents(64, cfg.num_codes, cfg.num_noise, 0, 0, device="cpu"))
-        left.append((images - gaussian_blur(images, torch.tensor(2.0))).square().mean().item())
-    assert left[1] < 0.5 * left[0]
-
-
 @pytest.mark.parametrize("preset", ["dsprites", "dsprites-fast", "shapes3d-like", "teapots", "celeba"])
 def test_a_step_reads_nothing_back(preset):
     cfg = replace(PRESETS[preset], width=2, hidden=8, batch_size=4, precision="bfloat16", ema=0.9)
@@ -365,7 +349,6 @@ def test_mistakes_end_in_one_sentence(tmp_path, capsys):
     assert "no preset 'dsprite'; expected one of quick" in refused(capsys, "dsprite")
     assert "batch_size is -3" in refused(capsys, "quick", "--batch-size", -3)
     assert "blur is 3.0 but blur_steps is 0" in refused(capsys, "dsprites", "--blur", 3)
-    assert "detail_weight is 1.0 but blur is 0" in refused(capsys, "dsprites", "--detail-weight", 1)
     assert "num_codes is 300; expected at most 256" in refused(capsys, "quick", "--num-codes", 300)
     assert "gap is 2.0; expected a contrastive gap in [0, 2)" in refused(capsys, "--gap", 2.0)
     assert "--device is 'cuda:7' but torch sees" in refused(capsys, "--device", "cuda:7", "--out", tmp_path / "a")
