@@ -23,10 +23,10 @@ def beta_vae(
     """
     x, y = _features(pairs, factor, "pairs")
     logits = fit_logistic(x, y, int(y.max()) + 1)
-    train_score = score = float((logits(x).argmax(0) == y).double().mean())
+    train_score = score = float((logits(x).max(0).indices == y).double().mean())
     if heldout is not None:
         x, y = _features(*heldout, "heldout pairs")
-        score = float((logits(x).argmax(0) == y).double().mean())
+        score = float((logits(x).max(0).indices == y).double().mean())
     return {"score": score, "train_score": train_score}
 
 

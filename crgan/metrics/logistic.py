@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 4096  # points at a time: their class probabilities stay in cache
+DIRECT = 64  # parameters up to which solving for a Newton step costs less than conjugate gradients' many small calls
 
 
 def fit_logistic(
@@ -74,9 +75,19 @@ def fit_logistic(
 
 
 def _newton_direction(gradient: Tensor, p: Tensor, sample: Tensor, outer: Tensor, penalty: Tensor) -> Tensor:
-    """-H^-1 gradient to a tenth; H is the curvature over `sample` [K+1, M], whose classes have probability p."""
+    """-H^-1 gradient, with more than DIRECT parameters to a tenth.
+
+    H is the curvature over `sample` [K+1, M], whose classes have probability p.
+    """
     points = sample.T / sample.shape[1]
     ridge = penalty + 1e-5  # a constant added to all biases changes nothing: H alone is singular
+    if gradient.numel() <= DIRECT:
+        classes, size = gradient.shape
+        spread = torch.diag_embed(p.T) - p.T[:, :, None] * p.T[:, None]  # [M, C, C]
+        curvature = (spread.flatten(1).T @ outer).view(classes, classes, size, size).transpose(1, 2)
+        whole = curvature.reshape(gradient.numel(), -1).div_(len(points))
+        whole.diagonal().view(classes, size).add_(ridge)
+        return torch.linalg.solve_ex(whole, gradient.flatten())[0].view_as(gradient).neg_()
     blocks = ((p * (1 - p)) @ outer).unflatten(1, (len(sample), -1)) / sample.shape[1] + torch.diag(ridge)
     inverse = torch.linalg.inv(blocks)  # of each class by itself, the preconditioner
 
