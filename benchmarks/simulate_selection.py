@@ -15,7 +15,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from crgan.centrality import Sizes, bootstrap, factor_score, sequential_halving, vote_tables
+from crgan.centrality import Sizes, bootstrap, factor_score, vote_tables
+from crgan.halving import sequential_halving
 
 L, K, BANK = 100, 5, 2048
 

@@ -10,8 +10,8 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from math import ceil, erf, log2
-from typing import Any, NamedTuple
+from math import erf
+from typing import Any
 
 import numpy as np
 import torch
@@ -367,71 +367,3 @@ def split(A: Array, margin: float = 0.2) -> tuple[Array, float] | None:
     across = (np.nansum(A[side][:, ~side[:n]]) + np.nansum(A[~side][:, side[:n]])) / (side[:, None] != side[:n]).sum()
     lead = float(inside - across)
     return (side, lead) if lead >= margin else None
-
-
-# ---------------------------------------------------------------- fewer pairs
-
-
-class Halving(NamedTuple):
-    ranking: Array  # [N] models, best first
-    references: Array  # [N] models in the order in which they serve as references
-    rounds: list[dict[str, int]]  # models, references and groups of each
-    encodes: int  # spent
-
-
-def sequential_halving(
-    measure: Callable[[int, Array, int], Array],
-    num_models: int,
-    budget: float,
-    *,
-    sizes: Sizes,
-    first_groups: int = 15,
-) -> Halving:
-    """Correlated Sequential Halving (Baharav and Tse 2019) for the medoid under A = (B + B^T) / 2.
-
-    In each of ceil(log2 N) rounds all models still in the race are scored on the same reference models, drawn at
-    random, and the worse half leaves. References are nested, so that nothing measured is thrown away: a round first
-    takes in more references, on `first_groups` groups each, and when all models serve, more groups.
-    `measure(j, encoders, groups)` returns B[encoders, j] on the first `groups` groups of generator j. `budget` is the
-    share in (0, 1] of the N^2 * sizes.encodes(sizes.groups) encodes of an exact selection.
-
-    Raises InputError where the budget does not pay for 2 references in the first round.
-    """
-    N, full, first = num_models, sizes.groups, min(first_groups, sizes.groups)
-    price = sizes.encodes(np.arange(full + 1))
-    exact = N * N * int(price[full])
-    references = np.random.default_rng(sizes.seed).permutation(N)
-    B, done = np.full((N, N), np.nan), np.zeros((N, N), np.int32)
-    alive, losers, spent, rounds = np.arange(N), np.empty(0, np.int64), 0, []
-
-    def plan(step: int) -> tuple[Array, int, Array, int]:
-        """Steps 2..N take in references, further ones add groups: -> references, groups, pairs [N, N] due, cost."""
-        met, groups = references[:step], first + max(0, step - N)
-        due = np.zeros((N, N), bool)
-        due[np.ix_(alive, met)] = due[np.ix_(met, alive)] = True
-        due &= (done < groups) & ~np.eye(N, dtype=bool)
-        return met, groups, due, int((price[groups] - price[done[due]]).sum())
-
-    count = 1 if budget * exact >= exact - N * int(price[full]) else ceil(log2(N))  # one round of everything is exact
-    if (least := plan(2)[-1] * count) > budget * exact:
-        way = f"expected at least {least / exact:.2g}" if least < exact else "leave it out"
-        raise InputError(f"a budget of {budget:g} is too small for {N} models; {way}")
-    for left in range(count, 0, -1):
-        low, high = 2, N + full - first
-        while low < high:  # the furthest step that this round's share of the budget pays for
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if plan(middle)[-1] <= (budget * exact - spent) / left else (low, middle - 1)
-        met, groups, due, cost = plan(low)
-        for j in np.flatnonzero(due.any(0)):
-            encoders = np.flatnonzero(due[:, j])
-            B[encoders, j] = measure(int(j), encoders, groups)
-        done[due] = groups
-        spent += cost
-        A = (B[np.ix_(alive, met)] + B[np.ix_(met, alive)].T) / 2
-        A[alive[:, None] == met] = np.nan
-        # A model is no reference of its own: without the references' own levels its mean would miss one of them.
-        order = alive[np.argsort(-np.nanmean(A - np.nanmean(A, 0), 1), kind="stable")]
-        rounds.append({"models": len(alive), "references": len(met), "groups": groups})
-        alive, out = np.split(order, [(len(order) + 1) // 2])
-        losers = np.concatenate([out, losers])
-    return Halving(np.concatenate([alive, losers]), references, rounds, spent)

@@ -30,13 +30,13 @@ from .centrality import (
     bootstrap,
     confidence_gap,
     model_centrality,
-    sequential_halving,
     similarity,
     split,
 )
 from .cluster import ClusterPool
 from .errors import InputError, NotFiniteError
 from .files import write_atomically, write_json
+from .halving import sequential_halving
 from .models import Member, open_models
 from .scores import CodesPool, ScoreFile
 from .udr import udr

@@ -11,11 +11,11 @@ from crgan.centrality import (
     confidence_gap,
     cross_scores,
     model_centrality,
-    sequential_halving,
     similarity,
     split,
 )
 from crgan.errors import InputError
+from crgan.halving import sequential_halving
 from crgan.models import Member
 
 SMALL = {"groups": 40, "group_size": 50, "scale_samples": 1000}
