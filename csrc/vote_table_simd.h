@@ -66,6 +66,13 @@ CRGAN_INLINE Vec lanes(std::integer_sequence<int, I...>) {
   return Vec{I...};
 }
 
+// The second pass over a group finds it in cache, and would leave the memory idle: there, asks for what lies 4 KiB (or,
+// if that is farther, a group) behind p. Beyond the codes' end this does nothing.
+template <typename T>
+CRGAN_INLINE void prefetch(const T* p, int64_t group_size) {
+  __builtin_prefetch((const char*)p + std::max<int64_t>(4096, group_size * sizeof(T)));
+}
+
 // W rows of K <= W dimensions are K vectors, whose element i belongs to dimension i mod K whichever the block: the
 // sums over all blocks of a group stay in K registers, and are folded into dimensions once.
 template <int K>
@@ -127,7 +134,10 @@ CRGAN_INLINE Vec spreads(const T* x, int64_t L, Vec scale) {
   for (int v = 0; v < K; ++v) moments[v].shift = mean.v[v];
   for (int64_t i = 0; i < whole; i += W * K)
 #pragma GCC unroll 16
-    for (int v = 0; v < K; ++v) moments[v].add(load(x + i + W * v));
+    for (int v = 0; v < K; ++v) {
+      if (W * v * sizeof(T) % 64 < W * sizeof(T)) prefetch(x + i + W * v, L * K);  // once in 64 bytes, a cache line
+      moments[v].add(load(x + i + W * v));
+    }
 #pragma GCC unroll 16
   for (int v = 0; v < K; ++v) moments[v].add(lane + (float)(W * v) < seen ? mean.v[v] : load(last + W * v));
 #pragma GCC unroll 16
@@ -156,7 +166,11 @@ CRGAN_INLINE void consider_panel(Vote& best, const T* x, int64_t L, int64_t K, i
     moments[i / P][i % P].shift = (sum[0][i % P] + (R > 1 ? sum[R - 1][i % P] : Vec{})) / (float)L;
   for (int64_t r = 0; r < even; r += R)
 #pragma GCC unroll 8
-    for (int i = 0; i < R * P; ++i) moments[i / P][i % P].add(load(x + (r + i / P) * K + first[i % P]));
+    for (int i = 0; i < R * P; ++i) {
+      const T* p = x + (r + i / P) * K + first[i % P];
+      prefetch(p, L * K);
+      moments[i / P][i % P].add(load(p));
+    }
   if (even < L)
     for (int p = 0; p < P; ++p) moments[0][p].add(load(x + even * K + first[p]));
 
