@@ -106,7 +106,9 @@ def select(
         pool = Pool(open_models(runs, cli.device(device)), sizes, batch_size=batch_size)
     labelled: Any = _dataset(pool.members, data, root) if with_labels else None
     if with_labels and "factor_vae" not in metrics.applicable(labelled):
-        raise InputError(f"--with-labels needs factors, and {labelled.name} has none; leave it out or give --data NAME")
+        raise InputError(
+            f"--with-labels needs two factors or more, which {labelled.name} lacks; leave it out or give --data NAME"
+        )
     out.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {
         "method": method,

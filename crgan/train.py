@@ -280,16 +280,16 @@ def training(
 def evaluate(nets: Any, dataset: Any, cfg: Config, out: Path, full: bool) -> tuple[dict[str, float], Any]:
     """Writes samples.png and traversal.png; returns the scores and the latter.
 
-    Where the data has factors that is the FactorVAE score (paper protocol): while training on a fifth of the groups,
-    at the end (`full`) on the paper's 500 with 73,728 images for the scale.
+    Where the data has several factors that is the FactorVAE score (paper protocol): while training on a fifth of the
+    groups, at the end (`full`) on the paper's 500 with 73,728 images for the scale.
     """
     scores: dict[str, float] = {}
     moved: list[str] = []
-    if dataset.factor_sizes:
+    varying = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
+    if len(varying) > 1:
         sizes: dict[str, Any] = {} if full else {"groups": 100, "scale_samples": 5_000}
         result = metrics.evaluate(nets, dataset, ("factor_vae",), protocol="paper", seed=cfg.seed, **sizes)
         scores["factor_vae"] = result["factor_vae"]["score"]
-        varying = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
         moved = pictures.moved_factors(result["factor_vae"]["votes"], varying)
     traversal = pictures.traversal_picture(nets, moved)
     pictures.save_picture(traversal, out / "traversal.png")

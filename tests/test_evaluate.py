@@ -122,6 +122,14 @@ def test_ready_made_groups_are_used_where_the_data_has_them():
     assert result["votes"].tolist() == [[9], [0], [0]]
 
 
+def test_one_factor_gives_no_scores_that_any_code_would_reach():
+    grid = Grid()
+    grid.factor_sizes = (6, 1, 1)
+    fitting = applicable(grid)
+    assert "mig" in fitting
+    assert not {"factor_vae", "beta_vae", "modularity"} & set(fitting)
+
+
 def test_the_score_of_a_metric_does_not_depend_on_the_others_asked_for():
     alone = evaluate(Encoder(EYE), Grid(), ("mig",), **SMALL)["mig"]
     beside = evaluate(Encoder(EYE), Grid(), ("factor_vae", "dhsic", "mig"), **SMALL)["mig"]

@@ -229,16 +229,18 @@ METRICS: dict[str, Callable[[Samples], dict[str, Any]]] = {
 
 def applicable(dataset: Any) -> list[str]:
     """The metrics that mean something on this data set."""
-    labelled = any(size > 1 for size in dataset.factor_sizes)
+    varying = sum(size > 1 for size in dataset.factor_sizes)
+    several = varying > 1  # with one factor every vote and guess is right, whatever the codes
     ready = getattr(dataset, "groups", None) is not None
-    without = {
+    fits = {
         "dhsic": True,
         "reconstruction": min(dataset.image_shape[1:]) >= 11,
         "inception": dataset.name == "dsprites",
-        "factor_vae": labelled or ready,
-        "beta_vae": labelled or ready,
+        "factor_vae": several or ready,
+        "beta_vae": several or ready,
+        "modularity": several,
     }
-    return [name for name in METRICS if without.get(name, labelled)]
+    return [name for name in METRICS if fits.get(name, varying > 0)]
 
 
 @torch.no_grad()
