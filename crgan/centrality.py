@@ -57,11 +57,18 @@ class Sizes:
         return groups * self.group_size + np.where(np.asarray(groups) > 0, self.scale_for(groups), 0)
 
 
-def similarity(B: Array) -> Array:  # [N, N] scores -> [N, N], symmetric
+def similarity(B: Array) -> Array:
+    """A = (B + B^T) / 2 [N, N], symmetric, of the scores B [N, N] in [0, 1] that `cross_scores` gives."""
     return (B + B.T) / 2
 
 
-def model_centrality(A: Array) -> Array:  # [N, N] similarity -> [N], each model's mean over the others
+def model_centrality(A: Array) -> Array:
+    """s [N] in [0, 1], each model's mean similarity A [N, N] to the others: the largest marks the medoid.
+
+    Raises InputError where A is not [N, N] of two models or more.
+    """
+    if A.ndim != 2 or A.shape[0] != A.shape[1] or len(A) < 2:
+        raise InputError(f"the similarity has shape {list(A.shape)}; expected [N, N] of 2 models or more")
     return (A.sum(1) - A.diagonal()) / (len(A) - 1)
 
 
@@ -326,10 +333,11 @@ def bootstrap(pool: Pool, mask: Array, replicates: int = 200) -> Array:
 
 
 def confidence_gap(pool: Pool, winner: int, runner_up: int) -> dict[str, float]:
-    """How far the winner is ahead of the runner-up on the models that both have met: `gap`, its `standard_error`, and
-    `confidence`, the probability that the winner is the better of the two, by the normal approximation.
+    """How far the winner's centrality is ahead of the runner-up's by the models that both have met: `gap`, its
+    `standard_error`, and `confidence`, the probability that the winner is the better, by the normal approximation.
 
-    The error joins the draw of the groups (bootstrap) and, if not all models were met, that of the references.
+    What the two score on each other is the same for both and counts as such. The error joins the draw of the groups
+    (bootstrap) and, if not all models were met, that of the references.
     """
     A, both = similarity(pool.B), np.array([winner, runner_up])
     others = np.setdiff1d(np.arange(len(pool)), both)
@@ -343,7 +351,8 @@ def confidence_gap(pool: Pool, winner: int, runner_up: int) -> dict[str, float]:
     variance = (resampled[:, winner] - resampled[:, runner_up]).var()
     if 1 < len(met) < len(others):
         variance += (1 - len(met) / len(others)) * difference.var(ddof=1) / len(met)
-    gap, error = float(difference.mean()), float(variance**0.5)
+    shared = len(met) / (len(met) + 1)
+    gap, error = float(difference.mean()) * shared, float(variance**0.5) * shared
     return {"gap": gap, "standard_error": error, "confidence": 0.5 * (1 + erf(gap / (error or 1e-12) / 2**0.5))}
 
 

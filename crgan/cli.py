@@ -27,6 +27,9 @@ def command_process():
             raise
         print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def sentence(error: Exception) -> str | None:

@@ -1,6 +1,7 @@
 """One frozen dataclass for a training run and a table of presets: one row per published or shipped setting."""
 
 from dataclasses import asdict, dataclass, fields, replace
+from math import inf
 from typing import Any, Literal, NamedTuple
 
 from .errors import InputError
@@ -110,8 +111,8 @@ class Config:
             "seed": 0, "eval_every": 1,
         }  # fmt: skip
         for name, least in at_least.items():
-            if not getattr(self, name) >= least:  # a NaN fails too
-                raise InputError(f"{name} is {getattr(self, name)}; expected a number of at least {least}")
+            if not least <= getattr(self, name) < inf:  # a NaN fails too
+                raise InputError(f"{name} is {getattr(self, name)}; expected a finite number of at least {least}")
         for name in ("beta1", "beta2", "ema"):
             if not getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a decay in [0, 1)")

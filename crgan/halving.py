@@ -52,7 +52,7 @@ def sequential_halving(
 
     count = 1 if budget * exact >= exact - N * int(price[full]) else ceil(log2(N))  # one round of everything is exact
     if (least := plan(2)[-1] * count) > budget * exact:
-        way = f"expected at least {least / exact:.2g}" if least < exact else "leave it out"
+        way = f"expected at least {ceil(1e4 * least / exact) / 1e4:g}" if least < exact else "leave it out"
         raise InputError(f"a budget of {budget:g} is too small for {N} models; {way}")
     for left in range(count, 0, -1):
         low, high = 2, N + full - first

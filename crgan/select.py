@@ -1,5 +1,6 @@
 """`python -m crgan.select RUN... --out DIR`: ranks a pool of models without labels."""
 
+import re
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -204,6 +205,8 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
     names = {"winner": pool.members[first].name, "runner_up": pool.members[second].name}
     extra |= {"encodes": made, "gap": names | confidence_gap(pool, first, second)}
     warnings = []
+    if N == 2:
+        warnings.append("two models are as similar to each other: only a third can tell which is the better")
     measured = [(i, j, bool((pair.votes < 0).all())) for (i, j), pair in pool.pairs.items() if pair.done]
     for side, what in (
         (0, "no code of {} varies, or they are not finite: what such an encoder scores is chance"),
@@ -296,11 +299,19 @@ def _heat_map(found: Outcome, members: Sequence[Member], path: Path) -> None:
     picture = axes.imshow(found.A[np.ix_(ranking, ranking)], vmin=0, vmax=1, cmap="magma")
     if N <= 60:
         axes.set_xticks(range(N), [str(n) for n in range(1, N + 1)], fontsize=8)
-        axes.set_yticks(range(N), [f"{members[i].name[-40:]}  {r}" for r, i in enumerate(ranking, 1)], fontsize=8)
+        names = _short_names([members[i].name for i in ranking])
+        axes.set_yticks(range(N), [f"{name[-40:]}  {rank}" for rank, name in enumerate(names, 1)], fontsize=8)
     axes.set_title("similarity of the models, by rank")
     figure.colorbar(picture, shrink=0.7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """The names without the folders and settings that all of them have."""
+    parts = [re.split("[/,]", name) for name in names]
+    shared = set.intersection(*map(set, parts))
+    return [",".join(part for part in of if part not in shared) or name for of, name in zip(parts, names)]
 
 
 class _Rate(ProgressColumn):
@@ -330,7 +341,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
             f"{gap['winner']} leads {gap['runner_up']} by {gap['gap']:.4f} +- {gap['standard_error']:.4f}: "
             f"the better of the two with probability {gap['confidence']:.2f}"
         )
-    if result["budget"] < 1:
+    if len(result.get("rounds", ())) > 1:
         lines.append("with a budget the scores of models that left the race early rest on fewer references and groups")
     if "rank_correlation" in result:
         known = result["rank_correlation"]

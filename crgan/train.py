@@ -274,6 +274,9 @@ def training(
         if lead:
             print(f"stopped after step {step}, saved in {folder}; the same command goes on from there")
         sys.exit(128 + stop)
+    if lead:
+        files = "traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/, TensorBoard events"
+        print(f"wrote {out}/: {files}")
     yield nets.eval()
 
 
@@ -407,9 +410,6 @@ def main(args: list[str] | None = None) -> None:
             print(json.dumps({"out": str(out), "device": parsed.device, "config": shown}, indent=2))
             return
         train(cfg, out, parsed.device, parsed.checkpoint_every, parsed.cuda_graph)
-        if parallel.leads():
-            files = "traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/, TensorBoard events"
-            print(f"wrote {out}/: {files}")
 
 
 if __name__ == "__main__":

@@ -187,6 +187,8 @@ def test_bootstrap_tells_the_spread_over_fresh_draws():
     gap = confidence_gap(pool, int(s.argmax()), int(s.argmin()))
     assert gap["gap"] == pytest.approx(s.max() - s.min(), abs=3 * gap["standard_error"] + 0.05)
     assert gap["gap"] > 3 * gap["standard_error"]
+    own = model_centrality(similarity(pool.B))
+    assert gap["gap"] == pytest.approx(own[s.argmax()] - own[s.argmin()])  # all pairs known: the scores' difference
     assert gap["confidence"] > 0.99
 
 

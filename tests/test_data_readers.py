@@ -509,6 +509,19 @@ def test_folder(tmp_path):
         dataset.sample_factors(1, seed=0)
 
 
+def test_folder_turns_photographs_and_puts_transparent_ones_on_white(tmp_path):
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:32] = 255  # white above
+    exif = Image.Exif()
+    exif[0x0112] = 3  # shown turned by 180 degrees
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    Image.new("RGBA", (64, 64), (200, 0, 0, 0)).save(tmp_path / "b.png")
+    turned, clear = everything(load("folder", tmp_path))
+    assert turned[:, 5].max() == 0
+    assert turned[:, 60].min() == 1
+    assert clear.min() == 1
+
+
 def test_broken_folder(tmp_path):
     with pytest.raises(InputError, match="needs a folder"):
         load("folder", tmp_path / "none")

@@ -60,7 +60,7 @@ def test_a_list_of_settings(tmp_path):
         (["lambda=1"], "", None, "'lambda' is no field"),
         (["lr_g=fast"], "", None, "'fast' is no value of lr_g"),
         (["network=resnet"], "", None, "'resnet' is no value of network"),
-        (["width=0"], "", None, "width is 0; expected a number of at least 1"),
+        (["width=0"], "", None, "width is 0; expected a finite number of at least 1"),
         ([], "0:0", None, "--seeds is '0:0'; expected first:end"),
         ([], "1,1", None, "seed=1 is in this sweep twice"),
         (["width=8", "width=16"], "", None, "width is set twice"),

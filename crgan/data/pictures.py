@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from crgan.data.dataset import Dataset
 from crgan.data.storage import as_table, cached, expect, find, reader, shrink, sound
@@ -53,10 +53,13 @@ def celeba(root: str | Path | None) -> Dataset:
 
 
 def _rgb(path: Path, image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)  # a telephone's picture lies as its sensor did
     if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
         raise InputError(f"{path} has pixels of 32 bits, whose range is unknown; expected 8 or 16 bits a channel")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 
@@ -71,10 +74,11 @@ def folder(root: str | Path | None) -> Dataset:
 
     def pictures() -> Iterator[np.ndarray]:
         for path in files:
-            with sound(path, "image"), Image.open(path) as image:
+            with sound(path, "image"), Image.open(path) as file:
+                image = _rgb(path, file)
                 side = min(image.size)
                 left, top = (image.width - side) // 2, (image.height - side) // 2
-                yield shrink(_rgb(path, image).crop((left, top, left + side, top + side)), 64)[None]
+                yield shrink(image.crop((left, top, left + side, top + side)), 64)[None]
 
     images = cached(files, f"and-{len(files) - 1}-more", (len(files), 64, 64, 3), pictures())
     return Dataset("folder", (3, 64, 64), len(files), read=reader(root, images))

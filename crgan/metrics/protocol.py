@@ -247,7 +247,7 @@ def applicable(dataset: Any) -> list[str]:
 def evaluate(
     model: Any,
     dataset: Any,
-    metrics: Sequence[str] = ("factor_vae",),  # or ("all",)
+    metrics: str | Sequence[str] = ("factor_vae",),  # or "all"
     protocol: str = "paper",
     seed: int = 0,
     *,
@@ -264,6 +264,7 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
+    metrics = (metrics,) if isinstance(metrics, str) else metrics
     names = [name for m in metrics for name in (applicable(dataset) if m == "all" else [m])]
     for name in names:
         if name not in METRICS:
