@@ -17,7 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from crgan import PRESETS, checkpoint, data, ops
 from crgan.cli import keep_memory
 from crgan.config import Phase
-from crgan.train import arithmetic, capture, make_optimisers, train_step
+from crgan.precision import arithmetic
+from crgan.train import capture, make_optimisers, train_step
 
 PAPER = PRESETS["dsprites"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,7 +5,6 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
@@ -22,6 +21,7 @@ from .latent import code_presence
 from .log import Log, progress
 from .networks import InfoGAN, advance_power_iteration, gaussian_blur
 from .optim import Optimisers, adam, update
+from .precision import arithmetic, has_bfloat16
 
 LOG_EVERY = 100
 """Steps between two lines of losses in metrics.jsonl."""
@@ -306,15 +306,7 @@ def resolve(cfg: Config, device: torch.device) -> Config:
         cfg = replace(cfg, root=str(Path(cfg.root).resolve()))
     if cfg.precision != "auto":
         return cfg
-    return replace(cfg, precision="bfloat16" if _has_bfloat16(device) else "float32")
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 itself; where it does not, emulation is slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return replace(cfg, precision="bfloat16" if has_bfloat16(device) else "float32")
 
 
 def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[str]:
@@ -358,18 +350,6 @@ def _check_finite(report: dict[str, float], step: int, out: Path) -> None:
                 f"the loss {name} is {value} at step {step}; the last good checkpoint is "
                 f"{checkpoint.latest(out) or 'none'}: start anew with smaller learning rates"
             )
-
-
-@contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """Until left, cuDNN takes only what repeats its bits, and GPUs multiply in TF32 only if that is the precision."""
-    matmul, tf32 = torch.backends.cuda.matmul, precision == "tf32"
-    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
-    try:
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=tf32):
-            yield
-    finally:
-        matmul.allow_tf32 = before
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, loss
 from crgan.config import Phase
 from crgan.latent import code_presence
 from crgan.networks import advance_power_iteration
+from crgan.precision import arithmetic
 from crgan.train import (
     _open_run,
-    arithmetic,
     capture,
     main,
     make_optimisers,
