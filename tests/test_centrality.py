@@ -192,6 +192,13 @@ def test_bootstrap_tells_the_spread_over_fresh_draws():
     assert gap["confidence"] > 0.99
 
 
+def test_what_is_no_similarity_is_refused():
+    with pytest.raises(InputError, match=r"shape \[2, 3\]; expected \[N, N\]"):
+        model_centrality(np.zeros((2, 3)))
+    with pytest.raises(InputError, match=r"shape \[1, 1\]"):
+        model_centrality(np.zeros((1, 1)))
+
+
 def test_a_split_pool_is_noticed_and_a_good_and_bad_one_is_not():
     rng = np.random.default_rng(0)
     noise = rng.normal(size=(20, 20)) * 0.03

@@ -130,6 +130,10 @@ def test_one_factor_gives_no_scores_that_any_code_would_reach():
     assert not {"factor_vae", "beta_vae", "modularity"} & set(fitting)
 
 
+def test_one_metric_needs_no_tuple():
+    assert list(evaluate(Encoder(EYE), Grid(), "mig", **SMALL)) == ["mig"]
+
+
 def test_the_score_of_a_metric_does_not_depend_on_the_others_asked_for():
     alone = evaluate(Encoder(EYE), Grid(), ("mig",), **SMALL)["mig"]
     beside = evaluate(Encoder(EYE), Grid(), ("factor_vae", "dhsic", "mig"), **SMALL)["mig"]

@@ -15,7 +15,7 @@ import torch
 from linear_models import Linear, known_pool, rotation
 from torch import nn
 
-from crgan import checkpoint, select
+from crgan import checkpoint, cli, select
 from crgan.centrality import Sizes, cross_scores
 from crgan.config import PRESETS
 from crgan.errors import InputError
@@ -144,6 +144,18 @@ def fails(capsys, *args, match):
     text = " ".join(capsys.readouterr().err.split())
     assert match in text
     return text
+
+
+def test_ctrl_c_ends_a_command_in_one_sentence(capsys):
+    with pytest.raises(SystemExit) as stop, cli.command_process():
+        raise KeyboardInterrupt
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.startswith("stopped; the same command goes on")
+
+
+def test_labels_leave_out_what_all_names_share():
+    assert select._short_names(["pool/a=1,s=2,seed=0", "pool/a=3,s=2,seed=0"]) == ["a=1", "a=3"]
+    assert select._short_names(["one"]) == ["one"]
 
 
 def test_mistakes_end_with_one_sentence_and_code_2(pool, capsys, tmp_path):

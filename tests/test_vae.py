@@ -169,13 +169,13 @@ def test_the_discriminators_adam_is_the_papers():
 
 def test_it_learns_to_tell_two_images_apart():
     """Without a divergence term the loss falls below half that of the best picture without a code."""
-    cfg = replace(tiny("betavae-dsprites"), beta=0.0, lr_g=5e-3, batch_size=2, width=8, hidden=64)
+    cfg = replace(tiny("betavae-dsprites"), beta=0.0, lr_g=3e-3, batch_size=2, width=8, hidden=64)
     nets, optimisers, _ = nets_and_images(cfg)
     x = data.load("dsprites").images(torch.tensor([0, 737_279]))
     losses = [vae.train_step(nets, optimisers, x, cfg, PHASE, step)["reconstruction"].item() for step in range(250)]
     best = Bernoulli(x.mean(0)).entropy().sum().item()
     assert 200 < best < 250
-    assert min(losses) < best / 2  # not the last: without the divergence codes run away, and the loss with them
+    assert losses[-1] < best / 2
 
 
 # ---------------------------------------------------------------- runs
