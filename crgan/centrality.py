@@ -69,7 +69,8 @@ def model_centrality(A: Array) -> Array:
     """
     if A.ndim != 2 or A.shape[0] != A.shape[1] or len(A) < 2:
         raise InputError(f"the similarity has shape {list(A.shape)}; expected [N, N] of 2 models or more")
-    return (A.sum(1) - A.diagonal()) / (len(A) - 1)
+    others = ~np.eye(len(A), dtype=bool)
+    return A.sum(1, where=others) / (len(A) - 1)  # subtracting the diagonal would part equals by rounding
 
 
 def cross_scores(

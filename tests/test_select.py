@@ -429,7 +429,7 @@ def test_run_folders_with_labels(run_folders, tmp_path, capsys):
     result = json.loads(Path(out, "ranking.json").read_text())
     assert {row["name"] for row in result["models"]} == set(run_folders)
     assert all(0.5 <= row["factor_vae"] <= 1 for row in result["models"])
-    assert result["rank_correlation"] in (-1, 1, None)
+    assert result["rank_correlation"] is None  # two models have the same score, to the bit
     assert "rank correlation" in capsys.readouterr().out
     a, b = open_models(run_folders)
     assert a.fingerprint != b.fingerprint
