@@ -32,6 +32,7 @@ def beta_vae(
 
 def _features(pairs: Any, factor: Any, name: str) -> tuple[Tensor, Tensor]:  # -> [G, K], [G]
     codes = float_array(pairs, name, "G P 2 K")
-    blocks = codes.split(256)  # in cache; what is not finite shows in the means
+    # In cache, and of few groups too small to wake torch's threads for; what is not finite shows in the means.
+    blocks = codes.split(max(50, len(codes) // 40))
     means = torch.cat([(block[:, :, 0] - block[:, :, 1]).abs_().mean(1) for block in blocks])
     return codes_array(means, name, "G K"), labels_array(factor, codes)

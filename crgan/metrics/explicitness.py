@@ -29,14 +29,17 @@ def explicitness(
         std, mean = torch.std_mean(codes.double(), 0, correction=0)
         std = torch.where(std > 0, std, 1.0)
         codes, test_codes = (codes - mean) / std, (test_codes - mean) / std
-    per_factor = []
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # numpy sorts outside the interpreter's lock
-        for f in range(factors.shape[1]):
-            values, classes = factors[:, f].unique(return_inverse=True)
-            logits = fit_logistic(codes, classes, len(values))
-            scores = torch.softmax(logits(test_codes), 0).cpu().numpy()  # [C, N]
-            truth = values.cpu().numpy()[:, None] == test_factors[:, f].cpu().numpy()
-            per_factor.append(float(np.nanmean(list(threads.map(roc_area, scores, truth)))))
+
+    def area(f: int) -> float:
+        values, classes = factors[:, f].unique(return_inverse=True)
+        logits = fit_logistic(codes, classes, len(values))
+        scores = torch.softmax(logits(test_codes), 0).cpu().numpy()  # [C, N]
+        truth = values.cpu().numpy()[:, None] == test_factors[:, f].cpu().numpy()
+        return float(np.nanmean(list(map(roc_area, scores, truth))))
+
+    cores = torch.get_num_threads()  # a factor to each: one fit's many small steps would not keep them busy
+    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        per_factor = list(threads.map(area, range(factors.shape[1])))
     return {"score": float(np.mean(per_factor)), "per_factor": np.array(per_factor)}
 
 
