@@ -19,7 +19,7 @@ timeout -s INT -k 20 200 $python -m pytest -q --continue-on-collection-errors -p
 echo "== benchmarks"
 # Those that use the card come first, and an interrupt leaves the figures of those that are done.
 timeout -s INT -k 20 240 $python -m pytest --benchmark-only -q -p no:cacheprovider --continue-on-collection-errors \
-    benchmarks/bench_{training_step,vote_table,contrastive_loss,traversal_pairs,render,selection,metrics,sweep}.py \
+    benchmarks/bench_{training_step,vote_table,contrastive_loss,traversal_pairs,spectral_norm,render,selection,metrics,sweep}.py \
     --benchmark-json="$out/benchmarks.json" > "$out/benchmarks.log" 2>&1 || failed=1
 [ -s "$out/benchmarks.json" ] || { tail -n 20 "$out/benchmarks.log"; exit 1; }
 

@@ -1,53 +1,58 @@
 """Generator G, discriminator D with its code head Q, contrastive discriminator H, and the model that they make."""
 
 import copy
+from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
-from torch.nn.utils import parametrize
+from torch.nn.functional import linear, normalize
 
 from . import ops, parallel
 from .config import Config
 from .errors import InputError
 
 
-class SpectralNorm(nn.Module):
-    """Parametrization W / sigma(W), sigma by one power iteration (Miyato et al. 2018, algorithm 1).
+class Normalised(NamedTuple):
+    """The weights of a network's layers under spectral norm, for all passes until the weights change."""
 
-    As in the original InfoGAN-CR, gradients flow through the iteration, and the stored vector moves once per
-    training step (`advance_power_iteration`), however many passes the step makes.
-    """
+    weights: dict[nn.Module, Tensor]
+    vectors: dict[Any, Tensor]  # the next u of each layer
 
-    u: Tensor
-    next_u: Tensor
-
-    def __init__(self, weight: Tensor):
-        super().__init__()
-        self.register_buffer("u", normalize(torch.ones(weight.shape[0]), dim=0))
-        self.next_u = self.u
-
-    def forward(self, weight: Tensor) -> Tensor:
-        matrix = weight.flatten(1)
-        v = normalize(self.u @ matrix, dim=0)
-        product = matrix @ v
-        next_u = normalize(product, dim=0)
-        self.next_u = next_u.detach()
-        return weight / (next_u @ product)
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Stores the singular vectors. Once per training step, as in the original, however many passes it makes."""
+        if self.vectors:
+            torch._foreach_copy_([layer.u for layer in self.vectors], list(self.vectors.values()))
 
 
-def advance_power_iteration(network: nn.Module) -> None:
-    """Stores the singular vectors that the last pass of `network` found."""
-    for module in network.modules():
-        if isinstance(module, SpectralNorm):
-            module.u.copy_(module.next_u)
+def normalise(network: nn.Module) -> Normalised:
+    """W / sigma(W) of all layers of `network` that are under spectral norm (Miyato et al. 2018), in one op."""
+    layers: list[Any] = [module for module in network.modules() if "u" in module._buffers]
+    # The taps of a channels-last convolution lie before its input channels; the order of columns changes no sigma.
+    taps: list[Tensor] = [layer.weight.movedim(1, -1) for layer in layers]
+    found, moved = ops.spectral_norm([t.flatten(1) for t in taps], [layer.u for layer in layers])
+    weights = [matrix.view(t.shape).movedim(-1, 1) for matrix, t in zip(found, taps)]
+    return Normalised(dict(zip(layers, weights)), dict(zip(layers, moved)))
+
+
+def _pass(layers: nn.Sequential, x: Tensor, weights: Mapping[nn.Module, Tensor]) -> Tensor:
+    layer: Any
+    for layer in layers:
+        weight = weights.get(layer)
+        if weight is None:
+            x = layer(x)
+        elif isinstance(layer, nn.Conv2d):
+            x = layer._conv_forward(x, weight, layer.bias)
+        else:
+            x = linear(x, weight, layer.bias)
+    return x
 
 
 def _spectral(layer: nn.Conv2d | nn.Linear, on: bool) -> nn.Module:
     if on:
-        parametrize.register_parametrization(layer, "weight", SpectralNorm(layer.weight))
+        layer.register_buffer("u", normalize(torch.ones(len(layer.weight)), dim=0))
     return layer
 
 
@@ -60,8 +65,7 @@ def initialise(network: nn.Module, generator: torch.Generator, init: str = "norm
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            layer: Any = module
-            weight = layer.parametrizations.weight.original if parametrize.is_parametrized(layer) else layer.weight
+            weight = module.weight
             if init == "he":
                 transposed = isinstance(module, nn.ConvTranspose2d)
                 fan_in = len(weight) * weight[0, 0].numel() / 4 if transposed else weight[0].numel()
@@ -71,9 +75,9 @@ def initialise(network: nn.Module, generator: torch.Generator, init: str = "norm
                 nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04, generator=generator)
             else:
                 nn.init.normal_(weight, std=0.02, generator=generator)
-            nn.init.zeros_(layer.bias)
-        elif isinstance(module, SpectralNorm):
-            module.u.copy_(normalize(torch.randn(module.u.shape, generator=generator), dim=0))
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+            if (u := module._buffers.get("u")) is not None:
+                u.copy_(normalize(torch.randn(u.shape, generator=generator), dim=0))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
             module.reset_parameters()
@@ -181,9 +185,14 @@ class Trunk(nn.Sequential):
         self.num_features = features
         self.centred = cfg.network == "dcgan"
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]
+        self,
+        images: Tensor,  # [B, C, H, W] in [0, 1]
+        weights: Mapping[nn.Module, Tensor],
+    ) -> Tensor:  # [B, D]
+        """`weights` stand in for those of the layers under spectral norm."""
         images = images.contiguous(memory_format=torch.channels_last)
-        return super().forward(images * 2 - 1 if self.centred else images)
+        return _pass(self, images * 2 - 1 if self.centred else images, weights)
 
 
 def gaussian_blur(
@@ -208,7 +217,7 @@ class Discriminator(nn.Module):
         heads = cfg.spectral_norm == "all"
         self.trunk = Trunk(cfg, image_shape, spectral_norm=cfg.spectral_norm != "none")
         features = self.trunk.num_features
-        self.real = _spectral(nn.Linear(features, 1), heads)
+        self.real = nn.Sequential(_spectral(nn.Linear(features, 1), heads))
         layers: list[nn.Module] = []
         if cfg.network == "conv4":
             layers = [_spectral(nn.Linear(features, cfg.hidden), heads), nn.LeakyReLU(0.2)]
@@ -218,10 +227,12 @@ class Discriminator(nn.Module):
     def forward(
         self,
         images: Tensor,  # [B, C, H, W] in [0, 1]
+        normalised: Normalised | None = None,  # None: normalises for this pass
     ) -> tuple[Tensor, Tensor]:
         """-> logits [B], codes [B, K], both float32."""
-        features = self.trunk(images)
-        return self.real(features).squeeze(1).float(), self.codes(features).float()
+        weights = (normalised or normalise(self)).weights
+        features = self.trunk(images, weights)
+        return _pass(self.real, features, weights).squeeze(1).float(), _pass(self.codes, features, weights).float()
 
 
 class ContrastiveDiscriminator(nn.Module):
@@ -243,9 +254,10 @@ class ContrastiveDiscriminator(nn.Module):
         first: Tensor,  # [B, C, H, W] images of c1
         second: Tensor,  # [B, C, H, W] images of c2
         index: Tensor,  # [B] int64, the code that c1 and c2 share
+        normalised: Normalised | None = None,  # None: normalises for this pass
     ) -> Tensor:
         """-> the cross-entropy of the index (Lin et al. 2020, eq. 4); chance is ln K."""
-        features = self.trunk(torch.cat([first, second], 1))
+        features = self.trunk(torch.cat([first, second], 1), (normalised or normalise(self)).weights)
         loss = ops.contrastive_loss(features.float(), self.head.weight, self.head.bias, index)
         assert isinstance(loss, Tensor)
         return loss

@@ -6,11 +6,12 @@ can run here. An implementation asked for by name runs or raises; only "auto" fa
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from _crgan_kernels import contrastive_loss as loss_kernels
 from _crgan_kernels import latents
+from _crgan_kernels import spectral_norm as norm_kernels
 from _crgan_kernels import traversal_pairs as pairs
 from _crgan_kernels._triton import obstacle as triton_obstacle
 from torch import Tensor
@@ -307,3 +308,80 @@ def _differentiate(ctx, grad_loss, grad_accuracy):
 
 
 _contrastive_loss.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+# ---------------------------------------------------------------- spectral norm
+
+
+def spectral_norm(
+    matrices: Sequence[Tensor],  # W [R, C] of each layer, float32 (float64: reference only)
+    vectors: Sequence[Tensor],  # u [R] of each layer, of length 1
+    *,
+    impl: str = "auto",
+) -> tuple[list[Tensor], list[Tensor]]:
+    """W / sigma(W) of each layer, and its next u, by one power iteration (Miyato et al. 2018, algorithm 1).
+
+    v = W^T u / |W^T u|, next u = W v / |W v|, sigma = next_u^T W v = |W v|. Gradients flow through the iteration, as in
+    the original InfoGAN-CR; the next u has none. One call serves all layers of a network, in three launches and two
+    for the gradients.
+
+    Raises InputError on shapes, types or devices that do not fit, and where the named `impl` cannot run. The kernel is
+    differentiable once: a second derivative raises RuntimeError.
+    """
+    matrices, vectors = list(matrices), list(vectors)
+    if not matrices:
+        return [], []
+    shapes = [list(m.shape) for m in matrices], [list(u.shape) for u in vectors]
+    if any(len(shape) != 2 or 0 in shape for shape in shapes[0]) or shapes[1] != [shape[:1] for shape in shapes[0]]:
+        raise InputError(f"spectral_norm: matrices {shapes[0]}, vectors {shapes[1]}; expected [R, C] and [R] of each")
+    devices = {t.device for t in (*matrices, *vectors)}
+    if len(devices) > 1:
+        raise InputError(f"spectral_norm: arguments are on {devices}; move them to one device")
+    types = {t.dtype for t in (*matrices, *vectors)}
+    if len(types) > 1 or not types <= {torch.float32, torch.float64}:
+        raise InputError(f"spectral_norm: arguments are {types}; expected all float32, or all float64")
+    obstacle = "" if types == {torch.float32} else "the kernel reads float32"
+    if _choose_kernel("spectral_norm", impl, matrices[0].device, obstacle) == "ref":
+        return norm_kernels.spectral_norm_ref(matrices, vectors)
+    flat, state = _spectral_norm(matrices, vectors)
+    normalised = [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in matrices]), matrices)]
+    return normalised, norm_kernels.next_vectors(state.detach(), [m.shape for m in matrices])
+
+
+@torch.library.custom_op("crgan::spectral_norm", mutates_args=())
+def _spectral_norm(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
+    return norm_kernels.spectral_norm_triton(matrices, vectors)
+
+
+@torch.library.custom_op("crgan::spectral_norm_backward", mutates_args=())
+def _spectral_norm_backward(
+    grad: Tensor, flat: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
+) -> Tensor:
+    return norm_kernels.spectral_norm_backward_triton(grad, flat, state, matrices, vectors)
+
+
+@_spectral_norm.register_fake
+def _(matrices, vectors):
+    elements, state, _ = norm_kernels.sizes([m.shape for m in matrices])
+    return matrices[0].new_empty(elements), matrices[0].new_empty(state)
+
+
+@_spectral_norm_backward.register_fake
+def _(grad, flat, state, matrices, vectors):
+    return torch.empty_like(flat)
+
+
+def _save_norms(ctx, inputs, output):
+    ctx.layers = len(inputs[0])
+    ctx.save_for_backward(*output, *inputs[0], *inputs[1])
+
+
+def _differentiate_norms(ctx, grad_flat, grad_state):
+    flat, state, *rest = ctx.saved_tensors
+    matrices, vectors = rest[: ctx.layers], rest[ctx.layers :]
+    grad = _spectral_norm_backward(grad_flat, flat, state, matrices, vectors)
+    parts = grad.split([m.numel() for m in matrices])
+    return [part.view_as(m) for part, m in zip(parts, matrices)], [None] * len(vectors)
+
+
+_spectral_norm.register_autograd(_differentiate_norms, setup_context=_save_norms)

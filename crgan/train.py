@@ -19,7 +19,7 @@ from .config import PRESETS, Config, Phase
 from .errors import InputError
 from .latent import code_presence
 from .log import Log, progress
-from .networks import InfoGAN, advance_power_iteration, gaussian_blur
+from .networks import InfoGAN, gaussian_blur, normalise
 from .optim import Optimisers, adam, update
 from .precision import arithmetic, has_bfloat16
 
@@ -82,31 +82,36 @@ def train_step(
             report["h"] = contrastive(fakes[1].detach(), fakes[2].detach(), index)
         update(optimisers["contrastive"], report["h"])
 
+    normalised = normalise(discriminator)
     with autocast:
-        logits, predicted = discriminator(see(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()])))
+        logits, predicted = discriminator(see(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()])), normalised)
         report["d"] = losses.discriminator_loss(logits[:batch], logits[batch:])
         loss = report["d"] + cfg.info_weight * losses.info_loss(c, predicted[batch:], cfg.q_deviation, presence)
     if phase.r1:
         x = see(x).detach().requires_grad_()
-        logits, _ = discriminator(x)  # a gradient of a gradient wants float32
+        logits, _ = discriminator(x, normalised)  # a gradient of a gradient wants float32
         loss = loss + cfg.r1_weight * cfg.r1_every * losses.r1_penalty(logits, x)
     update(optimisers["discriminator"], loss)
 
+    with torch.no_grad():  # the updated weights, which G's steps leave alone
+        judge = normalise(discriminator)
+        tell = normalise(contrastive) if phase.cr_weight else None
     for i in range(cfg.g_steps):
         with autocast:
             if i > 0:
                 fakes = generate()
-            logits, predicted = discriminator(see(fakes[0]))
+            logits, predicted = discriminator(see(fakes[0]), judge)
             report["g"] = losses.generator_loss(logits)
             report["info"] = losses.info_loss(c, predicted, cfg.q_deviation, presence)
             loss = report["g"] + cfg.info_weight * report["info"]
             if phase.cr_weight:
-                report["cr"] = contrastive(fakes[1], fakes[2], index)
+                report["cr"] = contrastive(fakes[1], fakes[2], index, tell)
                 loss = loss + phase.cr_weight * report["cr"]
         update(optimisers["generator"], loss)
 
-    for network in (discriminator, contrastive) if phase.cr_weight else (discriminator,):
-        advance_power_iteration(network)  # by what G's update found: as in the original, for the updated weights
+    judge.advance()  # as in the original, by what the updated weights gave
+    if tell is not None:
+        tell.advance()
     if nets.average is not None:
         nets.move_average(cfg.ema)
     return {name: value.detach() for name, value in report.items()}

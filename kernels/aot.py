@@ -19,6 +19,7 @@ from triton.compiler import ASTSource
 
 from . import contrastive_loss as loss
 from . import latents, philox, traversal_pairs
+from . import spectral_norm as norm
 
 INTEGERS = ("n", "blocks", "high", "seed", "step", "batch", "num_codes", "num_noise", "half")
 INTEGERS += ("stride", "rows", "programs", "n1", "n2")
@@ -47,6 +48,14 @@ def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
                 label = f"{name}, {dtype}, K={num_codes}, D={width}, {tile}, {config['num_warps']} warps"
                 yield label, kernel, types, {"K": num_codes, "D": width, **config}
     yield "sum of partial sums", loss.sum_kernel, {}, loss.SUM_CONFIG
+    for kernel, config in (
+        (norm.project_kernel, norm.COLUMNS),
+        (norm.multiply_kernel, norm.ROWS),
+        (norm.divide_kernel, norm.ELEMENTS),
+        (norm.reduce_kernel, norm.COLUMNS),
+        (norm.gradient_kernel, {**norm.ELEMENTS, "BLOCK_C": norm.COLUMNS["BLOCK_C"]}),
+    ):
+        yield f"spectral norm, {kernel.__name__.removesuffix('_kernel')}", kernel, {"table": "*i64"}, config
 
 
 def compile_kernel(kernel: Any, types: dict[str, str], settings: dict[str, Any], arch: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from dispatch import READ_BACK, operations
 from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, losses, ops
 from crgan.config import Phase
 from crgan.latent import code_presence
-from crgan.networks import advance_power_iteration
+from crgan.networks import normalise
 from crgan.precision import arithmetic
 from crgan.train import (
     _open_run,
@@ -152,18 +152,18 @@ def test_a_step_equals_the_algorithm_written_out(deviation):
     g, d, h = plain.generator, plain.discriminator, plain.contrastive
     c, z = ops.sample_latents(4, 4, cfg.num_noise, cfg.seed, 3, device="cpu")
     c1, c2, pair_z, index = ops.traversal_pairs(4, 4, cfg.num_noise, 1.0, cfg.seed, 3, device="cpu")
-    features = h.trunk(torch.cat([g(c1, pair_z), g(c2, pair_z)], 1).detach())
+    features = h.trunk(torch.cat([g(c1, pair_z), g(c2, pair_z)], 1).detach(), normalise(h).weights)
     loss = torch.nn.functional.cross_entropy(h.head(features), index)
     descend("contrastive", loss)
     real, fake = d(x), d(g(c, z).detach())
     loss = losses.discriminator_loss(real[0], fake[0]) + cfg.info_weight * losses.info_loss(c, fake[1], deviation)
     descend("discriminator", loss)
     logits, codes = d(g(c, z))
-    features = h.trunk(torch.cat([g(c1, pair_z), g(c2, pair_z)], 1))
+    features = h.trunk(torch.cat([g(c1, pair_z), g(c2, pair_z)], 1), normalise(h).weights)
     loss = losses.generator_loss(logits) + cfg.info_weight * losses.info_loss(c, codes, deviation)
     descend("generator", loss + 1.5 * torch.nn.functional.cross_entropy(h.head(features), index))
     for network in (d, h):
-        advance_power_iteration(network)  # by the pass that had the updated weights
+        normalise(network).advance()  # by the updated weights
     state = plain.state_dict()
     for name, a in [*nets.named_parameters(), *((n, u) for n, u in nets.named_buffers() if n.endswith(".u"))]:
         b = state[name]

@@ -1,0 +1,224 @@
+"""Spectral norm of all layers of a network at once: a handful of launches where plain PyTorch makes hundreds."""
+
+from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ._triton import device_guard, jit, tl
+
+
+def spectral_norm_ref(
+    matrices: list[Tensor],  # W [R, C] of each layer
+    vectors: list[Tensor],  # u [R] of each layer, of length 1
+) -> tuple[list[Tensor], list[Tensor]]:
+    """W / sigma and the next u of each layer, in float32 (in float64 for float64 matrices)."""
+    normalised, moved = [], []
+    for matrix, u in zip(matrices, vectors, strict=True):
+        with torch.autocast(matrix.device.type, enabled=False):
+            v = normalize(u @ matrix, dim=0)
+            product = matrix @ v
+            next_u = normalize(product, dim=0)
+            normalised.append(matrix / (next_u @ product))
+            moved.append(next_u.detach())
+    return normalised, moved
+
+
+# With a = W^T u, v = a / |a| and t = W v:  next u = t / |t|,  sigma = |t|,  result = W / sigma.
+# For the gradient G of the result and <G, result> = sum of the products of their elements:
+#     d sigma = next_u v^T + u r^T,  r = (W^T next_u - sigma v) / |a|
+#     dW = (G - <G, result> d sigma) / sigma
+# What all blocks of a matrix need is summed up in one launch and read in the next; no atomics, so that equal input
+# gives equal bits. Layer l, whose addresses and sizes are in row l of `table`, is the second index of the grid.
+
+COLUMNS = {
+    "BLOCK_R": 32,
+    "BLOCK_C": 64,
+    "num_warps": 4,
+    "enable_fp_fusion": True,
+}  # a program takes BLOCK_C columns and walks down all rows
+ROWS = {"BLOCK_R": 8, "BLOCK_C": 256, "num_warps": 4, "enable_fp_fusion": True}  # BLOCK_R rows, and all columns
+ELEMENTS = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
+
+
+@jit
+def _layer(table):
+    """W, u, rows, columns and where the layer's part of the results, of the state and of the sums begins."""
+    row = table + tl.program_id(1) * 7
+    weight = tl.load(row).to(tl.pointer_type(tl.float32))
+    u = tl.load(row + 1).to(tl.pointer_type(tl.float32))
+    rows, columns = tl.load(row + 2).to(tl.int32), tl.load(row + 3).to(tl.int32)
+    return weight, u, rows, columns, tl.load(row + 4), tl.load(row + 5), tl.load(row + 6)
+
+
+@jit
+def _length(x, n, BLOCK: tl.constexpr):
+    """|x|, but no less than the 1e-12 of torch's normalize."""
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, n, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        value = tl.load(x + i, mask=i < n, other=0.0)
+        total += value * value
+    return tl.maximum(tl.sqrt(tl.sum(total, axis=0)), 1e-12)
+
+
+@jit
+def project_kernel(table, state, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """a = W^T u"""
+    weight, u, rows, columns, _, place, _ = _layer(table)
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros([BLOCK_C], tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        mask = (r < rows)[:, None] & (c < columns)[None, :]
+        tile = tl.load(weight + r[:, None] * columns + c[None, :], mask=mask, other=0.0)
+        total += tl.sum(tile * tl.load(u + r, mask=r < rows, other=0.0)[:, None], axis=0)
+    tl.store(state + place + c, total, mask=c < columns)
+
+
+@jit
+def multiply_kernel(table, state, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """t = W v"""
+    weight, _, rows, columns, _, place, _ = _layer(table)
+    a = state + place
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    total = tl.zeros([BLOCK_R], tl.float32)
+    for start in range(0, columns, BLOCK_C):
+        c = start + tl.arange(0, BLOCK_C)
+        mask = (r < rows)[:, None] & (c < columns)[None, :]
+        tile = tl.load(weight + r[:, None] * columns + c[None, :], mask=mask, other=0.0)
+        total += tl.sum(tile * tl.load(a + c, mask=c < columns, other=0.0)[None, :], axis=1)
+    tl.store(a + columns + r, total / _length(a, columns, BLOCK_C), mask=r < rows)
+
+
+@jit
+def divide_kernel(table, state, out, BLOCK: tl.constexpr):
+    """W / sigma, and by the first program of a layer its next u"""
+    weight, _, rows, columns, begin, place, _ = _layer(table)
+    t = state + place + columns
+    sigma = _length(t, rows, BLOCK)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < rows * columns
+    tl.store(out + begin + i, tl.load(weight + i, mask=mask, other=0.0) / sigma, mask=mask)
+    if tl.program_id(0) == 0:
+        for start in range(0, rows, BLOCK):
+            r = start + tl.arange(0, BLOCK)
+            value = tl.load(t + r, mask=r < rows, other=0.0)
+            tl.store(t + rows + r, value / sigma, mask=r < rows)
+
+
+@jit
+def reduce_kernel(table, state, out, grad, sums, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """b = result^T next_u = W^T next_u / sigma, and a share of <G, result> for each block of columns"""
+    _, _, rows, columns, begin, place, place_sums = _layer(table)
+    next_u = state + place + columns + rows
+    c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    total = tl.zeros([BLOCK_C], tl.float32)
+    inner = tl.zeros([BLOCK_C], tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        r = start + tl.arange(0, BLOCK_R)
+        mask = (r < rows)[:, None] & (c < columns)[None, :]
+        i = begin + r[:, None] * columns + c[None, :]
+        tile = tl.load(out + i, mask=mask, other=0.0)
+        total += tl.sum(tile * tl.load(next_u + r, mask=r < rows, other=0.0)[:, None], axis=0)
+        inner += tl.sum(tile * tl.load(grad + i, mask=mask, other=0.0), axis=0)
+    tl.store(sums + place_sums + c, total, mask=c < columns)
+    if tl.program_id(0) * BLOCK_C < columns:
+        tl.store(sums + place_sums + columns + tl.program_id(0), tl.sum(inner, axis=0))
+
+
+@jit
+def gradient_kernel(table, state, grad, sums, grad_weight, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
+    """dW"""
+    _, u, rows, columns, begin, place, place_sums = _layer(table)
+    a, t, next_u = state + place, state + place + columns, state + place + columns + rows
+    length, sigma = _length(a, columns, BLOCK), _length(t, rows, BLOCK)
+    shares = tl.zeros([BLOCK], tl.float32)
+    blocks = tl.cdiv(columns, BLOCK_C)
+    for start in range(0, blocks, BLOCK):
+        n = start + tl.arange(0, BLOCK)
+        shares += tl.load(sums + place_sums + columns + n, mask=n < blocks, other=0.0)
+    inner = tl.sum(shares, axis=0)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = i < rows * columns
+    r = i // columns
+    c = i - r * columns
+    v = tl.load(a + c, mask=mask, other=0.0) / length
+    slope = sigma * (tl.load(sums + place_sums + c, mask=mask, other=0.0) - v) / length  # r of the formula
+    turn = tl.load(next_u + r, mask=mask, other=0.0) * v + tl.load(u + r, mask=mask, other=0.0) * slope
+    value = (tl.load(grad + begin + i, mask=mask, other=0.0) - inner * turn) / sigma
+    tl.store(grad_weight + begin + i, value, mask=mask)
+
+
+def sizes(shapes: list[torch.Size]) -> tuple[int, int, int]:
+    """How many numbers all layers have in the results; in the state, a, t and next u; and in what is summed up for the
+    gradient, b and the shares of <G, result>."""
+    blocks = [-(-c // COLUMNS["BLOCK_C"]) for _, c in shapes]
+    columns = sum(c for _, c in shapes)
+    return sum(r * c for r, c in shapes), columns + 2 * sum(r for r, _ in shapes), columns + sum(blocks)
+
+
+class _Plan(NamedTuple):
+    table: Tensor  # [layers, 7] int64 on the device: addresses of W and u, rows, columns, and places by `sizes`
+    elements: int
+    state: int
+    sums: int
+    rows: int  # most of a layer
+    columns: int
+    size: int
+
+
+_plans: dict[tuple, _Plan] = {}  # never emptied: a captured graph reads its table again at each replay
+
+
+def _plan(matrices: list[Tensor], vectors: list[Tensor]) -> _Plan:
+    device = matrices[0].device
+    key = (device, *((m.data_ptr(), u.data_ptr(), *m.shape) for m, u in zip(matrices, vectors, strict=True)))
+    if key not in _plans:
+        rows = []
+        for n, (matrix, u) in enumerate(zip(matrices, vectors)):
+            before = sizes([m.shape for m in matrices[:n]])
+            rows.append((matrix.data_ptr(), u.data_ptr(), *matrix.shape, *before))
+        table = torch.tensor(rows, dtype=torch.int64, device=device)
+        most = [max(sizes) for sizes in zip(*((*m.shape, m.numel()) for m in matrices))]
+        _plans[key] = _Plan(table, *sizes([m.shape for m in matrices]), *most)
+    return _plans[key]
+
+
+def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """The results of all layers one after another, and the state that the gradient needs and the next
+    vectors are part of."""
+    device, layers = matrices[0].device, len(matrices)
+    matrices, vectors = [m.contiguous() for m in matrices], [u.contiguous() for u in vectors]
+    plan = _plan(matrices, vectors)
+    out, state = torch.empty(plan.elements, device=device), torch.empty(plan.state, device=device)
+    with device_guard(device):
+        project_kernel[-(-plan.columns // COLUMNS["BLOCK_C"]), layers](plan.table, state, **COLUMNS)
+        multiply_kernel[-(-plan.rows // ROWS["BLOCK_R"]), layers](plan.table, state, **ROWS)
+        divide_kernel[-(-plan.size // ELEMENTS["BLOCK"]), layers](plan.table, state, out, **ELEMENTS)
+    return out, state
+
+
+def next_vectors(state: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
+    """The next u of each layer, out of the state."""
+    return list(state.split([n for r, c in shapes for n in (c + r, r)])[1::2])
+
+
+def spectral_norm_backward_triton(
+    grad: Tensor, out: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
+) -> Tensor:
+    """The gradients of all matrices one after another."""
+    layers = len(matrices)
+    matrices, vectors = [m.contiguous() for m in matrices], [u.contiguous() for u in vectors]
+    plan, grad = _plan(matrices, vectors), grad.contiguous()
+    sums, grad_weight = torch.empty(plan.sums, device=out.device), torch.empty_like(out)
+    with device_guard(out.device):
+        grid = (-(-plan.columns // COLUMNS["BLOCK_C"]), layers)
+        reduce_kernel[grid](plan.table, state, out, grad, sums, **COLUMNS)
+        grid = (-(-plan.size // ELEMENTS["BLOCK"]), layers)
+        block_c = COLUMNS["BLOCK_C"]
+        gradient_kernel[grid](plan.table, state, grad, sums, grad_weight, BLOCK_C=block_c, **ELEMENTS)
+    return grad_weight
