@@ -198,6 +198,8 @@ PRESETS: dict[str, Config] = {
     "cars3d": replace(_SCENES, data="cars3d", num_codes=3),
     "smallnorb": replace(_SCENES, data="smallnorb", num_codes=4),
     "mnist": replace(_PICTURES, data="mnist", num_noise=20),
+    "rmnist": replace(_PICTURES, data="rmnist", num_noise=20),
+    "rbmn": replace(_PICTURES, data="rbmn", num_noise=20),
     "adrenal": replace(_PICTURES, data="adrenalmnist3d", num_noise=20),
     "folder": replace(_PICTURES, data="folder"),
     # The paper's settings, to the letter.
