@@ -34,13 +34,9 @@ def spectral_norm_ref(
 # What all blocks of a matrix need is summed up in one launch and read in the next; no atomics, so that equal input
 # gives equal bits. Layer l, whose addresses and sizes are in row l of `table`, is the second index of the grid.
 
-COLUMNS = {
-    "BLOCK_R": 32,
-    "BLOCK_C": 64,
-    "num_warps": 4,
-    "enable_fp_fusion": True,
-}  # a program takes BLOCK_C columns and walks down all rows
-ROWS = {"BLOCK_R": 8, "BLOCK_C": 256, "num_warps": 4, "enable_fp_fusion": True}  # BLOCK_R rows, and all columns
+# A program takes BLOCK_C columns and walks down all rows; or BLOCK_R rows, and all columns; or BLOCK elements.
+COLUMNS = {"BLOCK_R": 32, "BLOCK_C": 64, "num_warps": 4, "enable_fp_fusion": True}
+ROWS = {"BLOCK_R": 8, "BLOCK_C": 256, "num_warps": 4, "enable_fp_fusion": True}
 ELEMENTS = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -189,8 +185,7 @@ def _plan(matrices: list[Tensor], vectors: list[Tensor]) -> _Plan:
 
 
 def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The results of all layers one after another, and the state that the gradient needs and the next
-    vectors are part of."""
+    """The results of all layers one after another; and the state, which the gradient needs and holds the next u."""
     device, layers = matrices[0].device, len(matrices)
     matrices, vectors = [m.contiguous() for m in matrices], [u.contiguous() for u in vectors]
     plan = _plan(matrices, vectors)
