@@ -21,7 +21,7 @@ struct VoteTable {
   int64_t N, G, L, K, F;
 };
 
-// Sums of the deviations from a shift near the mean. V is a float or a vector of floats.
+// Sums of the deviations from a shift, the group's first value: so one pass over the codes is enough. V is a float or a vector of floats.
 template <typename V>
 struct Moments {
   V shift{}, sum{}, square{};
@@ -39,8 +39,8 @@ CRGAN_INLINE float usable(float scale) {
 }
 
 // Variance (ddof 0) over the square of the scale: E[d^2] - E[d]^2 with d = x - shift. The second term makes it exact
-// for any shift. Where the shift is the mean nothing cancels; where it is one of the values, at most log2(count) bits.
-// Divides twice, as scale^2 could underflow.
+// for any shift; where that is one of the values, at most log2(count) bits cancel, and they do only where that value is
+// an outlier. Divides twice, as scale^2 could underflow.
 template <typename V>
 CRGAN_INLINE V spread(V sum, V square, float count, V scale) {
   const V mean = sum / count;

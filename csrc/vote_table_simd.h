@@ -66,11 +66,12 @@ CRGAN_INLINE Vec lanes(std::integer_sequence<int, I...>) {
   return Vec{I...};
 }
 
-// The second pass over a group finds it in cache, and would leave the memory idle: there, asks for what lies 4 KiB (or,
-// if that is farther, a group) behind p. Beyond the codes' end this does nothing.
+// Loads from p, and asks for what comes 1 KiB later: else the memory would be idle while the sums of a group are folded.
+// Beyond the codes' end this does nothing.
 template <typename T>
-CRGAN_INLINE void prefetch(const T* p, int64_t group_size) {
-  __builtin_prefetch((const char*)p + std::max<int64_t>(4096, group_size * sizeof(T)));
+CRGAN_INLINE Vec stream(const T* p) {
+  __builtin_prefetch((const char*)p + 1024);
+  return load(p);
 }
 
 // W rows of K <= W dimensions are K vectors, whose element i belongs to dimension i mod K whichever the block: the
@@ -115,31 +116,23 @@ CRGAN_INLINE Vec spreads(const T* x, int64_t L, Vec scale) {
   const int64_t whole = L / W * W * K, rest = L * K - whole;
   const float seen = W * K - rest;
   const Vec lane = lanes(Lanes{});
-  T padded[W * K];
+  T padded[W * K + W];
   if (L < W) {
-    std::fill(padded, padded + W * K - rest, T{});
-    std::copy(x, x + rest, padded + W * K - rest);
+    std::fill(padded, std::end(padded), T{});
+    x = std::copy(x, x + rest, padded + W * K - rest) - rest;
   }
-  const T* last = L < W ? padded : x + L * K - W * K;
-  Block<K> sum{}, square;
-  for (int64_t i = 0; i < whole; i += W * K)
-#pragma GCC unroll 16
-    for (int v = 0; v < K; ++v) sum.v[v] += load(x + i + W * v);
-#pragma GCC unroll 16
-  for (int v = 0; v < K; ++v) sum.v[v] += lane + (float)(W * v) < seen ? Vec{} : load(last + W * v);
-  const Block<K> mean = Block<K>::of_rows(sum.fold() / (float)L, std::make_integer_sequence<int, K>{});
+  const T* last = x + L * K - W * K;
+  const Block<K> shift = Block<K>::of_rows(load(x), std::make_integer_sequence<int, K>{});
 
   Moments<Vec> moments[K];
 #pragma GCC unroll 16
-  for (int v = 0; v < K; ++v) moments[v].shift = mean.v[v];
+  for (int v = 0; v < K; ++v) moments[v].shift = shift.v[v];
   for (int64_t i = 0; i < whole; i += W * K)
 #pragma GCC unroll 16
-    for (int v = 0; v < K; ++v) {
-      if (W * v * sizeof(T) % 64 < W * sizeof(T)) prefetch(x + i + W * v, L * K);  // once in 64 bytes, a cache line
-      moments[v].add(load(x + i + W * v));
-    }
+    for (int v = 0; v < K; ++v) moments[v].add(stream(x + i + W * v));
 #pragma GCC unroll 16
-  for (int v = 0; v < K; ++v) moments[v].add(lane + (float)(W * v) < seen ? mean.v[v] : load(last + W * v));
+  for (int v = 0; v < K; ++v) moments[v].add(lane + (float)(W * v) < seen ? shift.v[v] : load(last + W * v));
+  Block<K> sum, square;
 #pragma GCC unroll 16
   for (int v = 0; v < K; ++v) sum.v[v] = moments[v].sum, square.v[v] = moments[v].square;
   return spread(sum.fold(), square.fold(), L, scale);
@@ -149,28 +142,17 @@ CRGAN_INLINE Vec spreads(const T* x, int64_t L, Vec scale) {
 // Windows that would reach beyond K are moved back, and overlap the ones before.
 template <int P, typename T>
 CRGAN_INLINE void consider_panel(Vote& best, const T* x, int64_t L, int64_t K, int64_t d, const float* scale) {
+  if (L == 0) return;
   constexpr int R = P > 2 ? 1 : 2;  // rows in flight, to hide the latency of the sums
   int64_t first[P];
   for (int p = 0; p < P; ++p) first[p] = std::min(d + p * W, K - W);
-  const int64_t even = L / R * R;
-  Vec sum[R][P] = {};
-  for (int64_t r = 0; r < even; r += R)
-#pragma GCC unroll 8
-    for (int i = 0; i < R * P; ++i) sum[i / P][i % P] += load(x + (r + i / P) * K + first[i % P]);
-  if (even < L)
-    for (int p = 0; p < P; ++p) sum[0][p] += load(x + even * K + first[p]);
-
   Moments<Vec> moments[R][P];
 #pragma GCC unroll 8
-  for (int i = 0; i < R * P; ++i)
-    moments[i / P][i % P].shift = (sum[0][i % P] + (R > 1 ? sum[R - 1][i % P] : Vec{})) / (float)L;
+  for (int i = 0; i < R * P; ++i) moments[i / P][i % P].shift = load(x + first[i % P]);
+  const int64_t even = L / R * R;
   for (int64_t r = 0; r < even; r += R)
 #pragma GCC unroll 8
-    for (int i = 0; i < R * P; ++i) {
-      const T* p = x + (r + i / P) * K + first[i % P];
-      prefetch(p, L * K);
-      moments[i / P][i % P].add(load(p));
-    }
+    for (int i = 0; i < R * P; ++i) moments[i / P][i % P].add(stream(x + (r + i / P) * K + first[i % P]));
   if (even < L)
     for (int p = 0; p < P; ++p) moments[0][p].add(load(x + even * K + first[p]));
 

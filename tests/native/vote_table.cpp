@@ -96,12 +96,14 @@ void check_type(const char* name, const Case& c, Encode encode, Decode decode,
   free(codes);
 }
 
-// Codes of mean 1e4 and deviation 1 whose two scaled variances differ by 2 in 1e5: the lesser must be found.
-void check_precision(const char* name, int64_t N, const std::function<void(const VoteTable&)>& run) {
+// Codes of mean 1e4 and deviation 1, the first of a group `outlier` off, whose two scaled variances differ by 2 in 1e5:
+// the lesser must be found.
+void check_precision(const char* name, int64_t N, float outlier, const std::function<void(const VoteTable&)>& run) {
   std::normal_distribution<float> normal(1e4, 1);
   const Case c{N, 1, 100, 2};
   std::vector<float> codes(N * 200), scale(2 * N);
   for (float& x : codes) x = normal(generator);
+  for (size_t i = 0; i < codes.size(); i += 200) codes[i] += outlier, codes[i + 1] -= outlier;
   const std::vector<double> values(codes.begin(), codes.end());
   for (int64_t i = 0; i < 2 * N; ++i) {
     const double* x = values.data() + i / 2 * 200 + i % 2;
@@ -116,7 +118,7 @@ void check_precision(const char* name, int64_t N, const std::function<void(const
 template <typename F32, typename F16, typename BF16, typename Runner>
 void check_types(const char* name, const std::vector<Case>& cases, Runner runner) {
   const auto same = [](float f) { return f; };
-  check_precision(name, 8, runner((F32*)nullptr));
+  for (float outlier : {0.f, 5.f}) check_precision(name, 8, outlier, runner((F32*)nullptr));
   for (const Case& c : cases) {
     check_type<F32>(name, c, same, same, runner((F32*)nullptr));
     check_type<F16>(name, c, to_half, from_half, runner((F16*)nullptr));
