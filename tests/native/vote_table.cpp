@@ -53,8 +53,8 @@ void check(const char* name, const Case& c, const void* codes, const std::vector
       double least = INFINITY, won = INFINITY;
       for (int64_t d = 0; d < c.K; ++d) {
         const double* x = values.data() + (n * c.G + g) * c.L * c.K + d;
-        double mean = 0, variance = c.L ? 0 : NAN;
-        for (int64_t r = 0; r < c.L; ++r) mean += x[r * c.K] / c.L;
+        double mean = c.L ? x[0] : 0, variance = c.L ? 0 : NAN;
+        for (int64_t r = 0; r < c.L; ++r) mean += (x[r * c.K] - x[0]) / c.L;  // exact where all are equal
         for (int64_t r = 0; r < c.L; ++r) variance += (x[r * c.K] - mean) * (x[r * c.K] - mean) / c.L;
         const double s = scale[n * c.K + d], spread = s > 0 && s < INFINITY ? variance / s / s : NAN;
         const int32_t count = votes[(n * c.K + d) * c.G + factor[g]];
