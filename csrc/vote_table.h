@@ -21,7 +21,8 @@ struct VoteTable {
   int64_t N, G, L, K, F;
 };
 
-// Sums of the deviations from a shift, the group's first value: so one pass over the codes is enough. V is a float or a vector of floats.
+// Sums of the deviations from a shift that some of the values give, so that one pass over all of them is enough. V is a
+// float or a vector of floats.
 template <typename V>
 struct Moments {
   V shift{}, sum{}, square{};
@@ -38,9 +39,9 @@ CRGAN_INLINE float usable(float scale) {
   return scale > 0 && scale <= std::numeric_limits<float>::max() ? scale : std::numeric_limits<float>::quiet_NaN();
 }
 
-// Variance (ddof 0) over the square of the scale: E[d^2] - E[d]^2 with d = x - shift. The second term makes it exact
-// for any shift; where that is one of the values, at most log2(count) bits cancel, and they do only where that value is
-// an outlier. Divides twice, as scale^2 could underflow.
+// Variance (ddof 0) over the square of the scale: E[d^2] - E[d]^2 with d = x - shift. The second term makes it exact for
+// any shift; where that is the mean of n of the values, at most log2(count / n) bits cancel, and only if those are
+// outliers. Divides twice, as scale^2 could underflow.
 template <typename V>
 CRGAN_INLINE V spread(V sum, V square, float count, V scale) {
   const V mean = sum / count;

@@ -74,6 +74,10 @@ CRGAN_INLINE Vec stream(const T* p) {
   return load(p);
 }
 
+// How many of n rows, or blocks of rows, give the shift, which is their mean. Few, so that most of a group is read once;
+// enough that it lies near the group's mean, or four bits away where they are outliers.
+CRGAN_INLINE int64_t head(int64_t n) { return (n + 7) / 8; }
+
 // W rows of K <= W dimensions are K vectors, whose element i belongs to dimension i mod K whichever the block: the
 // sums over all blocks of a group stay in K registers, and are folded into dimensions once.
 template <int K>
@@ -116,13 +120,19 @@ CRGAN_INLINE Vec spreads(const T* x, int64_t L, Vec scale) {
   const int64_t whole = L / W * W * K, rest = L * K - whole;
   const float seen = W * K - rest;
   const Vec lane = lanes(Lanes{});
-  T padded[W * K + W];
+  T padded[W * K];
   if (L < W) {
     std::fill(padded, std::end(padded), T{});
     x = std::copy(x, x + rest, padded + W * K - rest) - rest;
   }
   const T* last = x + L * K - W * K;
-  const Block<K> shift = Block<K>::of_rows(load(x), std::make_integer_sequence<int, K>{});
+  Block<K> sum{}, square;
+  const int64_t first = L < W ? W : head(L / W) * W;
+  for (int64_t i = 0; i < first * K; i += W * K)
+#pragma GCC unroll 16
+    for (int v = 0; v < K; ++v) sum.v[v] += load((L < W ? last : x) + i + W * v);
+  const Vec head_mean = sum.fold() / (float)std::min(first, L);
+  const Block<K> shift = Block<K>::of_rows(head_mean, std::make_integer_sequence<int, K>{});
 
   Moments<Vec> moments[K];
 #pragma GCC unroll 16
@@ -132,7 +142,6 @@ CRGAN_INLINE Vec spreads(const T* x, int64_t L, Vec scale) {
     for (int v = 0; v < K; ++v) moments[v].add(stream(x + i + W * v));
 #pragma GCC unroll 16
   for (int v = 0; v < K; ++v) moments[v].add(lane + (float)(W * v) < seen ? shift.v[v] : load(last + W * v));
-  Block<K> sum, square;
 #pragma GCC unroll 16
   for (int v = 0; v < K; ++v) sum.v[v] = moments[v].sum, square.v[v] = moments[v].square;
   return spread(sum.fold(), square.fold(), L, scale);
@@ -142,13 +151,16 @@ CRGAN_INLINE Vec spreads(const T* x, int64_t L, Vec scale) {
 // Windows that would reach beyond K are moved back, and overlap the ones before.
 template <int P, typename T>
 CRGAN_INLINE void consider_panel(Vote& best, const T* x, int64_t L, int64_t K, int64_t d, const float* scale) {
-  if (L == 0) return;
   constexpr int R = P > 2 ? 1 : 2;  // rows in flight, to hide the latency of the sums
   int64_t first[P];
   for (int p = 0; p < P; ++p) first[p] = std::min(d + p * W, K - W);
+  Vec sum[P] = {};
+  for (int64_t r = 0; r < head(L); ++r)
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) sum[p] += load(x + r * K + first[p]);
   Moments<Vec> moments[R][P];
 #pragma GCC unroll 8
-  for (int i = 0; i < R * P; ++i) moments[i / P][i % P].shift = load(x + first[i % P]);
+  for (int i = 0; i < R * P; ++i) moments[i / P][i % P].shift = sum[i % P] / (float)head(L);
   const int64_t even = L / R * R;
   for (int64_t r = 0; r < even; r += R)
 #pragma GCC unroll 8
