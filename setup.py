@@ -37,7 +37,8 @@ def use_toolkit() -> str:
         return f"{nvcc} is CUDA {version and version[0]}, torch {torch.__version__} is CUDA {torch.version.cuda}"
     if not home:  # the nvcc on the PATH may be a wrapper that lives elsewhere: ask for the toolkit's root
         steps = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True)
-        os.environ["CUDA_HOME"] = os.path.realpath(re.search(r"TOP=(.+)", steps.stderr)[1])
+        top = re.search(r"TOP=(.+)", steps.stderr)
+        os.environ["CUDA_HOME"] = os.path.realpath(top[1] if top else os.path.join(os.path.dirname(nvcc), ".."))
     known = [arch for number, arch in ARCHS.items() if f"compute_{number}\n" in ask(nvcc, "--list-gpu-arch")]
     os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ";".join(known) + "+PTX")
     return ""

@@ -30,6 +30,7 @@ def test_contrastive_loss(measure, batch, dtype, work, provider):
         loss, accuracy = contrastive_loss(features, weight, bias, index, impl=impl, return_accuracy=True)
         return loss.detach(), accuracy, *torch.autograd.grad(loss, (features, weight, bias))
 
+    torch._dynamo.reset()  # else the second size would make the sizes dynamic
     loss = torch.compile(contrastive_loss, fullgraph=True)
 
     def compiled(i):

@@ -9,10 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import matrix_rate
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from crgan import PRESETS, checkpoint, data, ops
 from crgan.cli import keep_memory
@@ -27,6 +29,7 @@ PROVIDERS = list(dict.fromkeys(["plain", "float32", FAST]))
 if DEVICE == "cuda":
     PROVIDERS += ["float32-graph", "tf32-graph", "bfloat16-graph"]
 seconds: dict[tuple[str, str], float] = {}
+flops: dict[tuple[str, bool], int] = {}  # of a step, by the regularizer and whether it is plain
 
 
 class Plain:
@@ -175,11 +178,21 @@ def test_training_step_seconds(benchmark, provider, cr):
     step = waiting(make_step(provider, 2.0 if cr == "on" else 0.0))
     losses = [step() for _ in range(5)]  # warm up, and past the eager steps of a graph
     assert all(loss.isfinite() for loss in losses)
+    if "graph" not in provider:
+        with FlopCounterMode(display=False) as counter:
+            step()
+        flops[cr, provider == "plain"] = counter.get_total_flops()
     name = "launches" if DEVICE == "cuda" else "operators"
     benchmark.extra_info[name] = count_launches(step)
     print(f"\n{provider}, regularizer {cr}: {benchmark.extra_info[name]} {name} a step")
     benchmark.pedantic(step, rounds=12 if DEVICE == "cpu" else 200)
     seconds[provider, cr] = benchmark.stats.stats.median
+    rate = flops[cr, provider == "plain"] / seconds[provider, cr] / 1e12
+    benchmark.extra_info |= {
+        "tflop_per_s": round(rate, 4),
+        "share_of_matrix_rate": round(rate / matrix_rate(DEVICE), 3),
+    }
+    print(f"\n{provider}, regularizer {cr}: {rate:.3g} TFLOP/s, {rate / matrix_rate(DEVICE):.0%} of the matrix rate")
     if (provider, "off") in seconds and cr == "on":
         schedule = {p: 288_000 * seconds[p, "off"] + 34_560 * seconds[p, "on"] for p in ("plain", provider)}
         benchmark.extra_info["schedule_hours"] = round(schedule[provider] / 3600, 2)

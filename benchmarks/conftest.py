@@ -24,6 +24,19 @@ def copy_bandwidth(device: str) -> float:
     return 2 * source.nbytes * CALLS[device] / best / 1e9
 
 
+@cache
+def matrix_rate(device: str) -> float:
+    """TFLOP/s of the best of 10 products of float32 matrices of side 2,048."""
+    a = torch.randn(2048, 2048, device=device)
+    products = rounds(lambda i: a @ a, device)
+    best = float("inf")
+    for _ in range(10):
+        start = time.perf_counter()
+        products()
+        best = min(best, time.perf_counter() - start)
+    return 2 * 2048**3 * CALLS[device] / best / 1e12
+
+
 def rounds(call: Callable[[int], object], device: str) -> Callable[[], object]:
     """A function that runs `call(i)` for i from 0 to CALLS[device] - 1, on a GPU by replay of a captured graph, as
     training does. There each call keeps its results, and should have inputs of its own where they are small: else the

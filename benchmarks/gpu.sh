@@ -14,11 +14,11 @@ $python -c "import crgan.train, crgan.select, pytest_benchmark" ||
     { echo "a package is missing (above): install its wheel first, as --no-deps leaves this machine's as they are"; exit 1; }
 
 echo "== tests on the card"
-timeout -s INT -k 20 200 $python -m pytest -q --continue-on-collection-errors -p no:cacheprovider -m gpu tests 2>&1 | tee "$out/tests.log" | tail -n 15 || failed=1
+timeout -s INT -k 10 200 $python -m pytest -q --continue-on-collection-errors -p no:cacheprovider -m gpu tests 2>&1 | tee "$out/tests.log" | tail -n 15 || failed=1
 
 echo "== benchmarks"
 # Those that use the card come first, and an interrupt leaves the figures of those that are done.
-timeout -s INT -k 20 240 $python -m pytest --benchmark-only -q -p no:cacheprovider --continue-on-collection-errors \
+timeout -s INT -k 10 $((460 - SECONDS)) $python -m pytest --benchmark-only -q -p no:cacheprovider --continue-on-collection-errors \
     benchmarks/bench_{training_step,vote_table,contrastive_loss,traversal_pairs,spectral_norm,render,selection,metrics,sweep}.py \
     --benchmark-json="$out/benchmarks.json" > "$out/benchmarks.log" 2>&1 || failed=1
 [ -s "$out/benchmarks.json" ] || { tail -n 20 "$out/benchmarks.log"; exit 1; }

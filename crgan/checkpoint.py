@@ -62,8 +62,8 @@ def read_config(run: Path) -> tuple[Config, tuple[int, int, int]]:
 
 def latest(run: Path) -> Path | None:
     """The folder of the newest whole checkpoint of a run."""
-    folders = (run / "checkpoint").glob("step-*")
-    return max(folders, key=lambda folder: int(folder.name.removeprefix("step-")), default=None)
+    folders = [folder for folder in (run / "checkpoint").glob("step-*") if folder.name[5:].isdigit()]
+    return max(folders, key=lambda folder: int(folder.name[5:]), default=None)
 
 
 def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, Any]) -> Path:
@@ -86,8 +86,6 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
         _save_file(tensors, temporary / "model.safetensors")
         _save_file(_optimiser_tensors(optimisers), temporary / "optimisers.safetensors")
         write_json(temporary / "state.json", state)
-        if final.exists():
-            shutil.rmtree(final)
         temporary.rename(final)
         flush(final.parent)
     except BaseException:
@@ -104,10 +102,17 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers) -> dict[str,
     _load_model(model, folder / "model.safetensors")
     path = folder / "optimisers.safetensors"
     saved = _load_file(path)
+    expected = set[str]()
     for name, optimiser in optimisers.items():
         content = optimiser.state_dict()
         for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            entry = {key.rsplit(".", 1)[1]: saved[key] for key in saved if key.startswith(f"{name}.{i}.")}
+            if f"{name}.0.step" not in saved:  # H's, while the regularizer is off
+                continue
+            keys = {key: f"{name}.{i}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+            expected.update(keys.values())
+            if not saved.keys() >= set(keys.values()):
+                break
+            entry = {key: saved[full] for key, full in keys.items()}
             if any(value.dim() and value.shape != parameter.shape for value in entry.values()):
                 raise InputError(f"{path} is of another model: its {name}.{i} has an unexpected shape")
             # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
@@ -115,9 +120,14 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers) -> dict[str,
                 key: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(parameter.device)
                 for key, value in entry.items()
             }
-        content["state"] = {i: entry for i, entry in content["state"].items() if entry}
         optimiser.load_state_dict(content)
-    return _read_json(folder / "state.json")
+    if wrong := sorted(expected ^ set(saved)):
+        raise InputError(f"{path} is of another model: its tensors differ in {wrong[0]}; start with a new --out")
+    state = _read_json(folder / "state.json")
+    for name in ("step", "metrics_bytes"):
+        if not isinstance(value := state.get(name), int) or value < 0:
+            raise InputError(f"{folder / 'state.json'} has {name} {value}, expected a number; start with a new --out")
+    return state
 
 
 def _optimiser_tensors(optimisers: Optimisers) -> dict[str, Tensor]:
@@ -148,7 +158,9 @@ def _load_file(path: Path) -> dict[str, Tensor]:
 
 def _load_model(model: nn.Module, path: Path) -> None:
     saved, expected = _load_file(path), model.state_dict()
-    wrong = sorted(set(saved) ^ set(expected)) or [k for k in expected if saved[k].shape != expected[k].shape]
+    wrong = sorted(set(saved) ^ set(expected)) or [
+        k for k, value in expected.items() if (saved[k].shape, saved[k].dtype) != (value.shape, value.dtype)
+    ]
     if wrong:
         raise InputError(f"{path} is of another model: its tensors differ in {wrong[0]}; start with a new --out")
     model.load_state_dict(saved)

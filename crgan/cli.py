@@ -14,6 +14,7 @@ import torch
 import tyro
 
 from .errors import InputError
+from .precision import arithmetic
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def sentence(error: Exception) -> str | None:
 
 def run(module: str, command: Callable[..., Any], args: Sequence[str] | None = None) -> None:
     """Calls `command` with its parameters read from the command line (their types and docstring make the flags)."""
-    with command_process():
+    with command_process(), arithmetic("float32"):
         tyro.cli(command, args=args, prog=f"python -m {module}")
 
 

@@ -116,6 +116,8 @@ class Config:
         for name in ("beta1", "beta2", "ema"):
             if not getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a decay in [0, 1)")
+        if self.gap_switch is not None and self.gap_switch < 0:
+            raise InputError(f"gap_switch is {self.gap_switch}; expected a step of at least 0, or None")
         for name in ("gap", "gap_after"):
             if not 0 <= getattr(self, name) < 2:
                 raise InputError(f"{name} is {getattr(self, name)}; expected a contrastive gap in [0, 2)")

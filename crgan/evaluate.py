@@ -100,9 +100,12 @@ def evaluate(
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text()) if file.exists() else {}
+        content = json.loads(file.read_text()) if file.exists() else {}
+        if isinstance(content, dict):
+            return content
     except ValueError:
-        raise InputError(f"{file} is no JSON any more; move it away or give --out DIR") from None
+        pass
+    raise InputError(f"{file} is no JSON object any more; move it away or give --out DIR")
 
 
 def _known_scores(out: Path | None, name: str, head: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -114,11 +117,12 @@ def _known_scores(out: Path | None, name: str, head: dict[str, Any]) -> tuple[Pa
     if before.get("model") != head["model"]:
         return file, {}
     for field in ("data", "protocol", "seed"):
-        if before[field] != head[field]:
+        if before.get(field) != head[field]:
             raise InputError(
-                f"{file} holds scores of {name} with {field} {before[field]}, now it is {head[field]}; give --out DIR"
+                f"{file} holds scores of {name} with {field} {before.get(field)}, "
+                f"now it is {head[field]}; give --out DIR"
             )
-    return file, before["metrics"]
+    return file, before.get("metrics", {})
 
 
 def _shown(name: str) -> list[tuple[str, str]]:

@@ -3,7 +3,8 @@
 import glob
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,24 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
         if process.isdigit() and not _runs(int(process)):
             half.unlink(missing_ok=True)  # left by a process that was killed while it wrote
     try:
-        write(temporary)
-        flush(temporary)
-        os.replace(temporary, path)
+        with naming(path):
+            write(temporary)
+            flush(temporary)
+            os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     flush(path.parent)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An error of the operating system in here is one of this file: a full disk does not say where."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def _runs(process: int) -> bool:

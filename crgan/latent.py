@@ -7,8 +7,8 @@ from torch import Tensor
 def traversal_codes(
     base: Tensor,  # [K], the codes that stand still
     num_values: int,
-    low: float = -1.0,
-    high: float = 1.0,
+    low: float,
+    high: float,
 ) -> Tensor:  # [K, num_values, K]
     """Latent traversal: row i walks code i from `low` to `high` while the others keep their value in `base`."""
     codes = base.expand(len(base), num_values, -1).clone()

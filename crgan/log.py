@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from .errors import InputError
+from .files import naming
 
 
 class Log:
@@ -30,8 +31,9 @@ class Log:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if values:
-            self.file.write(json.dumps({"step": step, **values}) + "\n")
-            self.file.flush()
+            with naming(self.file.name):
+                self.file.write(json.dumps({"step": step, **values}) + "\n")
+                self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
 
@@ -40,8 +42,13 @@ class Log:
 
     def size(self) -> int:
         self.board.flush()
-        os.fsync(self.file.fileno())  # a checkpoint holds this size: after a power cut the lines must be there too
+        with naming(self.file.name):
+            os.fsync(self.file.fileno())  # a checkpoint holds this size: after a power cut the lines must be there too
         return self.file.tell()
+
+    def close(self) -> None:
+        self.board.close()
+        self.file.close()
 
 
 @contextmanager

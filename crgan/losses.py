@@ -1,6 +1,6 @@
 """The terms of the objective, each a pure function that returns a 0-d tensor.
 
-    min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)        (Lin et al. 2020, eq. 5)
+    min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)        (Lin et al. 2020, section 3)
 
 The contrastive term is `crgan.contrastive_loss`.
 """

@@ -127,9 +127,9 @@ def _imported(run: str) -> Iterator[tuple[str, Any]]:
     try:
         found = getattr(importlib.import_module(module), function)
         models = found()
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # the user's code may raise anything
         raise InputError(
-            f"{run} gives no models ({error}); expected module:function, called without arguments"
+            f"{run} gives no models ({type(error).__name__}: {error}); expected module:function, without arguments"
         ) from error
     if isinstance(models, Mapping):
         yield from ((str(name), model) for name, model in models.items())

@@ -256,7 +256,7 @@ class ContrastiveDiscriminator(nn.Module):
         index: Tensor,  # [B] int64, the code that c1 and c2 share
         normalised: Normalised | None = None,  # None: normalises for this pass
     ) -> Tensor:
-        """-> the cross-entropy of the index (Lin et al. 2020, eq. 4); chance is ln K."""
+        """-> the cross-entropy of the index (Lin et al. 2020, section 3); chance is ln K."""
         features = self.trunk(torch.cat([first, second], 1), (normalised or normalise(self)).weights)
         loss = ops.contrastive_loss(features.float(), self.head.weight, self.head.bias, index)
         assert isinstance(loss, Tensor)

@@ -246,7 +246,7 @@ def contrastive_loss(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The contrastive regularizer: mean over B of -log softmax(features @ weight.T + bias)[index].
 
-    (Lin et al. 2020, InfoGAN-CR, eq. 5; H's last layer fused with its cross-entropy.) Returns a float32 scalar;
+    (Lin et al. 2020, InfoGAN-CR, section 3; H's last layer fused with its cross-entropy.) Returns a float32 scalar;
     with `return_accuracy` also the share of pairs whose largest logit is the index's, without gradient. Computed
     in float32 whatever the types, which may differ (autocast features, float32 weights); each gradient has its
     argument's type. An empty batch has loss, accuracy and gradients 0.

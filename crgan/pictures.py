@@ -42,14 +42,12 @@ def image_grid(
 def traversal_picture(
     model: Any,  # with num_codes and generate
     moved: Sequence[str] = (),  # K names of the factor that each code moves most
-    num_values: int = 10,
-    reach: float | None = None,  # None: 1 for uniform codes, 2 for Gaussian ones
-    base: Tensor | None = None,  # [K], the codes that stand still; None: all 0
 ) -> Image.Image:
-    """Rows are codes, columns are values from -reach to reach of that code; all else, noise too, stands still."""
-    k = model.num_codes
-    reach = reach or (1.0 if getattr(model, "prior", "normal") == "uniform" else 2.0)
-    codes = traversal_codes(torch.zeros(k) if base is None else base, num_values, -reach, reach)
+    """Rows are codes, columns are 10 values of that code, from -1 to 1 or, where codes are Gaussian, from -2 to 2; all
+    else, noise too, stands still at 0."""
+    k, num_values = model.num_codes, 10
+    reach = 1.0 if getattr(model, "prior", "normal") == "uniform" else 2.0
+    codes = traversal_codes(torch.zeros(k), num_values, -reach, reach)
     # One row of noise for all images: a batch of equal rows would draw it anew for each.
     noise = torch.zeros(k * num_values, model.num_noise) if getattr(model, "num_noise", 0) else None
     codes = codes.flatten(0, 1)

@@ -1,6 +1,5 @@
 """The HDF5 files of selection: the matrix of a pool, kept across runs, and codes that were made elsewhere."""
 
-import shutil
 import time
 from dataclasses import asdict
 from importlib.metadata import version
@@ -77,11 +76,11 @@ class ScoreFile:
 
     def _write(self, path: Path) -> None:
         pool = self.pool
-        mode: dict[str, Any] = {"mode": "w", "fs_strategy": "fsm", "fs_persist": True}  # deleted space is used again
+        source, mode = path, {"mode": "w", "fs_strategy": "fsm", "fs_persist": True}  # deleted space is used again
         if self.path.exists():
-            shutil.copyfile(self.path, path)
-            mode = {"mode": "a"}
-        with h5py.File(path, **mode) as file:
+            source, mode = self.path, {"mode": "a"}
+        # Made in memory: HDF5 does not survive a full disk.
+        with h5py.File(source, **mode, driver="core", backing_store=False) as file:
             file.attrs.update({"format": FORMAT, **asdict(pool.sizes)})
             file.attrs.update({name: version(name) for name in ("crgan", "torch")})
             for name in ("models/name", "models/fingerprint", "models/num_codes", "B"):
@@ -102,6 +101,8 @@ class ScoreFile:
                 moments = {"mean": pair.mean, "m2": pair.m2}
                 data.attrs.update({key: torch.as_tensor(x).cpu().numpy() for key, x in moments.items()})
                 self.saved[i, j] = pair.done, pair.count
+            file.flush()
+            path.write_bytes(file.id.get_file_image())
 
 
 class CodesPool(Pool):

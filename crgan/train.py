@@ -5,6 +5,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import IO, Any
@@ -244,7 +245,7 @@ def training(
     take: Any = capture(take_step) if place.type == "cuda" and cuda_graph else take_step
     nets.train()
     stop = 0
-    with progress(cfg.steps, state["step"], lead and shown) as show:
+    with progress(cfg.steps, state["step"], lead and shown) as show, closing(log) if log else nullcontext():
         for step in range(state["step"], cfg.steps):
             if cfg.restarts_h(step):
                 restart_h(nets, optimisers, step)
@@ -317,8 +318,19 @@ def resolve(cfg: Config, device: torch.device) -> Config:
 def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[str]:
     """Makes a new run folder, or checks that the one that is there is of this configuration and that no other process
     trains in it; returns its metrics.jsonl, which stays locked until it is closed."""
-    started = (out / "config.json").exists()
-    if started:
+    if out.exists() and not (out / "config.json").exists():
+        found = list(out.iterdir()) if out.is_dir() else [out]
+        if any(p.name[0] != "." and (p.name != "metrics.jsonl" or p.stat().st_size) for p in found):
+            raise InputError(f"{out} exists and is no run folder; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    file = (out / "metrics.jsonl").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another process trains in {out}; wait for its end, or give another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    if (out / "config.json").exists():
         before, _ = checkpoint.read_config(out)
         values = [(field.name, getattr(before, field.name), getattr(cfg, field.name)) for field in fields(cfg)]
         changed = [(name, old, new) for name, old, new in values if old != new and not (name == "steps" and new > old)]
@@ -330,21 +342,9 @@ def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[s
                 f"{out} was trained with {name} = {old}, now it is {new}{'; also with ' * bool(others)}{others}; "
                 f"give {way} to go on, or another --out"
             )
-    elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
-        raise InputError(f"{out} exists and is no run folder; give another --out")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_config(out, cfg, image_shape)
-    (out / "metrics.jsonl").touch()
-    file = (out / "metrics.jsonl").open("r+")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another process trains in {out}; wait for its end, or give another --out") from None
-    except OSError:
-        pass  # a file system without locks
-    if started and before != cfg:
-        checkpoint.write_config(out, cfg, image_shape)
+        if before == cfg:
+            return file
+    checkpoint.write_config(out, cfg, image_shape)
     return file
 
 

@@ -138,7 +138,7 @@ SUM_CONFIG = {"BLOCK": 16, "BLOCK_P": 128, "enable_fp_fusion": True}
 def fit_configs(configs: list[tuple[int, int, int]], num_codes: int) -> list[dict]:
     """The configurations, with the tiles of many codes kept small enough for the registers."""
     block_k = max(MIN_DOT, triton.next_power_of_2(num_codes))
-    return [
+    fitted = [
         {
             "BLOCK_B": max(16, min(block_b, 512 // block_k)),
             "BLOCK_K": block_k,
@@ -150,6 +150,7 @@ def fit_configs(configs: list[tuple[int, int, int]], num_codes: int) -> list[dic
         }
         for block_b, block_d, warps in configs
     ]
+    return [config for n, config in enumerate(fitted) if config not in fitted[:n]]  # some become alike
 
 
 def _run(kernel: Any, configs: list, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int, int, int]) -> None:

@@ -210,6 +210,12 @@ def test_scores_are_added_to_and_never_written_over(run_folder, capsys):
         run(run_folder, "--metrics", "mig", "--protocol", "dlib")
     assert "with protocol paper, now it is dlib; give --out DIR" in " ".join(capsys.readouterr().err.split())
     assert json.loads((run_folder / "metrics.json").read_text()) == both
+    for broken in ("[]", "null", "{"):
+        (run_folder / "metrics.json").write_text(broken)
+        with pytest.raises(SystemExit):
+            run(run_folder, "--metrics", "mig")
+        assert "is no JSON object any more" in " ".join(capsys.readouterr().err.split())
+    (run_folder / "metrics.json").write_text(json.dumps(both))
     model = checkpoint.build_model(replace(PRESETS["quick"], width=4, hidden=8, seed=1), (1, 64, 64))
     checkpoint.save(run_folder, model, {}, {"step": 2})  # trained on: the old scores are another model's
     run(run_folder, "--metrics", "modularity", "--seed", 1)

@@ -137,6 +137,21 @@ def test_only_new_and_changed_models_cost_anything(pool, capsys):
     assert again["models"] == first["models"]
 
 
+def test_a_full_disk_ends_in_one_sentence_and_keeps_the_scores(pool):
+    run()
+    scores, found = Path("out/scores.h5"), Path("out/scores.h5").read_bytes()
+    pool("permuted", "identity", "rescaled", "rotated", "collapsed")
+    code = (
+        "import resource, sys; from crgan import select\n"
+        f"sys.path.insert(0, {TESTS!r}); resource.setrlimit(resource.RLIMIT_FSIZE, (4096,) * 2)\n"
+        "select.main(['pool:models', '--out', 'out', *sys.argv[1:]])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *FLAGS], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "error: out/scores.h5: File too large" in done.stderr
+    assert scores.read_bytes() == found
+
+
 def fails(capsys, *args, match):
     with pytest.raises(SystemExit) as stop:
         select.main(list(args))
@@ -173,7 +188,13 @@ def test_mistakes_end_with_one_sentence_and_code_2(pool, capsys, tmp_path):
     fails(capsys, "pool:models", "--out", "new", "--device", "gpu7", match="--device is 'gpu7'")
     fails(capsys, "--out", "new", match="at least 2 models, got 0")
     fails(capsys, "nowhere", "--out", "new", match="there is no nowhere")
-    fails(capsys, "pool:nothing", "--out", "new", match="pool:nothing gives no models (module 'pool' has no attribute")
+    fails(
+        capsys,
+        "pool:nothing",
+        "--out",
+        "new",
+        match="pool:nothing gives no models (AttributeError: module 'pool' has no attribute",
+    )
     fails(capsys, "pool.py", "--out", "new", match="pool.py is no TorchScript archive")
     fails(capsys, str(tmp_path), "--out", "new", match="is no run folder")
     fails(capsys, "pool:models", "--out", "pool.py/out", match="pool.py")
@@ -492,7 +513,7 @@ def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, capsys):
     assert rows.pop("broken")["factor_vae"] is None
     assert all(0.25 <= row["factor_vae"] <= 1 for row in rows.values())
     for runs, message in (
-        (["labelled:takes"], "labelled:takes gives no models (takes() missing 1 required"),
+        (["labelled:takes"], "labelled:takes gives no models (TypeError: takes() missing 1 required"),
         (["labelled:LABEL"], "labelled:LABEL gives no models (module 'labelled' has no attribute"),
         ([":models"], ":models gives no models"),
         (["labelled:pair"], "labelled:pair.encode gave a tuple, expected a torch.Tensor [2, 'any']"),

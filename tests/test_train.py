@@ -1,10 +1,13 @@
 """Training: schedules, what a step does, and a run that is killed, continued, misused."""
 
 import json
+import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from dispatch import READ_BACK, operations
+from safetensors.torch import load_file, save_file
 
 from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, losses, ops
 from crgan.config import Phase
@@ -372,6 +376,7 @@ def test_mistakes_end_in_one_sentence(tmp_path, capsys):
     assert "blur is 3.0 but blur_steps is 0" in refused(capsys, "dsprites", "--blur", 3)
     assert "cr_weight is inf; expected a finite number" in refused(capsys, "quick", "--cr-weight", "inf")
     assert "num_codes is 300; expected at most 256" in refused(capsys, "quick", "--num-codes", 300)
+    assert "gap_switch is -5; expected a step" in refused(capsys, "--gap-switch", -5)
     assert "gap is 2.0; expected a contrastive gap in [0, 2)" in refused(capsys, "--gap", 2.0)
     assert "--device is 'cuda:7' but torch sees" in refused(capsys, "--device", "cuda:7", "--out", tmp_path / "a")
     assert "--device is 'gpu'; expected" in refused(capsys, "--device", "gpu", "--out", tmp_path / "a")
@@ -411,6 +416,41 @@ def test_broken_checkpoints_are_refused_and_left_alone(tmp_path, small_scores):
         load(out)
     with pytest.raises(InputError, match="is no run folder"):
         load(tmp_path)
+    path.write_bytes(whole)
+    save_file({name: value.half() for name, value in load_file(path).items()}, path)
+    with pytest.raises(InputError, match="is of another model"):
+        load(out)
+    path.write_bytes(whole)
+    optimisers, state = path.with_name("optimisers.safetensors"), path.with_name("state.json")
+    moments, counts = load_file(optimisers), state.read_text()
+    partial = {name: value for name, value in moments.items() if name != "generator.1.exp_avg"}
+    for foreign in (load_file(path), partial, moments | {"generator.0.max_exp_avg_sq": torch.zeros(1)}):
+        save_file(foreign, optimisers)
+        with pytest.raises(InputError, match=r"optimisers\.safetensors is of another model"):
+            train(replace(TINY, steps=30), out, "cpu")
+    save_file(moments, optimisers)
+    for damaged in ("{}", '{"step": "x", "metrics_bytes": 0}', '{"step": 1, "metrics_bytes": -1}', "[]"):
+        state.write_text(damaged)
+        with pytest.raises(InputError, match=r"state\.json"):
+            train(replace(TINY, steps=30), out, "cpu")
+    state.write_text(counts)
+    shutil.copytree(path.parent, path.parent.with_name("step-000009999.bak"))  # a user's copy is no checkpoint
+    train(replace(TINY, steps=30), out, "cpu")
+
+
+def test_a_folder_with_files_of_others_is_left_alone(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("theirs")
+    with pytest.raises(InputError, match="exists and is no run folder"):
+        train(TINY, tmp_path, "cpu")
+    assert (tmp_path / "metrics.jsonl").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_finished_run_holds_no_file_and_no_thread(tmp_path, small_scores):
+    before = threading.active_count()
+    train(TINY, tmp_path / "run", "cpu")
+    assert threading.active_count() == before
+    assert not any(str(tmp_path) in os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists())
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, small_scores):

@@ -28,7 +28,7 @@ def _render_dsprites(factors: Tensor) -> Tensor:
     # on the device. Only a window of 30 px, enough for every shape, is evaluated; it never leaves the image.
     # In-place steps matter: on a CPU fresh memory costs more than the arithmetic.
     shape = factors[:, 1, None, None]
-    scale, theta = 0.5 + 0.1 * factors[:, 2].double(), factors[:, 3] % 39 * (2 * pi / 39)
+    scale, theta = 0.5 + 0.1 * factors[:, 2].double(), (factors[:, 3] % 39).double() * (2 * pi / 39)
     centre = 16 + factors[:, 4:].double() * (32 / 31)  # x, y with y downwards
     corner = centre.floor() - 15
     pixel = torch.arange(30, device=factors.device)
