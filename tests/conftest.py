@@ -1,9 +1,19 @@
 """Triton's kernels run in its interpreter, on the CPU, unless the tests marked `gpu` are asked for."""
 
 import os
+from importlib.metadata import PackageNotFoundError, version
+
+import pytest
 
 
 def pytest_configure(config):
     marks = config.getoption("markexpr")
-    if "gpu" not in marks or "not gpu" in marks:
-        os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is imported
+    if "gpu" in marks and "not gpu" not in marks:
+        return
+    os.environ["TRITON_INTERPRET"] = "1"  # before a kernel is imported
+    try:
+        triton, numpy = (tuple(map(int, version(name).split(".")[:2])) for name in ("triton", "numpy"))
+    except PackageNotFoundError:
+        return  # the tests of the kernels will say it
+    if triton < (3, 7) and numpy >= (2, 4):
+        raise pytest.UsageError("triton < 3.7 cannot interpret with numpy >= 2.4: run `pip install 'numpy<2.4'`")

@@ -494,6 +494,9 @@ class Pair(Pixels):
     def encode(self, images):
         return super().encode(images), None
 
+def divides():
+    return 1 / 0
+
 def pair():
     model = Pair(1)
     model.num_codes = None
@@ -514,7 +517,8 @@ def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, capsys):
     assert all(0.25 <= row["factor_vae"] <= 1 for row in rows.values())
     for runs, message in (
         (["labelled:takes"], "labelled:takes gives no models (TypeError: takes() missing 1 required"),
-        (["labelled:LABEL"], "labelled:LABEL gives no models (module 'labelled' has no attribute"),
+        (["labelled:LABEL"], "labelled:LABEL gives no models (AttributeError: module 'labelled' has no attribute"),
+        (["labelled:divides"], "labelled:divides gives no models (ZeroDivisionError: division by zero)"),
         ([":models"], ":models gives no models"),
         (["labelled:pair"], "labelled:pair.encode gave a tuple, expected a torch.Tensor [2, 'any']"),
     ):
