@@ -75,7 +75,7 @@ class ScoreFile:
         self.cost = self.last - begin
 
     def _write(self, path: Path) -> None:
-        pool = self.pool
+        pool, fresh = self.pool, dict[tuple[int, int], tuple[int, int]]()
         source, mode = path, {"mode": "w", "fs_strategy": "fsm", "fs_persist": True}  # deleted space is used again
         if self.path.exists():
             source, mode = self.path, {"mode": "a"}
@@ -100,9 +100,10 @@ class ScoreFile:
                 data.attrs.update({"count": pair.count, "least_count": pair.least_count})
                 moments = {"mean": pair.mean, "m2": pair.m2}
                 data.attrs.update({key: torch.as_tensor(x).cpu().numpy() for key, x in moments.items()})
-                self.saved[i, j] = pair.done, pair.count
+                fresh[i, j] = pair.done, pair.count
             file.flush()
             path.write_bytes(file.id.get_file_image())
+        self.saved |= fresh
 
 
 class CodesPool(Pool):
