@@ -15,26 +15,24 @@ def copy_bandwidth(device: str) -> float:
     """GB/s, read and written, of the best of 10 copies of 256 MiB."""
     source = torch.ones(2**26, device=device)
     target = torch.empty_like(source)
-    copies = rounds(lambda i: target.copy_(source), device)
-    best = float("inf")
-    for _ in range(10):
-        start = time.perf_counter()
-        copies()
-        best = min(best, time.perf_counter() - start)
-    return 2 * source.nbytes * CALLS[device] / best / 1e9
+    return 2 * source.nbytes / best_of_10(lambda i: target.copy_(source), device) / 1e9
 
 
 @cache
 def matrix_rate(device: str) -> float:
     """TFLOP/s of the best of 10 products of float32 matrices of side 2,048."""
     a = torch.randn(2048, 2048, device=device)
-    products = rounds(lambda i: a @ a, device)
-    best = float("inf")
+    return 2 * 2048**3 / best_of_10(lambda i: a @ a, device) / 1e12
+
+
+def best_of_10(call: Callable[[int], object], device: str) -> float:
+    """Seconds of a call, of the best of 10 rounds."""
+    timed, times = rounds(call, device), []
     for _ in range(10):
         start = time.perf_counter()
-        products()
-        best = min(best, time.perf_counter() - start)
-    return 2 * 2048**3 * CALLS[device] / best / 1e12
+        timed()
+        times.append(time.perf_counter() - start)
+    return min(times) / CALLS[device]
 
 
 def rounds(call: Callable[[int], object], device: str) -> Callable[[], object]:

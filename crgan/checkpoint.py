@@ -62,8 +62,12 @@ def read_config(run: Path) -> tuple[Config, tuple[int, int, int]]:
 
 def latest(run: Path) -> Path | None:
     """The folder of the newest whole checkpoint of a run."""
-    folders = [folder for folder in (run / "checkpoint").glob("step-*") if folder.name[5:].isdigit()]
-    return max(folders, key=lambda folder: int(folder.name[5:]), default=None)
+    return max(_checkpoints(run), key=lambda folder: int(folder.name[5:]), default=None)
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    """Not a user's copies, whose names differ."""
+    return [folder for folder in (run / "checkpoint").glob("step-*") if folder.name[5:].isdecimal()]
 
 
 def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, Any]) -> Path:
@@ -91,7 +95,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for folder in final.parent.glob("step-*"):
+    for folder in _checkpoints(run):
         if folder != final:
             shutil.rmtree(folder)
     return final
@@ -102,17 +106,22 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers) -> dict[str,
     _load_model(model, folder / "model.safetensors")
     path = folder / "optimisers.safetensors"
     saved = _load_file(path)
-    expected = set[str]()
+    kinds = ("step", "exp_avg", "exp_avg_sq")
+    expected = {
+        f"{name}.{i}.{kind}"
+        for name, optimiser in optimisers.items()
+        if f"{name}.0.step" in saved  # H has none while the regularizer is off
+        for i in range(sum(len(group["params"]) for group in optimiser.param_groups))
+        for kind in kinds
+    }
+    if wrong := sorted(expected ^ set(saved)):
+        raise InputError(f"{path} is of another model: its tensors differ in {wrong[0]}; start with a new --out")
     for name, optimiser in optimisers.items():
+        if f"{name}.0.step" not in saved:
+            continue
         content = optimiser.state_dict()
         for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            if f"{name}.0.step" not in saved:  # H's, while the regularizer is off
-                continue
-            keys = {key: f"{name}.{i}.{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
-            expected.update(keys.values())
-            if not saved.keys() >= set(keys.values()):
-                break
-            entry = {key: saved[full] for key, full in keys.items()}
+            entry = {kind: saved[f"{name}.{i}.{kind}"] for kind in kinds}
             if any(value.dim() and value.shape != parameter.shape for value in entry.values()):
                 raise InputError(f"{path} is of another model: its {name}.{i} has an unexpected shape")
             # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
@@ -121,8 +130,6 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers) -> dict[str,
                 for key, value in entry.items()
             }
         optimiser.load_state_dict(content)
-    if wrong := sorted(expected ^ set(saved)):
-        raise InputError(f"{path} is of another model: its tensors differ in {wrong[0]}; start with a new --out")
     state = _read_json(folder / "state.json")
     for name in ("step", "metrics_bytes"):
         if not isinstance(value := state.get(name), int) or value < 0:

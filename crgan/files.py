@@ -34,11 +34,11 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """An error of the operating system in here is one of this file: a full disk does not say where."""
+    """An error of the operating system that names no file is one of this file: a full disk does not say where."""
     try:
         yield
     except OSError as error:
-        error.filename = str(path)
+        error.filename = error.filename or str(path)
         raise
 
 

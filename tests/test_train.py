@@ -436,6 +436,7 @@ def test_broken_checkpoints_are_refused_and_left_alone(tmp_path, small_scores):
     state.write_text(counts)
     shutil.copytree(path.parent, path.parent.with_name("step-000009999.bak"))  # a user's copy is no checkpoint
     train(replace(TINY, steps=30), out, "cpu")
+    assert path.parent.with_name("step-000009999.bak").is_dir()
 
 
 def test_a_folder_with_files_of_others_is_left_alone(tmp_path):
