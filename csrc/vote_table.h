@@ -34,6 +34,10 @@ struct Moments {
   }
 };
 
+// How many of n rows, or blocks of rows, give the shift, which is their mean. Few, so that most of a group is read once;
+// enough that it lies near the group's mean, or four bits away where they are outliers.
+CRGAN_INLINE int64_t head_rows(int64_t n) { return (n + 7) / 8; }
+
 // The scale, or NaN where it is of no use: then the spread is NaN too, and the dimension does not vote.
 CRGAN_INLINE float usable(float scale) {
   return scale > 0 && scale <= std::numeric_limits<float>::max() ? scale : std::numeric_limits<float>::quiet_NaN();

@@ -74,10 +74,6 @@ CRGAN_INLINE Vec stream(const T* p) {
   return load(p);
 }
 
-// How many of n rows, or blocks of rows, give the shift, which is their mean. Few, so that most of a group is read once;
-// enough that it lies near the group's mean, or four bits away where they are outliers.
-CRGAN_INLINE int64_t head(int64_t n) { return (n + 7) / 8; }
-
 // W rows of K <= W dimensions are K vectors, whose element i belongs to dimension i mod K whichever the block: the
 // sums over all blocks of a group stay in K registers, and are folded into dimensions once.
 template <int K>
@@ -127,7 +123,7 @@ CRGAN_INLINE Vec spreads(const T* x, int64_t L, Vec scale) {
   }
   const T* last = x + L * K - W * K;
   Block<K> sum{}, square;
-  const int64_t first = L < W ? W : head(L / W) * W;
+  const int64_t first = L < W ? W : head_rows(L / W) * W;
   for (int64_t i = 0; i < first * K; i += W * K)
 #pragma GCC unroll 16
     for (int v = 0; v < K; ++v) sum.v[v] += load((L < W ? last : x) + i + W * v);
@@ -155,12 +151,12 @@ CRGAN_INLINE void consider_panel(Vote& best, const T* x, int64_t L, int64_t K, i
   int64_t first[P];
   for (int p = 0; p < P; ++p) first[p] = std::min(d + p * W, K - W);
   Vec sum[P] = {};
-  for (int64_t r = 0; r < head(L); ++r)
+  for (int64_t r = 0; r < head_rows(L); ++r)
 #pragma GCC unroll 8
     for (int p = 0; p < P; ++p) sum[p] += load(x + r * K + first[p]);
   Moments<Vec> moments[R][P];
 #pragma GCC unroll 8
-  for (int i = 0; i < R * P; ++i) moments[i / P][i % P].shift = sum[i % P] / (float)head(L);
+  for (int i = 0; i < R * P; ++i) moments[i / P][i % P].shift = sum[i % P] / (float)head_rows(L);
   const int64_t even = L / R * R;
   for (int64_t r = 0; r < even; r += R)
 #pragma GCC unroll 8

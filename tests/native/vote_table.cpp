@@ -135,7 +135,8 @@ void check_types(const char* name, const std::vector<std::pair<int64_t, int64_t>
 int main() {
 #ifdef EMULATE_CUDA
   check_types<float, __half, __nv_bfloat16>(
-      "cuda", {{100, 2}}, {{1, 1, 1, 1}, {2, 1, 100, 5}, {1, 5, 7, 2}, {3, 1, 33, 31}, {1, 1, 9, 32}, {1, 1, 17, 70}, {1, 1, 0, 3}},
+      "cuda", {{100, 2}, {100, 40}, {1000, 5}, {10000, 5}},
+      {{1, 1, 1, 1}, {2, 1, 100, 5}, {1, 5, 7, 2}, {3, 1, 33, 31}, {1, 1, 9, 32}, {1, 1, 17, 70}, {1, 1, 0, 3}},
       [](auto* type) {
         return [=](const VoteTable& t) {
           const unsigned blocks = (t.G + crgan::kWarps - 1) / crgan::kWarps;

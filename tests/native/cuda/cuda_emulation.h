@@ -23,13 +23,18 @@ inline std::barrier<> warp(32);
 inline uint32_t lanes[32];
 
 template <typename T>
-T __shfl_down_sync(unsigned, T value, int delta) {
-  const unsigned lane = threadIdx.x % 32, from = lane + delta < 32 ? lane + delta : lane;
-  std::memcpy(&lanes[lane], &value, sizeof value);
+T __shfl_sync(unsigned, T value, int from) {
+  std::memcpy(&lanes[threadIdx.x % 32], &value, sizeof value);
   warp.arrive_and_wait();
   std::memcpy(&value, &lanes[from], sizeof value);
   warp.arrive_and_wait();
   return value;
+}
+
+template <typename T>
+T __shfl_down_sync(unsigned mask, T value, int delta) {
+  const int lane = threadIdx.x % 32;
+  return __shfl_sync(mask, value, lane + delta < 32 ? lane + delta : lane);
 }
 
 template <typename T>
