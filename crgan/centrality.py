@@ -22,6 +22,7 @@ from .errors import InputError
 from .metrics.arrays import varies
 from .models import Member
 from .ops import vote_table
+from .precision import arithmetic
 
 Array = NDArray[Any]
 POINTS_BLOCK = 256  # images of the scale sample drawn with one seed
@@ -177,6 +178,12 @@ def factor_score(tables: Array) -> Array:  # [..., K + 1, F] counts -> [...] in 
     return tables.max(-1).sum(-1) / tables.sum((-2, -1))
 
 
+def _start_worker(stream: Any) -> None:
+    torch.set_num_threads(1)
+    if stream is not None:
+        torch.cuda.set_stream(stream)  # the caller's, which reads what the worker makes
+
+
 class Pool:
     """The models of a pool, what is known of each ordered pair, and `measure`, which makes more of it known."""
 
@@ -198,8 +205,10 @@ class Pool:
                 )
         self.members, self.sizes, self.batch_size, self.progress = list(members), sizes, batch_size, progress
         self.pairs: dict[tuple[int, int], Pair] = {}
-        cores = torch.get_num_threads() if all(str(member.device) == "cpu" for member in members) else 1
-        self.threads = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+        gpus = [member.device for member in members if member.device.type == "cuda"]
+        stream = torch.cuda.current_stream(gpus[0]) if gpus else None
+        cores = torch.get_num_threads() if all(member.device.type == "cpu" for member in members) else 1
+        self.threads = ThreadPoolExecutor(cores, initializer=_start_worker, initargs=(stream,))
         self.B = np.full((len(members), len(members)), np.nan)
 
     def __len__(self) -> int:
@@ -219,6 +228,7 @@ class Pool:
         for j in range(len(self)):
             self.measure(j, range(len(self)), self.sizes.groups)
 
+    @arithmetic("float32")  # scores do not hang on the caller's settings
     def measure(self, j: int, encoders: Iterable[int], groups: int) -> Array:
         """Brings each of `encoders` up to the first `groups` groups of generator j; returns their B[:, j]."""
         encoders = list(encoders)

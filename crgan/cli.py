@@ -14,7 +14,6 @@ import torch
 import tyro
 
 from .errors import InputError
-from .precision import arithmetic
 
 
 @contextmanager
@@ -44,7 +43,7 @@ def sentence(error: Exception) -> str | None:
 
 def run(module: str, command: Callable[..., Any], args: Sequence[str] | None = None) -> None:
     """Calls `command` with its parameters read from the command line (their types and docstring make the flags)."""
-    with command_process(), arithmetic("float32"):
+    with command_process():
         tyro.cli(command, args=args, prog=f"python -m {module}")
 
 

@@ -18,7 +18,6 @@ import torch
 from .centrality import Pair, Pool, Sizes
 from .errors import InputError
 from .models import Member, open_models
-from .precision import arithmetic
 
 Key = TypeVar("Key")
 RETRIES = 20  # of one piece of work whose worker or machine was lost
@@ -162,8 +161,7 @@ def measure_block(
     names = [generator, *(name for name, _ in encoders.values())]
     pool = Pool([_member(runs, name, device) for name in names], sizes, batch_size=batch_size)
     pool.pairs = {(n, 0): pair for n, (_, pair) in enumerate(encoders.values(), 1)}
-    with arithmetic("float32"):
-        pool.measure(0, range(1, len(names)), groups)
+    pool.measure(0, range(1, len(names)), groups)
     return dict(zip(encoders, pool.pairs.values()))
 
 

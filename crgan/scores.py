@@ -143,7 +143,11 @@ class CodesPool(Pool):
         whole = hash_files(path)
         members: list[Any] = [
             SimpleNamespace(
-                name=name, fingerprint=f"{whole[:32]}{n:032x}", num_codes=shapes[name][2], image_shape=(), device="cpu"
+                name=name,
+                fingerprint=f"{whole[:32]}{n:032x}",
+                num_codes=shapes[name][2],
+                image_shape=(),
+                device=torch.device("cpu"),
             )
             for n, name in enumerate(names)
         ]

@@ -39,6 +39,7 @@ from .errors import InputError, NotFiniteError
 from .files import write_atomically, write_json
 from .halving import sequential_halving
 from .models import Member, open_models
+from .precision import arithmetic
 from .scores import CodesPool, ScoreFile
 from .udr import udr
 
@@ -228,6 +229,7 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
     return Outcome(ranking, score, bootstrap(pool, mask).std(0), A, extra)
 
 
+@arithmetic("float32")
 def _udr(pool: Pool, method: str, samples: int, name: str | None, root: Path | None, bar: Progress) -> Outcome:
     if isinstance(pool, CodesPool):
         codes = pool.common_codes()

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from grid_data import Grid
 from linear_models import Linear, known_pool, rotation
 
 from crgan.centrality import (
@@ -16,7 +17,9 @@ from crgan.centrality import (
 )
 from crgan.errors import InputError
 from crgan.halving import sequential_halving
+from crgan.metrics import evaluate
 from crgan.models import Member
+from crgan.precision import arithmetic
 
 SMALL = {"groups": 40, "group_size": 50, "scale_samples": 1000}
 
@@ -61,6 +64,25 @@ def test_agrees_with_the_definition():
         seen.points[-1] = seen.points[-1][: SMALL["scale_samples"] - sum(map(len, seen.points[:-1]))]
         for i, encoder in enumerate(models):
             assert B[i, j] == pytest.approx(plain_score(encoder, models[j], seen.points, seen.groups), abs=1e-12)
+
+
+def test_scores_in_float32_whatever_the_caller_set():
+    seen = []
+
+    class Watch(Linear):
+        def encode(self, images):
+            seen.append(torch.backends.cuda.matmul.allow_tf32)
+            return images.flatten(1) @ self.unmix.T
+
+    pixels = Watch(torch.eye(4))
+    pixels.image_shape = Grid.image_shape
+    with arithmetic("tf32"):
+        cross_scores([Watch(torch.eye(3)), Watch(rotation(3, 0))], **SMALL)
+        pooled = len(seen)
+        evaluate(pixels, Grid(), groups=10, scale_samples=100)
+        assert torch.backends.cuda.matmul.allow_tf32
+    assert 0 < pooled < len(seen)
+    assert not any(seen)
 
 
 def test_groups_hold_one_code_and_draw_all_else_anew():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models import Member
+from ..precision import arithmetic
 from .beta_vae import beta_vae
 from .dci import dci
 from .dhsic import dhsic
@@ -243,6 +244,7 @@ def applicable(dataset: Any) -> list[str]:
     return [name for name in METRICS if fits.get(name, varying > 0)]
 
 
+@arithmetic("float32")  # scores do not hang on the caller's settings
 @torch.no_grad()
 def evaluate(
     model: Any,
