@@ -1,11 +1,14 @@
-"""Exact selection of a pool of six GANs, against a plain script that does what the original does.
+"""Exact selection of a pool, against a plain script that does what the original does.
 
 The plain script stores each model's images on disk, reads them again for every encoder, and counts the votes in a numpy
-loop. Networks, images and batches are the same; the matrices are compared before a time counts.
+loop. Networks, images and batches are the same; the matrices are compared before a time counts. The pool is of six
+untrained models; with POOL='pool/*' in the environment, of the models in these run folders, in the paper's sizes.
 """
 
+import os
 import time
 from dataclasses import replace
+from glob import glob
 
 import numpy as np
 import pytest
@@ -14,12 +17,13 @@ import torch
 from crgan import checkpoint
 from crgan.centrality import POINTS_BLOCK, Pool, Sizes
 from crgan.config import PRESETS
-from crgan.models import Member
+from crgan.models import Member, open_models
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-MODELS = 6
-# An eighth of the paper's groups and scale sample on a CPU.
-SIZES = Sizes() if DEVICE == "cuda" else Sizes(groups=60, scale_samples=36 * POINTS_BLOCK)
+RUNS = sorted(glob(os.environ.get("POOL", "")))
+MODELS = len(RUNS) or 6
+# Else, on a CPU, an eighth of the paper's groups and scale sample.
+SIZES = Sizes() if RUNS or DEVICE == "cuda" else Sizes(groups=60, scale_samples=36 * POINTS_BLOCK)
 BATCH = 256
 ENCODES = MODELS**2 * int(SIZES.encodes(SIZES.groups))
 seconds: dict[str, float] = {}
@@ -65,7 +69,7 @@ def crgan(pool, folder):
 @pytest.mark.parametrize("provider", [plain, crgan], ids=["plain", "crgan"])
 def test_exact_selection(benchmark, provider, tmp_path):
     name = provider.__name__
-    members = [untrained(seed) for seed in range(MODELS)]
+    members = open_models(RUNS, DEVICE) or [untrained(seed) for seed in range(MODELS)]
     Pool(members, Sizes(groups=4, scale_samples=BATCH), batch_size=BATCH).measure_all()  # warm up
     pool = Pool(members, SIZES, batch_size=BATCH)
 

@@ -4,10 +4,12 @@ A run folder holds `config.json` and `checkpoint/step-<n>/` with `model.safetens
 `state.json`. A checkpoint is written under a temporary name, renamed, and only then is the one before it removed.
 """
 
+import fcntl
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -40,6 +42,42 @@ def load(run: str | Path) -> InfoGAN | VAE:
         raise InputError(f"{run} has no checkpoint yet; expected a run that python -m crgan.train has begun to save")
     _load_model(model, folder / "model.safetensors")
     return model.eval()
+
+
+def open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[str]:
+    """Makes a new run folder, or checks that the one that is there is of this configuration and that no other process
+    trains in it; returns its metrics.jsonl, which stays locked until it is closed.
+
+    Raises InputError where it is of another configuration, in use, or no run folder.
+    """
+    if out.exists() and not (out / "config.json").exists():
+        found = list(out.iterdir()) if out.is_dir() else [out]
+        if any(p.name[0] != "." and (p.name != "metrics.jsonl" or p.stat().st_size) for p in found):
+            raise InputError(f"{out} exists and is no run folder; give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    file = (out / "metrics.jsonl").open("a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"another process trains in {out}; wait for its end, or give another --out") from None
+    except OSError:
+        pass  # a file system without locks
+    if (out / "config.json").exists():
+        before, _ = read_config(out)
+        values = [(field.name, getattr(before, field.name), getattr(cfg, field.name)) for field in fields(cfg)]
+        changed = [(name, old, new) for name, old, new in values if old != new and not (name == "steps" and new > old)]
+        if changed:
+            name, old, new = changed[0]
+            way = f"--{name.replace('_', '-')} {old}" if len(changed) == 1 else "the preset and the flags of then"
+            others = ", ".join(f"{name} = {old} ({new})" for name, old, new in changed[1:])
+            raise InputError(
+                f"{out} was trained with {name} = {old}, now it is {new}{'; also with ' * bool(others)}{others}; "
+                f"give {way} to go on, or another --out"
+            )
+        if before == cfg:
+            return file
+    write_config(out, cfg, image_shape)
+    return file
 
 
 def write_config(run: Path, cfg: Config, image_shape: tuple[int, int, int]) -> None:
@@ -80,7 +118,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(
                 f"after step {state['step']} the weights {name} are not finite; "
-                f"the last good checkpoint is {latest(run) or 'none'}: go on from it with smaller learning rates"
+                f"the last good checkpoint is {latest(run) or 'none'}: start anew with smaller learning rates"
             )
     final = run / "checkpoint" / f"step-{state['step']:09d}"
     temporary = final.with_name("incomplete")

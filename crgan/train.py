@@ -1,14 +1,13 @@
 """Training: the step, the loop, and the command `python -m crgan.train [PRESET]`."""
 
-import fcntl
 import json
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 import tyro
@@ -215,7 +214,7 @@ def training(
     if lead and cfg.cr_weight and cfg.cr_start >= cfg.steps:
         print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
     dataset = datasets.load(cfg.data, cfg.root)
-    file = _open_run(out, cfg, dataset.image_shape) if lead else None
+    file = checkpoint.open_run(out, cfg, dataset.image_shape) if lead else None
     parallel.wait()
     nets: Any = checkpoint.build_model(cfg, dataset.image_shape).to(place)
     kind = sys.modules[__name__] if cfg.model == "infogan-cr" else vae  # each with make_optimisers and train_step
@@ -313,39 +312,6 @@ def resolve(cfg: Config, device: torch.device) -> Config:
     if cfg.precision != "auto":
         return cfg
     return replace(cfg, precision="bfloat16" if has_bfloat16(device) else "float32")
-
-
-def _open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[str]:
-    """Makes a new run folder, or checks that the one that is there is of this configuration and that no other process
-    trains in it; returns its metrics.jsonl, which stays locked until it is closed."""
-    if out.exists() and not (out / "config.json").exists():
-        found = list(out.iterdir()) if out.is_dir() else [out]
-        if any(p.name[0] != "." and (p.name != "metrics.jsonl" or p.stat().st_size) for p in found):
-            raise InputError(f"{out} exists and is no run folder; give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    file = (out / "metrics.jsonl").open("a+")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another process trains in {out}; wait for its end, or give another --out") from None
-    except OSError:
-        pass  # a file system without locks
-    if (out / "config.json").exists():
-        before, _ = checkpoint.read_config(out)
-        values = [(field.name, getattr(before, field.name), getattr(cfg, field.name)) for field in fields(cfg)]
-        changed = [(name, old, new) for name, old, new in values if old != new and not (name == "steps" and new > old)]
-        if changed:
-            name, old, new = changed[0]
-            way = f"--{name.replace('_', '-')} {old}" if len(changed) == 1 else "the preset and the flags of then"
-            others = ", ".join(f"{name} = {old} ({new})" for name, old, new in changed[1:])
-            raise InputError(
-                f"{out} was trained with {name} = {old}, now it is {new}{'; also with ' * bool(others)}{others}; "
-                f"give {way} to go on, or another --out"
-            )
-        if before == cfg:
-            return file
-    checkpoint.write_config(out, cfg, image_shape)
-    return file
 
 
 def _check_finite(report: dict[str, float], step: int, out: Path) -> None:

@@ -23,7 +23,6 @@ from crgan.latent import code_presence
 from crgan.networks import normalise
 from crgan.precision import arithmetic
 from crgan.train import (
-    _open_run,
     capture,
     main,
     make_optimisers,
@@ -458,7 +457,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, small_scores)
     out = tmp_path / "run"
     train(TINY, out, "cpu")
     good = tensors_of(out)
-    _open_run(out, replace(TINY, steps=40), (3, 16, 16))
+    checkpoint.open_run(out, replace(TINY, steps=40), (3, 16, 16))
     config = json.loads((out / "config.json").read_text())
     config["config"]["lr_g"] = 1e30
     (out / "config.json").write_text(json.dumps(config))
