@@ -94,7 +94,8 @@ def cross_scores(
     NaN) count as the votes of one further dimension, so that a broken encoder scores chance, never NaN.
 
     Each image is made once and stays on its device; memory does not grow with the sizes. The draws for generator
-    j depend on the seed and j's weights alone: a larger pool repeats every value of a smaller one.
+    j depend on the seed and j's weights alone: a larger pool repeats every value of a smaller one. Torch modules are
+    left in eval mode.
     `batch_size` is the number of images encoded at once; `progress` is told the encodes after each batch.
     Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
     """

@@ -1,6 +1,7 @@
 """`python -m crgan.evaluate RUN...`: scores models on a data set."""
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -59,16 +60,24 @@ def evaluate(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
+    load = cache(datasets.load)
     with Progress() as bar:
         for member in members:
             config = getattr(member.model, "cfg", None)
             if data is not None:
-                dataset = datasets.load(data, root)
+                name, place = data, root
             elif config is not None:
-                dataset = datasets.load(config.data, root or config.root)
+                name, place = config.data, root or config.root
             else:
                 raise InputError(f"{member.name} does not say which data it was trained on; give --data NAME")
-            head = {"data": dataset.name, "protocol": protocol, "seed": seed, "model": member.fingerprint}
+            dataset = load(name, place)
+            head = {
+                "data": dataset.name,
+                "root": place and str(Path(place).resolve()),
+                "protocol": protocol,
+                "seed": seed,
+                "model": member.fingerprint,
+            }
             file, known = _known_scores(out, member.name, head)
             task = bar.add_task(escape(member.name))
 
@@ -116,7 +125,7 @@ def _known_scores(out: Path | None, name: str, head: dict[str, Any]) -> tuple[Pa
     before = _read(file) if out is None else _read(file).get(name, {})
     if before.get("model") != head["model"]:
         return file, {}
-    for field in ("data", "protocol", "seed"):
+    for field in ("data", "root", "protocol", "seed"):
         if before.get(field) != head[field]:
             raise InputError(
                 f"{file} holds scores of {name} with {field} {before.get(field)}, "

@@ -44,7 +44,7 @@ def udr(
         )
     x = []
     for c in arrays:
-        active = np.isfinite(c).all(0) & (np.nan_to_num(c).var(0) >= min_variance)
+        active = np.isfinite(c).all() & (np.nan_to_num(c).var(0) >= min_variance)
         c = rankdata(c[:, active], axis=0) if method == "udr-spearman" else c[:, active]
         x.append((c - c.mean(0)) / c.std(0))
     N, n = len(x), len(arrays[0])

@@ -7,8 +7,11 @@ import pickle
 import re
 import resource
 import struct
+import subprocess
+import sys
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -24,6 +27,7 @@ from crgan import PRESETS, checkpoint, ops, train
 from crgan.data import NAMES, grids, load, objects, pictures
 from crgan.errors import InputError
 from crgan.evaluate import evaluate
+from crgan.files import write_atomically
 
 FULL = {name: dict(what.factors) for name, what in grids.PUBLISHED.items()}
 SMALL = {
@@ -99,7 +103,7 @@ def test_grid_files_map_index_and_factors_to_their_images(tmp_path, name, compre
     assert torch.equal(factors, torch.from_numpy(unravelled))
     assert torch.equal(dataset.images(factors), expected)
     # Plain uint8 is mapped where it lies; anything else goes through one cache, which the next load reuses.
-    caches = list(tmp_path.glob("crgan-cache/*.h5"))
+    caches = list(tmp_path.glob("crgan-cache/*.npy"))
     assert len(caches) == int(compressed)
     if compressed:
         before = caches[0].stat().st_mtime_ns
@@ -172,6 +176,63 @@ def test_a_changed_file_is_converted_anew(tmp_path):
     images = arrays("mpi3d_toy", seed=1)[0]
     write_grid(tmp_path, "mpi3d_toy", images=images)
     assert torch.equal(everything(load("mpi3d_toy", tmp_path)), as_float(images))
+
+
+def test_a_cache_for_which_there_is_no_room_is_named(tmp_path):
+    write_grid(tmp_path, "mpi3d_toy")
+    script = (
+        "import resource, signal, sys, crgan; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "from crgan.data import grids\n"
+        f"grids.PUBLISHED['mpi3d_toy'].factors.update({SMALL['mpi3d_toy']})\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))\n"
+        "try: crgan.data.load('mpi3d_toy', sys.argv[1])\n"
+        "except OSError as error: print(error.filename, error.strerror)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=True)
+    assert re.fullmatch(rf"{tmp_path}/crgan-cache/mpi3d_toy-images-\w+\.npy File too large\n", done.stdout), done
+    assert not list(tmp_path.glob("crgan-cache/*"))
+
+
+def test_a_damaged_cache_asks_to_be_removed(tmp_path):
+    write_grid(tmp_path, "mpi3d_toy")
+    load("mpi3d_toy", tmp_path)
+    (cache,) = tmp_path.glob("crgan-cache/*")
+    for content in (cache.read_bytes()[:-1], b""):
+        cache.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{cache} is damaged .*; remove it, and it is made again"):
+            load("mpi3d_toy", tmp_path)
+
+
+def test_where_the_cache_of_files_that_cannot_be_written_beside_goes(tmp_path, monkeypatch):
+    data, home = tmp_path / "data", tmp_path / "home"
+    data.mkdir()
+    write_grid(data, "mpi3d_toy")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home))
+    (data / "crgan-cache").write_text("in the way")
+    images = everything(load("mpi3d_toy", data))
+    assert [path.suffix for path in (home / "crgan").iterdir()] == [".npy"]
+    (data / "crgan-cache").unlink()
+    (home / "crgan").rename(data / "crgan-cache")  # made before, and read-only now
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert torch.equal(everything(load("mpi3d_toy", data)), images)
+    write_grid(data, "mpi3d_toy", images=arrays("mpi3d_toy", seed=1)[0])
+    with pytest.raises(InputError, match=rf"neither {data}/crgan-cache nor {home}/crgan can be written"):
+        load("mpi3d_toy", data)
+
+
+def test_many_that_load_at_once_convert_once(tmp_path, monkeypatch):
+    write_grid(tmp_path, "mpi3d_toy")
+    made = []
+
+    def write(path, how):
+        made.append(path)
+        write_atomically(path, how)
+
+    monkeypatch.setattr("crgan.data.storage.write_atomically", write)
+    with ThreadPoolExecutor(4) as threads:
+        loaded = list(threads.map(lambda _: everything(load("mpi3d_toy", tmp_path)), range(4)))
+    assert len(made) == 1
+    assert all(torch.equal(images, loaded[0]) for images in loaded)
 
 
 BROKEN = {
@@ -311,6 +372,7 @@ def test_cars3d(tmp_path):
         ({"change": lambda im: im[:64]}, "im: shape should be"),
         ({"change": lambda im: im.astype(np.float64)}, "im: dtype should be uint8"),
         ({"cars": 3}, "number of images should be 24, got 18"),
+        ({"cars": 5}, "number of images should be 24, got 30"),
         ({"cut": 900}, "cannot be read as"),
     ],
 )
@@ -504,7 +566,13 @@ def test_folder(tmp_path):
     middle = everything(dataset)[:, :, 32, 32]
     torch.testing.assert_close(middle, torch.tensor([[1, 0, 0], [0.2, 0.2, 0.2], [0, 0, 1.0], [0.2, 0.2, 0.2]]))
     assert (dataset.image_shape, dataset.num_images) == ((3, 64, 64), 4)
-    assert load("folder", tmp_path).num_images == 4  # its own cache is no image
+    for place, files in {"run": ("config.json", "metrics.jsonl"), "choice": ("ranking.json",), ".hidden": ()}.items():
+        (tmp_path / place).mkdir()
+        for name in ("samples.png", "similarity.png"):
+            Image.new("RGB", (64, 64)).save(tmp_path / place / name)
+        for name in files:
+            (tmp_path / place / name).write_text("{}")
+    assert load("folder", tmp_path).num_images == 4  # neither its own cache nor what this library wrote is data
     with pytest.raises(InputError, match="no factors"):
         dataset.sample_factors(1, seed=0)
 
@@ -599,6 +667,7 @@ def test_rmnist_and_rbmn(tmp_path):
         (idx_bytes(digits()[0][:, :20]), idx_bytes(digits()[1]), "shape should be"),
         (idx_bytes(digits()[0]), idx_bytes(digits()[1][:5]), "number of labels should be 12, got 5"),
         (idx_bytes(digits()[0]), idx_bytes(digits()[1] + 5), "classes 0 to 9"),
+        (idx_bytes(digits()[0][:0]), idx_bytes(digits()[1][:0]), "holds no images"),
         (pickle.dumps([1, 2]), idx_bytes(digits()[1]), "first four bytes should be"),
     ],
 )

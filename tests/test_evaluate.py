@@ -11,6 +11,7 @@ import torch
 from grid_data import Encoder, Grid, Table
 
 from crgan import PRESETS, checkpoint, cli, data
+from crgan.errors import InputError
 from crgan.evaluate import evaluate as command
 from crgan.metrics import METRICS, PROTOCOLS, applicable, evaluate
 from crgan.metrics.protocol import Samples
@@ -158,6 +159,35 @@ def test_all_metrics_that_apply_of_codes_that_are_the_factors(protocol):
     # `shape` is a category: an SVM on one number cannot set its middle value apart; b and c are numbers.
     gaps = np.sort(scores["sap"]["matrix"], 0)
     assert (gaps[-1, 1:] == pytest.approx(1.0)) == (protocol == "paper")
+
+
+def test_generated_images_are_drawn_alike_in_any_batches_and_held_to_their_range(monkeypatch):
+    seen = []
+
+    def classify(images):
+        seen.append(images)
+        return torch.full((len(images), 3), 1 / 3)
+
+    class Tanh(Disc):
+        def generate(self, codes):
+            return (super().generate(codes) * 2 - 1).double()
+
+    monkeypatch.setattr("crgan.metrics.protocol.shape_classifier", lambda device: (classify, 1.0))
+    drawn = []
+    for batch_size in (64, 500):
+        seen.clear()
+        evaluate(Tanh(), data.load("dsprites"), ("inception",), generated=700, batch_size=batch_size)
+        drawn.append(torch.cat(seen))
+        assert drawn[-1].dtype == torch.float32
+        assert drawn[-1].aminmax() == (0, 1)
+    assert torch.equal(*drawn)
+
+    class Broken(Disc):
+        def generate(self, codes):
+            return super().generate(codes) * math.nan
+
+    with pytest.raises(InputError, match="a sample holds values that are not finite"):
+        evaluate(Broken(), data.load("dsprites"), ("inception",), generated=10)
 
 
 def test_reconstruction_of_images_that_a_model_knows_to_rebuild():

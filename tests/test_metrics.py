@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import plain_metrics as plain
@@ -310,6 +311,44 @@ def test_wrong_arrays_are_named(name):
         score(CODES, FACTORS * [1, 0, 1, 1, 1])
 
 
+@pytest.mark.parametrize("name", SCORES)
+def test_arrays_of_any_kind(name):
+    codes, factors = CODES[:300].astype(np.float16), FACTORS[:300]
+    expected = SCORES[name](codes.astype(np.float32), factors)["score"]
+    for same in (codes, codes[::-1][::-1], codes.astype(">f4"), torch.tensor(codes)):
+        assert SCORES[name](same, factors)["score"] == expected
+    assert SCORES[name](codes, factors.astype(np.uint16))["score"] == expected
+    rounded = torch.tensor(codes).bfloat16()
+    assert SCORES[name](rounded, factors)["score"] == SCORES[name](rounded.float(), factors)["score"]
+
+
+def test_a_dead_code_costs_nothing():
+    codes, factors = mixture(20_000, 7)
+    faint = 1e-20 * np.random.default_rng(0).normal(size=(len(codes), 1)).astype(np.float32)
+    padded = np.concatenate([codes, faint], 1)
+    expected = metrics.explicitness(codes, factors[:, :2])["score"]
+    assert metrics.explicitness(padded, factors[:, :2])["score"] == pytest.approx(expected, abs=1e-3)
+    pairs, factor = codes.reshape(500, 20, 2, 7), np.arange(500) % 5
+    pairs[np.arange(500), :, 1, factor] = pairs[np.arange(500), :, 0, factor]
+    with_dead = np.concatenate([pairs, faint.reshape(500, 20, 2, 1)], 3)
+    assert metrics.beta_vae(with_dead, factor)["score"] == metrics.beta_vae(pairs, factor)["score"] == 1
+
+
+def test_explicitness_leaves_the_threads_as_they_were():
+    with ThreadPoolExecutor(1) as threads:
+        expected = threads.submit(torch.get_num_threads).result()
+    metrics.explicitness(CODES, FACTORS)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(torch.get_num_threads).result() == expected
+
+
+@pytest.mark.parametrize("name", ["dci", "sap", "explicitness"])
+def test_codes_and_factors_to_test_on_are_as_many_as_those_to_fit_on(name):
+    for test in ((TEST[0][:, 1:], TEST[1]), (TEST[0], TEST[1][:, 1:])):
+        with pytest.raises(InputError, match=r"test has \d codes and \d factors; expected the 7 and 5 to fit on"):
+            getattr(metrics, name)(CODES, FACTORS, test=test)
+
+
 def test_wrong_arguments_of_single_metrics():
     with pytest.raises(InputError, match="unknown DCI predictor 'tree'"):
         metrics.dci(CODES, FACTORS, predictor="tree")
@@ -317,3 +356,5 @@ def test_wrong_arguments_of_single_metrics():
         metrics.reconstruction(np.zeros((2, 1, 8, 8)), np.zeros((2, 1, 8, 8)))
     with pytest.raises(InputError, match=r"pairs has shape \[5, 4, 2\]"):
         metrics.beta_vae(np.zeros((5, 4, 2)), np.zeros(5, int))
+    with pytest.raises(InputError, match=r"pairs has shape \[5, 4, 3, 7\].*two images in a pair"):
+        metrics.beta_vae(np.zeros((5, 4, 3, 7)), np.zeros(5, int))

@@ -51,7 +51,8 @@ def test_known_answers(method):
     rng = np.random.default_rng(1)
     c = rng.uniform(-1, 1, (5000, 4))
     turn = np.linalg.qr(rng.normal(size=(4, 4)))[0]
-    collapsed, broken = np.zeros_like(c), c * np.nan
+    collapsed, broken = np.zeros_like(c), c.copy()
+    broken[7, 1] = np.nan
     found = udr([c, -3 * c[:, [2, 0, 3, 1]] + 7, c**3, c @ turn, collapsed, broken], method=method)
     exact = 0.9 if method == "udr-lasso" else None  # the penalty shortens a coefficient of 1 to 1 - alpha
     if exact:

@@ -63,12 +63,23 @@ def _rgb(path: Path, image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _is_ours(place: Path) -> bool:
+    run = (place / "config.json").is_file() and (place / "metrics.jsonl").is_file()
+    return run or ((place / "ranking.json").is_file() and (place / "similarity.png").is_file())
+
+
 def folder(root: str | Path | None) -> Dataset:
-    """All images in a folder and its subfolders, in the order of their names: the central square at 3x64x64."""
+    """All images in a folder and its subfolders, in the order of their names: the central square at 3x64x64.
+
+    Leaves out what is hidden, and what this library wrote: pictures of runs and selections.
+    """
     if root is None or not Path(root).is_dir():
         raise InputError(f"folder needs a folder of images as root (--root), got {root}")
     root = Path(root)
-    files = sorted(path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file())
+    found = [path for path in root.rglob("*") if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    ours = {place for place in {path.parent for path in found} if _is_ours(place)}
+    hidden = [any(part.startswith(".") for part in path.relative_to(root).parts) for path in found]
+    files = sorted(path for path, skip in zip(found, hidden) if not skip and path.parent not in ours)
     if not files:
         raise InputError(f"{root} holds no images ({', '.join(sorted(_SUFFIXES))})")
 

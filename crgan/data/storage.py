@@ -1,17 +1,18 @@
-"""Image arrays in published files, checked and mapped into memory: none is ever loaded whole.
+"""Image arrays in published files, checked and mapped into memory: no large one is ever loaded whole.
 
 An array that lies in its file as plain uint8 is mapped as it is. Any other is converted once, with a progress
-bar, into an HDF5 cache in `crgan-cache/` beside it (or, where that cannot be written, under `~/.cache/crgan`),
-whose name changes with the files' names, sizes and times.
+bar, into a .npy cache in `crgan-cache/` beside it (or, where that cannot be written, in `~/.cache/crgan`), whose
+name changes with the files' names, sizes and times. Not HDF5: that does not survive a full disk.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 
@@ -111,43 +112,69 @@ def _hdf5_images(path: Path, key: str, shape: Shape) -> np.ndarray:
         offset = data.id.get_offset()
         if offset is not None and data.dtype == np.uint8:
             return np.memmap(path, np.uint8, "r", offset, data.shape)
-        blocks = (data[start:stop] for start, stop in _spans(len(data), data.nbytes // len(data)))
+        row, chunk = data.nbytes // len(data), data.chunks[0] if data.chunks else 1
+        # Whole chunks, if they are not too large: a part of one costs as much to unpack.
+        blocks = (data[start:stop] for start, stop in _spans(len(data), row, chunk if chunk * row < 2**29 else 1))
         return cached([path], key.replace("/", "-"), data.shape, blocks)
 
 
 def cached(sources: Sequence[Path], tag: str, shape: Shape, blocks: Iterable[np.ndarray]) -> np.ndarray:
     """The uint8 images [N, ...] that `blocks` yields in order, mapped from a cache that is made on first use."""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-    home = sources[0].parent
-    if not os.access(home, os.W_OK):
-        home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "crgan"
-    folder = home / "crgan-cache"
-    target = folder / f"{sources[0].stem}-{tag}-{zlib.crc32(repr(stats).encode()):08x}.h5"
+    name = f"{sources[0].stem[:100]}-{tag}-{zlib.crc32(repr(stats).encode()):08x}.npy"
+    target = _cache_folder(sources[0].parent, name) / name
 
     def write(temporary: Path) -> None:
         at = 0
-        with h5py.File(temporary, "w") as file, Progress(console=Console(stderr=True), transient=True) as progress:
-            images = file.create_dataset("images", shape, np.uint8)
+        with temporary.open("wb") as file, Progress(console=Console(stderr=True), transient=True) as progress:
+            header = {"descr": "|u1", "fortran_order": False, "shape": tuple(map(int, shape))}
+            np.lib.format.write_array_header_1_0(file, header)
             task = progress.add_task(f"Converting {sources[0].name} once", total=shape[0])
             for block in blocks:
-                block = _as_uint8(sources[0], tag, block)
-                try:
-                    images[at : at + len(block)] = block
-                except OSError as error:
-                    raise InputError(f"{target}: cannot write the cache, is the disk full? ({error})") from error
+                file.write(np.ascontiguousarray(_as_uint8(sources[0], tag, block)).data)
                 at += len(block)
                 progress.update(task, completed=at)
         expect(sources[0], "number of images", at, shape[0])
 
     if not target.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(target, write)
-    with sound(target, "cache"), h5py.File(target) as file:
-        return np.memmap(target, np.uint8, "r", file["images"].id.get_offset(), shape)
+        with _alone(target.parent):
+            if not target.is_file():
+                write_atomically(target, write)
+    try:
+        return np.load(target, mmap_mode="r", allow_pickle=False).reshape(shape)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{target} is damaged ({error}); remove it, and it is made again") from None
 
 
-def _spans(count: int, row: int) -> Iterator[tuple[int, int]]:
-    step = max(1, _BLOCK // row)
+def _cache_folder(beside: Path, name: str) -> Path:
+    """The first of the two places that has the cache, else that can take it."""
+    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    places = [beside / "crgan-cache", Path(user) / "crgan"]
+    for place in places:
+        if (place / name).is_file():
+            return place
+    for place in places:
+        with suppress(OSError):
+            place.mkdir(parents=True, exist_ok=True)
+            if os.access(place, os.W_OK):
+                return place
+    raise InputError(f"neither {places[0]} nor {places[1]} can be written; set XDG_CACHE_HOME to a folder that can")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Waits until no other process converts into this folder: many start at once, and the file is large."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _spans(count: int, row: int, chunk: int = 1) -> Iterator[tuple[int, int]]:
+    step = chunk * max(1, _BLOCK // row // chunk)
     return ((start, min(start + step, count)) for start in range(0, count, step))
 
 
@@ -180,7 +207,9 @@ def check_grid(path: Path, key: str, values: np.ndarray, sizes: Shape) -> None:
 
 
 def as_table(path: Path, rows: np.ndarray, sizes: Shape) -> Tensor:
-    """`Dataset.table` of class numbers [N, F]; InputError where one is out of range."""
+    """`Dataset.table` of class numbers [N, F]; InputError where one is out of range, and for none."""
+    if not len(rows):
+        raise InputError(f"{path} holds no images")
     for f, size in enumerate(sizes):
         low, high = rows[:, f].min(), rows[:, f].max()
         if low < 0 or high >= size:

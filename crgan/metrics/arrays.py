@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,15 +23,22 @@ def codes_array(codes: Any, name: str, shape: str) -> Tensor:
 
 def float_array(codes: Any, name: str, shape: str) -> Tensor:
     """`codes_array` without the look at every value."""
-    x = torch.as_tensor(codes).detach()
+    x = _tensor(codes)
     if x.dim() != len(shape.split()) or x.numel() == 0:
         raise InputError(f"{name} has shape {list(x.shape)}; expected a non-empty array [{shape}]")
-    return x if x.is_floating_point() else x.float()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _tensor(array: Any) -> Tensor:
+    if isinstance(array, np.ndarray):  # torch takes neither negative strides nor foreign byte orders
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    x = torch.as_tensor(array).detach()
+    return x if x.is_floating_point() else x.long()
 
 
 def factors_array(factors: Any, codes: Tensor, name: str = "factors") -> Tensor:
     """`factors` as int64 [N, F] with the N rows of `codes`, on its device."""
-    y = torch.as_tensor(factors).detach()
+    y = _tensor(factors)
     if y.dim() != 2 or y.shape[0] != codes.shape[0] or y.shape[1] == 0:
         raise InputError(f"{name} has shape {list(y.shape)}; expected [N, F] with N = {codes.shape[0]} as the codes")
     if y.is_floating_point() and not torch.equal(y, y.round()):
@@ -49,12 +57,17 @@ def fit_and_test(codes: Any, factors: Any, test: tuple[Any, Any] | None) -> tupl
     if test is None:
         return codes, factors, codes, factors
     test_codes = codes_array(test[0], "test codes", "N K")
-    return codes, factors, test_codes, factors_array(test[1], test_codes, "test factors")
+    test_factors = factors_array(test[1], test_codes, "test factors")
+    if (found := (test_codes.shape[1], test_factors.shape[1])) != (wanted := (codes.shape[1], factors.shape[1])):
+        raise InputError(
+            f"test has {found[0]} codes and {found[1]} factors; expected the {wanted[0]} and {wanted[1]} to fit on"
+        )
+    return codes, factors, test_codes, test_factors
 
 
 def labels_array(labels: Any, codes: Tensor, name: str = "factor") -> Tensor:
     """`labels` as int64 [G], one factor's index for each group of `codes` [G, ...]."""
-    y = torch.as_tensor(labels).detach()
+    y = _tensor(labels)
     if y.shape != codes.shape[:1] or y.is_floating_point() or (y.numel() and int(y.min()) < 0):
         raise InputError(f"{name} has shape {list(y.shape)}, {y.dtype}; expected {codes.shape[0]} indices >= 0")
     return y.to(device=codes.device, dtype=torch.int64)

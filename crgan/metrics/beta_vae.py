@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .arrays import codes_array, float_array, labels_array
 from .logistic import fit_logistic
 
@@ -32,6 +33,8 @@ def beta_vae(
 
 def _features(pairs: Any, factor: Any, name: str) -> tuple[Tensor, Tensor]:  # -> [G, K], [G]
     codes = float_array(pairs, name, "G P 2 K")
+    if codes.shape[2] != 2:
+        raise InputError(f"{name} has shape {list(codes.shape)}; expected [G P 2 K], two images in a pair")
     # In cache, and of few groups too small to wake torch's threads for; what is not finite shows in the means.
     blocks = codes.split(max(50, len(codes) // 40))
     means = torch.cat([(block[:, :, 0] - block[:, :, 1]).abs_().mean(1) for block in blocks])

@@ -37,9 +37,13 @@ def explicitness(
         truth = values.cpu().numpy()[:, None] == test_factors[:, f].cpu().numpy()
         return float(np.nanmean(list(map(roc_area, scores, truth))))
 
-    cores = torch.get_num_threads()  # a factor to each: one fit's many small steps would not keep them busy
-    with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as threads:
-        per_factor = list(threads.map(area, range(factors.shape[1])))
+    if codes.is_cuda:  # on the caller's stream
+        per_factor = list(map(area, range(factors.shape[1])))
+    else:
+        cores = torch.get_num_threads()  # a factor to each: one fit's many small steps would not keep them busy
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+            per_factor = list(threads.map(area, range(factors.shape[1])))
+        torch.set_num_threads(cores)  # threads that begin later take the number that was set last, in any thread
     return {"score": float(np.mean(per_factor)), "per_factor": np.array(per_factor)}
 
 

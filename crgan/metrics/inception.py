@@ -77,7 +77,8 @@ def shape_classifier(device: str = "cpu", steps: int = 250) -> tuple[ShapeClassi
         index = torch.randint(dataset.num_images, (n,), generator=generator).to(device)
         return dataset.images(index), dataset.factors(index)[:, shape]
 
-    with torch.random.fork_rng(), torch.enable_grad():
+    devices = [] if device == "cpu" else [device]
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
         classifier = ShapeClassifier().to(device)
         optimiser = torch.optim.Adam(classifier.parameters())

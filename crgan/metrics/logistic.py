@@ -34,7 +34,7 @@ def fit_logistic(
     """
     n, k = x.shape
     std, mean = torch.std_mean(x, 0, correction=0)
-    std = torch.where(std > 0, std, 1.0)
+    std = torch.where(std.float().square() >= torch.finfo(torch.float32).tiny, std, 1.0)  # else no penalty is finite
     x, std = ((x - mean) / std).float(), std.float()
     rows = torch.cat([x.T, x.new_ones(1, n)])  # [K+1, N]
     penalty = torch.cat([(2.0 if num_classes == 2 else 1.0) / std**2, x.new_zeros(1)]) / n

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..models import Member
 from ..precision import arithmetic
+from .arrays import codes_array
 from .beta_vae import beta_vae
 from .dci import dci
 from .dhsic import dhsic
@@ -67,7 +68,9 @@ PROTOCOLS = {
 }
 
 # Factors whose classes have no order, by the names that the data sets give them.
-CATEGORIES = {"background", "camera", "category", "color", "digit", "label", "lighting", "object", "shape"}
+CATEGORIES = {"background", "block", "camera", "category", "color", "digit", "label", "lighting", "object", "shape"}
+
+DRAW = 500  # images generated with one seed, whatever the batches
 
 Pair = tuple[Tensor, Tensor]
 
@@ -86,6 +89,11 @@ class Samples:
         """[n] random images; each need has its own stream, so that no metric depends on which others run."""
         generator = torch.Generator().manual_seed(self.seed * 16 + stream)
         return torch.randint(self.dataset.num_images, (n,), generator=generator)
+
+    def distinct(self, n: int, stream: int) -> Tensor:
+        """[n] different random images, or all of them."""
+        generator = torch.Generator().manual_seed(self.seed * 16 + stream)
+        return torch.randperm(self.dataset.num_images, generator=generator)[:n]
 
     def factors(self, index: Tensor) -> Tensor:  # [n] -> [n, F] of all factors, on the CPU
         return self.dataset.factors(index).cpu()
@@ -193,9 +201,10 @@ def _inception(s: Samples) -> dict[str, Any]:
     s.progress("training the shape classifier", 0, 1)
     classifier, accuracy = shape_classifier(str(s.model.device))
     probabilities = []
-    for start in range(0, s.protocol.generated, s.batch_size):
-        n = min(s.batch_size, s.protocol.generated - start)
-        probabilities.append(classifier(s.model.sample(n, (s.seed << 20) + start)))
+    for start in range(0, s.protocol.generated, DRAW):
+        n = min(DRAW, s.protocol.generated - start)
+        images = codes_array(s.model.sample(n, (s.seed << 20) + start), "a sample", "N C H W").float()
+        probabilities.append(classifier(images.clamp(0, 1)))
         s.progress("classifying", start + n, s.protocol.generated)
     return {**inception(torch.cat(probabilities)), "classifier_accuracy": accuracy}
 
@@ -204,8 +213,8 @@ def _reconstruction(s: Samples) -> dict[str, Any]:
     index = s.draw(s.protocol.reconstructed, 10).to(s.model.device)
     codes = s.encode(index)
     total: dict[str, float] = {}
-    for start in range(0, len(index), s.batch_size):
-        part = slice(start, start + s.batch_size)
+    for start in range(0, len(index), DRAW):
+        part = slice(start, start + DRAW)
         rebuilt = s.model.generate(codes[part], (s.seed << 20) + start)
         for name, value in reconstruction(s.dataset.images(index[part]), rebuilt).items():
             total[name] = total.get(name, 0.0) + value * len(rebuilt) / len(index)
@@ -222,7 +231,7 @@ METRICS: dict[str, Callable[[Samples], dict[str, Any]]] = {
     "modularity": lambda s: modularity(*s.fit),
     "explicitness": _explicitness,
     "irs": lambda s: irs(*s.fit),
-    "dhsic": lambda s: dhsic(s.encode(s.draw(s.protocol.dhsic_points, 11))),
+    "dhsic": lambda s: dhsic(s.encode(s.distinct(s.protocol.dhsic_points, 11))),
     "inception": _inception,
     "reconstruction": _reconstruction,
 }
@@ -261,8 +270,9 @@ def evaluate(
 
     "all" stands for every metric that applies to the data. Factors of size 1 are left out; index f of every
     result counts the others, in the order of the data set. Same seed, same images, whichever metrics are
-    asked for. `progress(what, done, total)` is called as work proceeds. Raises InputError for an unknown
-    metric, protocol or size, and for a metric that the data or the model cannot have.
+    asked for. `progress(what, done, total)` is called as work proceeds. A torch module is left in eval mode.
+    Raises InputError for an unknown metric, protocol or size, and for a metric that the data or the model
+    cannot have.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
