@@ -205,6 +205,7 @@ class Pool:
                     f"{list(member.image_shape)}; expected one shape, as each encodes the other's"
                 )
         self.members, self.sizes, self.batch_size, self.progress = list(members), sizes, batch_size, progress
+        self.device = str(members[0].device)  # that encodes
         self.pairs: dict[tuple[int, int], Pair] = {}
         gpus = [member.device for member in members if member.device.type == "cuda"]
         stream = torch.cuda.current_stream(gpus[0]) if gpus else None
@@ -222,6 +223,12 @@ class Pool:
         """Forgets pairs that voted by a part of the scale sample: the exact matrix has no use for them."""
         exact = self.sizes.scale_samples
         self.pairs = {key: pair for key, pair in self.pairs.items() if not pair.done or pair.least_count == exact}
+
+    def complete(self) -> bool:
+        """Whether all is known that the exact matrix takes."""
+        exact = self.sizes.groups, self.sizes.scale_samples
+        known = [(pair.done, pair.least_count) == exact for pair in self.pairs.values()]
+        return len(known) == len(self) ** 2 and all(known)
 
     def measure_all(self) -> None:
         """The exact matrix."""

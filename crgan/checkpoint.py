@@ -7,6 +7,7 @@ A run folder holds `config.json` and `checkpoint/step-<n>/` with `model.safetens
 import fcntl
 import json
 import shutil
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
@@ -32,14 +33,17 @@ def build_model(cfg: Config, image_shape: tuple[int, int, int]) -> InfoGAN | VAE
 def load(run: str | Path) -> InfoGAN | VAE:
     """The trained model of a run folder, on the CPU, with `sample`, `generate` and `encode`.
 
-    Raises InputError where the folder holds no run or its checkpoint cannot be read.
+    Warns where its training has not come to its end. Raises InputError where the folder holds no run or its
+    checkpoint cannot be read.
     """
     run = Path(run)
     cfg, image_shape = read_config(run)
     model = build_model(cfg, image_shape)
     folder = latest(run)
     if folder is None:
-        raise InputError(f"{run} has no checkpoint yet; expected a run that python -m crgan.train has begun to save")
+        raise InputError(f"{run} has no checkpoint yet; let its training go on, or leave it out")
+    if (step := int(folder.name[5:])) < cfg.steps:
+        warnings.warn(f"{run} has trained {step:,} of its {cfg.steps:,} steps", stacklevel=2)
     _load_model(model, folder / "model.safetensors")
     return model.eval()
 
@@ -53,7 +57,7 @@ def open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[st
     if out.exists() and not (out / "config.json").exists():
         found = list(out.iterdir()) if out.is_dir() else [out]
         if any(p.name[0] != "." and (p.name != "metrics.jsonl" or p.stat().st_size) for p in found):
-            raise InputError(f"{out} exists and is no run folder; give another --out")
+            raise InputError(f"{out} exists and is no run folder; move it away, or give another --out")
     out.mkdir(parents=True, exist_ok=True)
     file = (out / "metrics.jsonl").open("a+")
     try:

@@ -98,10 +98,14 @@ class ClusterPool(Pool):
     ):
         if threads < 1:
             raise InputError(f"--threads is {threads}; expected at least 1")
+        if device not in ("auto", "cpu", "cuda"):
+            raise InputError(f"--device is {device!r}; expected auto, cpu or cuda: the cluster places the work")
         has_gpus = connect(address)
+        if device == "cuda" and not has_gpus:
+            raise InputError("--device is 'cuda' but the cluster has no GPU; use --device cpu")
         self.worker_threads = threads
-        self.worker_device = device if device != "auto" else "cuda" if has_gpus else "cpu"
         super().__init__(open_models(runs), sizes, batch_size=batch_size)
+        self.device = "cuda" if has_gpus and device != "cpu" else "cpu"
         # Only a name that is no run of its own, as a module's, needs the others: they would travel with each block.
         self.runs = () if {member.name for member in self.members} <= set(runs) else tuple(runs)
 
@@ -121,12 +125,12 @@ class ClusterPool(Pool):
     def _spread(self, due: dict[int, dict[int, Pair]], groups: int) -> None:
         import ray
 
-        gpus = int(self.worker_device.startswith("cuda"))
+        gpus = int(self.device == "cuda")
         slots = ray.cluster_resources()["GPU"] if gpus else ray.cluster_resources()["CPU"] // self.worker_threads
         if slots < 1:
             raise InputError(f"no worker has {self.worker_threads} cores for itself; give --threads a smaller number")
         size = max(1, int(sum(map(len, due.values())) // (BLOCKS_PER_SLOT * slots)))
-        common = (self.runs, self.worker_device, os.getcwd(), self.sizes, self.batch_size, groups)
+        common = (self.runs, self.device, os.getcwd(), self.sizes, self.batch_size, groups)
         blocks = {}
         for j, pairs in due.items():
             encoders = list(pairs)

@@ -49,6 +49,9 @@ def evaluate(
         raise InputError("no RUN is given; put run folders, model archives or module:function before --metrics")
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; expected a number of at least 1")
+    metrics_ = tuple(name for text in metrics_ for name in text.split(","))
+    if unknown := [name for name in metrics_ if name != "all" and name not in metrics.METRICS]:
+        raise InputError(f"unknown metric {unknown[0]!r}; expected all, or some of {', '.join(metrics.METRICS)}")
     if not metrics_:
         raise InputError("--metrics names none; give names, or leave it out for all that apply")
     if not 0 <= seed < 2**31:

@@ -1,5 +1,6 @@
 """Writing files so that a reader, or a kill at any moment, never meets half of one."""
 
+import fcntl
 import glob
 import json
 import os
@@ -40,6 +41,23 @@ def naming(path: str | Path) -> Iterator[None]:
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
+
+
+@contextmanager
+def alone(folder: Path, wait: bool) -> Iterator[bool]:
+    """Holds the lock of a folder, which other processes that ask respect; yields whether it has it. Where the file
+    system has no locks, it does."""
+    descriptor, mine = os.open(folder, os.O_RDONLY), True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        mine = False
+    except OSError:
+        pass
+    try:
+        yield mine
+    finally:
+        os.close(descriptor)
 
 
 def _runs(process: int) -> bool:

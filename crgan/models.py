@@ -103,7 +103,7 @@ def open_models(runs: Sequence[str], device: str | torch.device = "cpu") -> list
 
 def _open(run: str, device: torch.device) -> Iterator[Member]:
     path = Path(run)
-    if (path / "generate.pt2").is_file():
+    if (path / "generate.pt2").is_file() or (path / "encode.pt2").is_file():
         yield Member(run, _exported(path, device), hash_files(path / "generate.pt2", path / "encode.pt2"))
     elif path.is_dir():
         from .checkpoint import load
@@ -111,6 +111,8 @@ def _open(run: str, device: torch.device) -> Iterator[Member]:
         yield Member(run, load(path).to(device))
     elif path.suffix in (".h5", ".hdf5"):
         raise InputError(f"{run} holds codes, not a model; only crgan.select takes such a file, as its one RUN")
+    elif path.suffix == ".pt2":
+        raise InputError(f"{run} is one half of an exported model; give its folder, {path.parent}")
     elif path.is_file():
         yield Member(run, _script(path, device), hash_files(path))
     elif ":" in run:

@@ -321,7 +321,7 @@ class InfoGAN(nn.Module):
         """-> images [n, C, H, W] in [0, 1] on the model's device; `seed` draws noise that is not given."""
         codes = codes.to(self.device, torch.float32)
         if noise is None:
-            _, noise = ops.sample_latents(len(codes), self.num_codes, self.num_noise, seed, 0, device=self.device)
+            _, noise = ops.sample_latents(codes.shape[0], self.num_codes, self.num_noise, seed, 0, device=self.device)
         return self._best("generator")(codes, noise.to(self.device))
 
     def sample(self, n: int, seed: int) -> Tensor:

@@ -58,13 +58,25 @@ def _run(folder: Path) -> str:
     below.set(ylabel="FactorVAE score", xlabel="step", ylim=(0, 1.02))
     config = json.loads((folder / "config.json").read_text())["config"]
     parts = [_picture(path) for path in (folder / "traversal.png", folder / "samples.png") if path.is_file()]
-    return "".join([f"<p>{_figure(figure)}", *parts, _table([("field", "value"), *config.items()])])
+    return "".join([f"<p>{_figure(figure)}", *parts, _scores(folder), _table([("field", "value"), *config.items()])])
+
+
+def _scores(folder: Path) -> str:
+    """What crgan.evaluate has found, if it was asked."""
+    file = folder / "metrics.json"
+    if not file.is_file():
+        return ""
+    found = json.loads(file.read_text())
+    scores = {name: result["score"] for name, result in found["metrics"].items() if "score" in result}
+    rows = [("metric", "score"), *((name, _short(value)) for name, value in scores.items())]
+    return f"<h2>{html.escape(found['data'])}, {found['protocol']} protocol</h2>{_table(rows)}"
 
 
 def _selection(folder: Path) -> str:
     result = json.loads((folder / "ranking.json").read_text())
     models = result["models"]
-    names = [name for name in models[0] if not isinstance(models[0][name], (dict, list))]
+    told = [name for name in models[0] if any(model.get(name) is not None for model in models)]
+    names = [name for name in told if name != "fingerprint"]
     rows = [names, *([_short(model.get(name, "")) for name in names] for model in models)]
     similarity = folder / "similarity.png"
     words = "".join(f"<p>{html.escape(line)}" for line in [f"method: {result['method']}", *sentences(result)])

@@ -34,7 +34,7 @@ class ScoreFile:
 
     def __init__(self, path: Path, pool: Pool):
         self.path, self.pool = path, pool
-        self.saved: dict[tuple[int, int], tuple[int, int]] = {}  # groups and scale images of each pair in the file
+        self.saved: dict[tuple[int, int], tuple[int, int, int]] = {}  # what `_stage` says of each pair in the file
         self.last, self.cost = time.monotonic(), 0.0
         self.replaced: list[str] = []  # models whose fingerprint differs from that in the file
         if path.exists():
@@ -62,7 +62,7 @@ class ScoreFile:
                     key = rows[encoder], rows[generator]
                     count, least_count = int(data.attrs["count"]), int(data.attrs["least_count"])
                     pair = Pair.restore(count, least_count, data.attrs["mean"], data.attrs["m2"], data[:])
-                    self.pool.pairs[key], self.saved[key] = pair, (pair.done, pair.count)
+                    self.pool.pairs[key], self.saved[key] = pair, _stage(pair)
 
     def tick(self) -> None:
         if time.monotonic() - self.last > max(SAVE_EVERY, self.cost / SAVE_SHARE):
@@ -75,7 +75,7 @@ class ScoreFile:
         self.cost = self.last - begin
 
     def _write(self, path: Path) -> None:
-        pool, fresh = self.pool, dict[tuple[int, int], tuple[int, int]]()
+        pool, fresh = self.pool, dict[tuple[int, int], tuple[int, int, int]]()
         source, mode = path, {"mode": "w", "fs_strategy": "fsm", "fs_persist": True}  # deleted space is used again
         if self.path.exists():
             source, mode = self.path, {"mode": "a"}
@@ -91,7 +91,7 @@ class ScoreFile:
             file["B"] = pool.B
             pairs = file.require_group("pairs")
             for (i, j), pair in pool.pairs.items():
-                if pair.mean is None or self.saved.get((i, j)) == (pair.done, pair.count):
+                if pair.mean is None or self.saved.get((i, j)) == _stage(pair):
                     continue
                 name = f"{pool.members[j].fingerprint}/{pool.members[i].fingerprint}"
                 if name in pairs:
@@ -100,10 +100,14 @@ class ScoreFile:
                 data.attrs.update({"count": pair.count, "least_count": pair.least_count})
                 moments = {"mean": pair.mean, "m2": pair.m2}
                 data.attrs.update({key: torch.as_tensor(x).cpu().numpy() for key, x in moments.items()})
-                fresh[i, j] = pair.done, pair.count
+                fresh[i, j] = _stage(pair)
             file.flush()
             path.write_bytes(file.id.get_file_image())
         self.saved |= fresh
+
+
+def _stage(pair: Pair) -> tuple[int, int, int]:
+    return pair.done, pair.count, pair.least_count
 
 
 class CodesPool(Pool):

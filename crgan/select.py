@@ -1,5 +1,6 @@
 """`python -m crgan.select RUN... --out DIR`: ranks a pool of models without labels."""
 
+import json
 import re
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from .centrality import (
 )
 from .cluster import ClusterPool
 from .errors import InputError, NotFiniteError
-from .files import write_atomically, write_json
+from .files import alone, write_atomically, write_json
 from .halving import sequential_halving
 from .models import Member, open_models
 from .precision import arithmetic
@@ -112,14 +113,15 @@ def select(
             f"--with-labels needs two factors or more, which {labelled.name} lacks; leave it out or give --data NAME"
         )
     out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {
-        "method": method,
-        **asdict(pool.sizes),
-        "budget": budget,
-        "device": str(pool.members[0].device),
-    }
+    if (before := _method_before(out)) not in (None, method):
+        raise InputError(f"{out} holds the ranking by {before}; give another --out for that by {method}")
+    result: dict[str, Any] = {"method": method, "seed": seed, "device": str(pool.device)}
+    if method == "centrality":
+        result |= asdict(pool.sizes) | {"budget": budget}
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
+    with alone(out, wait=False) as mine, Progress(*columns, console=console) as bar:
+        if not mine:
+            raise InputError(f"another process selects into {out}; wait for its end, or give another --out")
         if method == "centrality":
             found = _centrality(pool, budget, out / "scores.h5", bar)
         else:
@@ -151,6 +153,13 @@ def select(
     return result
 
 
+def _method_before(out: Path) -> str | None:
+    try:
+        return json.loads((out / "ranking.json").read_text())["method"]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that is damaged
+        return None
+
+
 class Outcome(NamedTuple):
     ranking: Array  # [N] models, best first
     score: Array  # [N]
@@ -167,7 +176,7 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
     N, full = len(pool), int(pool.sizes.encodes(pool.sizes.groups))
     file = ScoreFile(path, pool)
     for name in file.replaced:
-        bar.console.print(f"{name} has changed since {path} was written: its pairs are computed anew")
+        bar.console.print(f"{name} has changed since {path} was written: its pairs are computed anew", markup=False)
     task = bar.add_task("encoding", total=max(1, int(budget * N * N * full)))
     made = 0
 
@@ -179,8 +188,9 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
 
     pool.progress = progress
     extra: dict[str, Any] = {}
+    exact = budget == 1 or pool.complete()
     try:
-        if budget < 1:
+        if not exact:
             halving = sequential_halving(
                 pool.measure, N, budget, sizes=pool.sizes, first_groups=3 * max(m.num_codes for m in pool.members)
             )
@@ -193,11 +203,12 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
             pool.measure_all()
             order = met = np.arange(N)
     finally:
-        file.save()
+        if pool.pairs:
+            file.save()
     bar.update(task, total=1, completed=1)
     A = similarity(pool.B)
     mask = np.isfinite(A) & ~np.eye(N, dtype=bool)
-    if budget < 1:
+    if not exact:
         score = np.where(mask, A, 0).sum(1) / np.maximum(mask.sum(1), 1)
     else:
         score = model_centrality(A)
@@ -249,15 +260,18 @@ def _udr(pool: Pool, method: str, samples: int, name: str | None, root: Path | N
 
 
 def _common_images(pool: Pool, samples: int, name: str | None, root: Path | None) -> Any:
-    """Batches of images that all models encode: of the data set, or else of every generator in turn."""
+    """Batches of images that all models encode: of the data set, or else of every generator an equal share."""
     dataset = _dataset(pool.members, name, root, needed=False)
     draw = torch.Generator().manual_seed(pool.sizes.seed)
-    for n, start in enumerate(range(0, samples, 256)):
-        size = min(256, samples - start)
-        if dataset is None:
-            yield pool.members[n % len(pool)].sample(size, int(torch.randint(1 << 31, (), generator=draw)))
-        else:
-            yield dataset.images(torch.randint(dataset.num_images, (size,), generator=draw))
+    sources = [dataset] if dataset else sorted(pool.members, key=lambda member: member.fingerprint)
+    for n, source in enumerate(sources):
+        share = samples * (n + 1) // len(sources) - samples * n // len(sources)
+        for start in range(0, share, 256):
+            size = min(256, share - start)
+            if dataset:
+                yield dataset.images(torch.randint(dataset.num_images, (size,), generator=draw))
+            else:
+                yield source.sample(size, int(torch.randint(1 << 31, (), generator=draw)))
 
 
 def _dataset(members: Sequence[Member], name: str | None, root: Path | None, needed: bool = True) -> Any:
@@ -302,7 +316,9 @@ def _heat_map(found: Outcome, members: Sequence[Member], path: Path) -> None:
     if N <= 60:
         axes.set_xticks(range(N), [str(n) for n in range(1, N + 1)], fontsize=8)
         names = _short_names([members[i].name for i in ranking])
-        axes.set_yticks(range(N), [f"{name[-40:]}  {rank}" for rank, name in enumerate(names, 1)], fontsize=8)
+        axes.set_yticks(
+            range(N), [f"{name[-40:]}  {rank}" for rank, name in enumerate(names, 1)], fontsize=8, parse_math=False
+        )
     axes.set_title("similarity of the models, by rank")
     figure.colorbar(picture, shrink=0.7)
     figure.savefig(path, dpi=120)

@@ -8,6 +8,7 @@ import ctypes
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -79,7 +80,10 @@ class Run:
             return
         self.read += sum(len(line) + 1 for line in lines)
         for line in lines:
-            values = json.loads(line)
+            try:
+                values = json.loads(line)
+            except ValueError:  # damaged by a power cut; the run will cut it off
+                break
             self.step, self.score = values["step"], values.get(SCORE, self.score)
         if lines and self.started is None:
             self.started = time.monotonic(), self.step
@@ -102,6 +106,7 @@ def expand(preset: str, out: Path, settings: Sequence[str], seeds: str = "", lis
     axes: dict[str, list[Any]] = {}
     for setting in settings:
         field, _, values = setting.partition("=")
+        field = field.replace("-", "_")  # as the flags of crgan.train have it
         if field in axes:
             raise InputError(f"{field} is set twice; give its values in one --set {field}=value,value")
         axes[field] = [_value(field, text) for text in values.split(",")]
@@ -165,7 +170,9 @@ def _seeds(text: str) -> list[int]:
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_text().strip()
-        rows = json.loads(text if text.startswith("[") else f"[{','.join(text.splitlines())}]")
+        rows = json.loads(text if text.startswith("[") else f"[{','.join(filter(str.strip, text.splitlines()))}]")
+        if not rows:
+            raise ValueError("it is empty")
         return [{field: _value(field, str(value)) for field, value in row.items()} for row in rows]
     except (ValueError, AttributeError) as error:
         if isinstance(error, InputError):
@@ -310,7 +317,7 @@ def sweep(preset: str, given: Arguments) -> list[Run]:
     runs = expand(preset, given.out, given.set, given.seeds, given.list)
     if given.dry_run:
         for run in runs:
-            print("python -m crgan.train", *run.flags, "--out", run.out)
+            print(shlex.join(["python", "-m", "crgan.train", *run.flags, "--out", str(run.out)]))
         return runs
     for run in runs:
         run.look()
@@ -338,19 +345,26 @@ def sweep(preset: str, given: Arguments) -> list[Run]:
                         run.look()
                 live.update(table(runs), refresh=True)
             live.update(table(runs), refresh=True)
-        if not live.console.is_terminal:
-            print()  # there the last table ends without one
     except KeyboardInterrupt:
         steps.close()
-        print(f"stopped; the runs in {given.out} were saved and the same command goes on", file=sys.stderr)
+        print(f"\nstopped; what had begun in {given.out} was saved and the same command goes on", file=sys.stderr)
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
-    write_json(
-        given.out / ".sweep" / "sweep.json",
-        [{"run": run.name, "state": run.state, "step": run.step, SCORE: run.score} for run in runs],
-    )
+    if not live.console.is_terminal:
+        print()  # there the last table ends without one
+    file = given.out / ".sweep" / "sweep.json"
+    rows = {run.name: {"run": run.name, "state": run.state, "step": run.step, SCORE: run.score} for run in runs}
+    write_json(file, list((_rows_before(file) | rows).values()))
     return runs
+
+
+def _rows_before(file: Path) -> dict[str, dict[str, Any]]:
+    """Of all runs that were swept into this folder, by name."""
+    try:
+        return {row["run"]: row for row in json.loads(file.read_text())}
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one that is damaged: the runs' own files hold it all
+        return {}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -372,7 +386,8 @@ def main(args: Sequence[str] | None = None) -> None:
         if failed:
             sys.exit(1)
         if not given.dry_run:
-            print(f"{len(runs)} runs in {given.out}; python -m crgan.select {given.out}/* chooses among them")
+            out = shlex.quote(str(given.out))
+            print(f"{len(runs)} runs in {out}; python -m crgan.select {out}/* --out choice chooses among them")
 
 
 if __name__ == "__main__":

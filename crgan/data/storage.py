@@ -7,7 +7,6 @@ name changes with the files' names, sizes and times. Not HDF5: that does not sur
 
 from __future__ import annotations
 
-import fcntl
 import os
 import zipfile
 import zlib
@@ -25,7 +24,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from crgan.errors import InputError
-from crgan.files import write_atomically
+from crgan.files import alone, write_atomically
 
 _BLOCK = 1 << 24  # bytes converted at a time
 Shape = tuple[int, ...]
@@ -137,7 +136,7 @@ def cached(sources: Sequence[Path], tag: str, shape: Shape, blocks: Iterable[np.
         expect(sources[0], "number of images", at, shape[0])
 
     if not target.is_file():
-        with _alone(target.parent):
+        with alone(target.parent, wait=True):  # many processes may start at once, and the file is large
             if not target.is_file():
                 write_atomically(target, write)
     try:
@@ -159,18 +158,6 @@ def _cache_folder(beside: Path, name: str) -> Path:
             if os.access(place, os.W_OK):
                 return place
     raise InputError(f"neither {places[0]} nor {places[1]} can be written; set XDG_CACHE_HOME to a folder that can")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Waits until no other process converts into this folder: many start at once, and the file is large."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _spans(count: int, row: int, chunk: int = 1) -> Iterator[tuple[int, int]]:
