@@ -19,6 +19,7 @@ from crgan import checkpoint, cli, select
 from crgan.centrality import Sizes, cross_scores
 from crgan.config import PRESETS
 from crgan.errors import InputError
+from crgan.files import alone
 from crgan.models import Member, fingerprint_of, open_models
 
 FLAGS = ["--groups", "40", "--group-size", "20", "--scale-samples", "500"]
@@ -52,9 +53,9 @@ def pool(tmp_path, monkeypatch):
     return write
 
 
-def run(*args):
-    select.main(["pool:models", "--out", "out", *FLAGS, *args])
-    return json.loads(Path("out/ranking.json").read_text())
+def run(*args, out="out"):
+    select.main(["pool:models", "--out", out, *FLAGS, *args])
+    return json.loads(Path(out, "ranking.json").read_text())
 
 
 def test_writes_the_exact_selection(pool, capsys):
@@ -209,8 +210,25 @@ def test_udr_behind_the_same_command(pool, method):
     result = run("--method", method, "--samples", "600")
     assert result["samples"] == 600
     assert result["winner"] in ("identity", "permuted", "rescaled")
-    assert {row["name"]: row["score"] for row in result["models"]}["collapsed"] == 0
+    scores = {row["name"]: row["score"] for row in result["models"]}
+    assert scores["collapsed"] == 0
     assert not Path("out/scores.h5").exists()
+    pool("collapsed", "rotated", "identity", "rescaled", "permuted")
+    assert {row["name"]: row["score"] for row in run("--method", method, "--samples", "600")["models"]} == scores
+
+
+def test_one_process_and_one_method_in_a_folder(pool, capsys):
+    run()
+    fails(capsys, "pool:models", "--out", "out", "--method", "udr-lasso", match="out holds the ranking by centrality")
+    with alone(Path("out"), wait=True) as mine:
+        assert mine
+        fails(capsys, "pool:models", "--out", "out", *FLAGS, match="another process selects into out")
+
+
+def test_names_may_hold_any_characters(pool, capsys):
+    pool("identity", "rotated", **{"a $x_^$ [bold]b": "collapsed"})
+    result = run(out="out [red]x")
+    assert "a $x ^$ [bold]b" in {row["name"] for row in result["models"]}
 
 
 def test_budget_spends_its_share_and_leaves_the_good_ones(pool):
@@ -225,6 +243,9 @@ def test_budget_spends_its_share_and_leaves_the_good_ones(pool):
     assert again["encodes"] == 0
     assert again["models"] == result["models"]
     exact = run()  # what was voted on a part of the scale sample does not enter the exact scores
+    after = [run("--budget", "0.3"), run()]  # what is exact costs nothing again, and stays so
+    assert [result["encodes"] for result in after] == [0, 0]
+    assert [result["models"] for result in after] == [exact["models"]] * 2
     Path("out/scores.h5").unlink()
     assert run()["models"] == exact["models"]
 
@@ -410,6 +431,22 @@ def test_archives_give_the_scores_of_their_models(tmp_path, num_noise):
     assert (B == 1).all()
 
 
+def test_a_trained_model_can_be_exported_as_the_documentation_says(tmp_path):
+    model = checkpoint.build_model(replace(PRESETS["quick"], width=4, hidden=8), (3, 16, 16)).eval()
+    codes, batch = torch.rand(4, 4) * 2 - 1, torch.export.Dim("batch")
+    images = model.generate(codes)
+    for verb, given in (("generate", codes), ("encode", images)):
+        program = torch.export.export(Verb(model, verb), (given,), dynamic_shapes=(({0: batch},),))
+        torch.export.save(program, tmp_path / f"{verb}.pt2", extra_files={"prior": "uniform"})
+    (found,) = open_models([str(tmp_path)])
+    more = torch.rand(7, 4) * 2 - 1
+    with torch.inference_mode():
+        torch.testing.assert_close(found.generate(more, 0), model.generate(more))
+        torch.testing.assert_close(found.encode(images), model.encode(images))
+    with pytest.raises(InputError, match=f"encode.pt2 is one half of an exported model; give its folder, {tmp_path}"):
+        open_models([str(tmp_path / "encode.pt2")])
+
+
 def test_an_export_for_one_size_of_batch_is_refused(tmp_path):
     model = Scripted(0).eval()
     for verb, inputs in (("generate", torch.zeros(4, 4)), ("encode", torch.zeros(4, 1, 1, 4))):
@@ -446,7 +483,8 @@ def run_folders(tmp_path_factory):
 def test_run_folders_with_labels(run_folders, tmp_path, capsys):
     out = str(tmp_path / "out")
     sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
-    select.main([*run_folders, "--out", out, *sizes, "--with-labels"])
+    with pytest.warns(UserWarning, match="run0 has trained 0 of its 288,000 steps"):
+        select.main([*run_folders, "--out", out, *sizes, "--with-labels"])
     result = json.loads(Path(out, "ranking.json").read_text())
     assert {row["name"] for row in result["models"]} == set(run_folders)
     assert all(0.5 <= row["factor_vae"] <= 1 for row in result["models"])

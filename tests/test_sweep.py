@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def test_the_grid_is_every_combination(tmp_path):
 
 def test_a_list_of_settings(tmp_path):
     listed = tmp_path / "runs.jsonl"
-    listed.write_text('{"seed": 4, "lr_g": 0.002}\n{"cr_weight": 0, "network": "dcgan"}\n')
+    listed.write_text('{"seed": 4, "lr_g": 0.002}\n\n{"cr_weight": 0, "network": "dcgan"}\n')
     runs = expand("quick", tmp_path, ["gap=0,1"], "", listed)
     assert [r.name for r in runs] == [
         "lr_g=0.002,gap=0.0,seed=4", "lr_g=0.002,gap=1.0,seed=4",
@@ -69,6 +70,7 @@ def test_a_list_of_settings(tmp_path):
         (["width=8"], "", '{"width": 4}', "width is given by .* and by a flag"),
         ([], "", "{seed: 1}", "is no list of runs"),
         ([], "", "[1, 2]", "is no list of runs"),
+        ([], "", "\n", "is no list of runs .it is empty"),
         ([], "", '{"sede": 1}', "'sede' is no field"),
     ],
 )
@@ -79,6 +81,14 @@ def test_what_is_no_sweep_is_named(tmp_path, settings, seeds, listed, message):
         path.write_text(listed)
     with pytest.raises(InputError, match=message):
         expand("quick", tmp_path, settings, seeds, path)
+
+
+def test_what_a_dry_run_prints_can_be_run(tmp_path, capsys):
+    out = tmp_path / "a pool"
+    main(["quick", "--seeds", "3", "--set", "cr-weight=0", "--out", str(out), "--dry-run"])
+    words = shlex.split(capsys.readouterr().out)
+    name = str(out / "cr_weight=0.0,seed=3")
+    assert words == [*["python", "-m", "crgan.train", "quick", "--cr-weight", "0.0", "--seed", "3", "--out"], name]
 
 
 def test_the_command_ends_with_one_sentence(tmp_path, capsys):
@@ -103,6 +113,9 @@ def test_steps_scores_and_rates_are_read_as_they_are_written(tmp_path):
     assert (run.step, run.score) == (300, 0.5)
     assert 0 < run.rate() <= 200 / 0.05
     metrics.write_text('{"step": 100, "d": 1.4}\n')  # cut back: the run went on from a checkpoint
+    run.look()
+    assert run.step == 100
+    metrics.write_bytes(metrics.read_bytes() + b"\0\0\0\n")  # a power cut
     run.look()
     assert run.step == 100
 
@@ -134,10 +147,13 @@ def test_finished_half_done_and_failed_runs(tmp_path, capsys, how):
     shown = {path.name for path in pool.iterdir() if not path.name.startswith(".")}
     assert shown == {run.name for run in runs}  # what DIR/* hands on
 
+    (pool / ".sweep" / "sweep.json").write_text(json.dumps([{"run": "of an earlier sweep"}, *states]))
     written = half.log.stat().st_mtime_ns, other.log.stat().st_mtime_ns
     with pytest.raises(SystemExit, match="1"):
         main(flags)
     assert (half.log.stat().st_mtime_ns, other.log.stat().st_mtime_ns) == written
+    kept = json.loads((pool / ".sweep" / "sweep.json").read_text())
+    assert [row["run"] for row in kept] == ["of an earlier sweep", *(run.name for run in runs)]
     train(half.cfg, tmp_path / "straight", "cpu")  # the same bits as without a sweep and an interruption
     if os.environ.get("OMP_NUM_THREADS") == "1":
         assert bytes_of(tmp_path / "straight") == bytes_of(half.out)
