@@ -17,6 +17,7 @@ from . import cli, metrics
 from . import data as datasets
 from .errors import InputError
 from .files import write_json
+from .metrics.protocol import check_names
 from .models import open_models
 
 
@@ -50,8 +51,7 @@ def evaluate(
     if batch_size < 1:
         raise InputError(f"--batch-size is {batch_size}; expected a number of at least 1")
     metrics_ = tuple(name for text in metrics_ for name in text.split(","))
-    if unknown := [name for name in metrics_ if name != "all" and name not in metrics.METRICS]:
-        raise InputError(f"unknown metric {unknown[0]!r}; expected all, or some of {', '.join(metrics.METRICS)}")
+    check_names(metrics_)
     if not metrics_:
         raise InputError("--metrics names none; give names, or leave it out for all that apply")
     if not 0 <= seed < 2**31:

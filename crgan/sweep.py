@@ -83,7 +83,7 @@ class Run:
             try:
                 values = json.loads(line)
             except ValueError:  # damaged by a power cut; the run will cut it off
-                break
+                continue
             self.step, self.score = values["step"], values.get(SCORE, self.score)
         if lines and self.started is None:
             self.started = time.monotonic(), self.step

@@ -253,6 +253,12 @@ def applicable(dataset: Any) -> list[str]:
     return [name for name in METRICS if fits.get(name, varying > 0)]
 
 
+def check_names(metrics: Sequence[str]) -> None:
+    for name in metrics:
+        if name != "all" and name not in METRICS:
+            raise InputError(f"unknown metric {name!r}; expected all, or some of {', '.join(METRICS)}")
+
+
 @arithmetic("float32")  # scores do not hang on the caller's settings
 @torch.no_grad()
 def evaluate(
@@ -277,10 +283,9 @@ def evaluate(
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
     metrics = (metrics,) if isinstance(metrics, str) else metrics
+    check_names(metrics)
     names = [name for m in metrics for name in (applicable(dataset) if m == "all" else [m])]
     for name in names:
-        if name not in METRICS:
-            raise InputError(f"unknown metric {name!r}; expected all, or some of {', '.join(METRICS)}")
         if name not in (fitting := applicable(dataset)):
             fit = ", ".join(fitting)
             raise InputError(f"metric {name!r} does not apply to the data set {dataset.name!r}; those that do: {fit}")
