@@ -12,12 +12,11 @@ PROVIDERS = ["reference", "compile"] + (["triton"] if DEVICE == "cuda" else [])
 
 @pytest.mark.parametrize("provider", PROVIDERS)
 @pytest.mark.parametrize("work", ["forward", "forward and backward"])
-@pytest.mark.parametrize("dtype", [torch.float32] + ([torch.bfloat16] if DEVICE == "cuda" else []))
 @pytest.mark.parametrize("batch", [64, 65536])
-def test_contrastive_loss(measure, batch, dtype, work, provider):
+def test_contrastive_loss(measure, batch, work, provider):
     """Width 128, 5 codes. The bytes counted are the least: features read by each pass, their gradient written."""
     g = torch.Generator().manual_seed(0)
-    draws = [torch.randn(batch, 128, generator=g).to(DEVICE, dtype).requires_grad_() for _ in range(CALLS[DEVICE])]
+    draws = [torch.randn(batch, 128, generator=g).to(DEVICE).requires_grad_() for _ in range(CALLS[DEVICE])]
     weight = torch.randn(5, 128, generator=g).to(DEVICE).requires_grad_()
     bias = torch.zeros(5, device=DEVICE, requires_grad=True)
     index = torch.randint(5, (batch,), generator=g).to(DEVICE)
@@ -43,6 +42,6 @@ def test_contrastive_loss(measure, batch, dtype, work, provider):
 
     timed = {"reference": call, "compile": compiled, "triton": lambda i: call(i, "triton")}[provider]
     for mine, expected in zip(timed(0), call(0), strict=True):
-        torch.testing.assert_close(mine, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-6)
+        torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-6)
     passes = 1 if work == "forward" else 3
-    measure(timed, f"contrastive_loss {work} {batch} {dtype}", provider, DEVICE, passes * draws[0].nbytes)
+    measure(timed, f"contrastive_loss {work} {batch}", provider, DEVICE, passes * draws[0].nbytes)

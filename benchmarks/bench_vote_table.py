@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from conftest import CALLS, rounds
+from conftest import CALLS, copy_bandwidth, rounds
 
 from crgan.ops import vote_table, vote_table_ref
 
@@ -50,7 +50,8 @@ def drawn(request):
 
 @pytest.mark.parametrize("provider", [*RATIOS, "ext"])
 def test_vote_table(benchmark, drawn, provider):
-    """gb_per_s counts the codes once; their share is of the rate at which torch.sum reads them in the same run."""
+    """gb_per_s counts the codes once; their share is of the rate at which torch.sum reads them in the same run, and of
+    that at which a GPU copies."""
     mean, inputs, truth = drawn
     codes, scale, factor = inputs
     calls, pairs = CALLS[DEVICE], PAIRS
@@ -74,6 +75,8 @@ def test_vote_table(benchmark, drawn, provider):
     benchmark(timed)
     best = seconds[mean, provider] = benchmark.stats["min"] / calls * PAIRS / pairs
     notes = {"ms_for_all_pairs": best * 1e3, "gb_per_s": codes.nbytes / best / 1e9}
+    if DEVICE == "cuda":
+        notes["share_of_copy_bandwidth"] = notes["gb_per_s"] / copy_bandwidth(DEVICE)
     for baseline, name in RATIOS.items():
         if provider != baseline and (mean, baseline) in seconds:
             notes[name] = seconds[mean, baseline] / best

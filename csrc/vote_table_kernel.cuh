@@ -1,66 +1,166 @@
-// The CUDA kernel: one warp per group, codes read once.
+// The CUDA kernel: a warp copies a few groups into shared memory and works on them there, while others wait for theirs.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_pipeline.h>
 
+#include <algorithm>
 #include <cassert>
+#include <cstring>
 
 #include "vote_table.h"
 
 namespace crgan {
 
-constexpr int kWarp = 32, kWarps = 4;
+constexpr int kWarp = 32;
+constexpr int kPiece = 16;             // bytes that a lane copies, or reads from shared memory, at once
+constexpr int64_t kStage = 12 * 1024;  // bytes that a warp works on at once; 16 warps fit into a Hopper's processor
 
-// Little is read twice, and that at once, so the loads ask for no lasting place in the cache.
-__device__ inline float load(const float* p) { return __ldcs(p); }
-__device__ inline float load(const __half* p) { return __half2float(__ldcs(p)); }
-__device__ inline float load(const __nv_bfloat16* p) { return __bfloat162float(__ldcs(p)); }
+__device__ inline float to_float(float x) { return x; }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
-// Lanes are rows x dimensions: 32 / K rows of K, or one row of 32 at a time, so that neighbours read neighbours.
-// Every lane sums its dimension over every 32 / K-th row, relative to the mean of the group's first rows, which it finds
-// again in the cache.
 template <typename T>
-__global__ void __launch_bounds__(kWarp* kWarps, 10) count_votes(VoteTable t) {
-  const int lane = threadIdx.x % kWarp;
-  const int64_t g = (int64_t)blockIdx.x * kWarps + threadIdx.x / kWarp;
-  if (g >= t.G) return;
-  const int64_t f = t.factor[g];
-  assert(f >= 0 && f < t.F && "vote_table: factor out of range");
-  const int K = (int)t.K, size = (int)t.L * K, head = (int)head_rows(t.L) * K;
-  const int width = min(K, kWarp), rows = kWarp / width;
-  const int row = lane / width;
-  for (int64_t n = blockIdx.y; n < t.N; n += gridDim.y) {
-    const T* group = (const T*)t.codes + (n * t.G + g) * size;
-    Vote best;
-    for (int first = 0; first < K; first += width) {
-      const int d = first + lane % width;
-      const int begin = row < rows && d < K ? row * K + d : size;
-      const auto fold = [&](float sum) {  // the second half of the rows onto the first, in the same order for all d
-        for (int left = rows; left > 1;) {
-          const int half = (left + 1) / 2;
-          const float other = __shfl_down_sync(~0u, sum, half * width);
-          if (row + half < left) sum += other;
-          left = half;
-        }
-        return sum;
-      };
-      float sum = 0;
-#pragma unroll 4
-      for (int i = begin; i < head; i += rows * K) sum += load(group + i);
-      Moments<float> m;
-      m.shift = __shfl_sync(~0u, fold(sum) / (float)(head / K), lane % width);
+__device__ inline void load(const T* piece, float (&x)[kPiece / sizeof(T)]) {
+  T codes[kPiece / sizeof(T)];
+  const int4 raw = *(const int4*)piece;
+  memcpy(codes, &raw, sizeof raw);
+#pragma unroll
+  for (size_t i = 0; i < kPiece / sizeof(T); ++i) x[i] = to_float(codes[i]);
+}
+
+// A warp takes a tile of `groups` groups, `rows` of their rows at a time, and for each has `parts` x min(K, 32) lanes.
+struct Tiling {
+  int groups, parts, rows, tiles;
+  int64_t stage, bytes;  // of shared memory: for the codes; with the sums
+
+  Tiling(const VoteTable& t, int64_t item_size) {
+    const int64_t row = t.K * item_size, group = t.L * row, values = kPiece / item_size;
+    const int64_t slots = kWarp / std::min<int64_t>(t.K, kWarp);
+    rows = (int)(group <= kStage ? t.L : std::max<int64_t>(kStage / (row * values), 1) * values);
+    groups = rows < t.L ? 1 : (int)std::clamp<int64_t>(kStage / group, 1, slots);
+    parts = (int)slots / groups;
+    tiles = (int)((t.N * t.G + groups - 1) / groups);
+    stage = (groups * rows * row + 2 * kPiece - 1) / kPiece * kPiece;  // the codes may begin and end within a piece
+    bytes = stage + groups * (1 + 2 * parts * values) * t.K * (int64_t)sizeof(float);
+  }
+};
+
+template <typename T>
+__global__ void __launch_bounds__(kWarp) count_votes(VoteTable t, Tiling tiling) {
+  constexpr int V = kPiece / sizeof(T);
+  extern __shared__ int4 shared[];
+  const int L = (int)t.L, K = (int)t.K, parts = tiling.parts, lane = threadIdx.x;
+  const int width = min(K, kWarp), column = lane % width, slot = lane / width;
+  const int member = slot / parts, part = slot % parts;
+  float* const behind = (float*)((char*)shared + tiling.stage);
+  float* const means = behind + member * K;                       // of [groups, K]
+  float* const sums = behind + tiling.groups * K + slot * V * K;  // of [groups, parts, V * K]
+  float* const squares = sums + tiling.groups * parts * V * K;
+
+  const int leader = blockIdx.x * tiling.groups, group = leader + member;  // of the tile, of the lane
+  const int groups = min(tiling.groups, (int)(t.N * t.G) - leader);
+  const bool mine = member < groups, folds = mine && part == 0;
+  const int pieces = mine ? K : 0, dimensions = folds ? K : 0;
+  const unsigned n = (unsigned)group / (unsigned)t.G;
+  const int64_t f = folds ? t.factor[group - n * t.G] : 0;  // asked for early, as it comes from afar
+  const float* const scales = t.scale + (int64_t)n * K;
+  const float scale = folds ? scales[column] : 0;
+  const auto address = [&](int group, int first) {
+    return (uintptr_t)((const T*)t.codes + ((int64_t)group * L + first) * K);
+  };
+
+  Vote best;
+  for (int first = 0; first < L; first += tiling.rows) {
+    const int rows = min(tiling.rows, L - first);
+    // Whole pieces, which may begin before the codes and end behind them, but within the same 16 bytes.
+    const uintptr_t begin = address(leader, first), origin = begin / kPiece * kPiece;
+    const int size = (int)(begin - origin) + ((groups - 1) * L + rows) * K * (int)sizeof(T);
 #pragma unroll 8
-      for (int i = begin; i < size; i += rows * K) m.add(load(group + i));
-      const float total = fold(m.sum), square = fold(m.square);
-      if (row == 0 && d < K) best.consider(spread(total, square, t.L, usable(t.scale[n * K + d])), d);
+    for (int at = lane * kPiece; at < size; at += kWarp * kPiece)
+      __pipeline_memcpy_async((char*)shared + at, (const char*)origin + at, kPiece);
+    __pipeline_commit();
+    // The group's elements begin at `low` of the piece that holds the first.
+    const int offset = mine ? (int)(address(group, first) - origin) : 0, low = offset % kPiece / (int)sizeof(T);
+    const int head = min((int)head_rows(L), rows), high = low + rows * K, step = parts * K * V;
+    const T* const codes = (const T*)((const char*)shared + offset / kPiece * kPiece);
+    __pipeline_wait_prior(0);
+    __syncwarp();
+
+    // What all parts have summed up for a dimension: its elements are d + low modulo K.
+    const auto fold = [&](const float* from, int d) {
+      float sum = 0;
+#pragma unroll 1
+      for (int i = (d + low) % K; i < parts * V * K; i += V * K)
+#pragma unroll
+        for (int j = 0; j < V; ++j) sum += from[i + j * K];
+      return sum;
+    };
+    if (first == 0) {
+      const int until = low + head * K;
+#pragma unroll 1
+      for (int piece = column; piece < pieces; piece += width) {
+        float sum[V] = {};
+#pragma unroll 1
+        for (int at = (part * K + piece) * V; at < until; at += step) {
+          float x[V];
+          load(codes + at, x);
+#pragma unroll
+          for (int i = 0; i < V; ++i) sum[i] += at + i >= low && at + i < until ? x[i] : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < V; ++i) sums[piece * V + i] = sum[i];
+      }
+      __syncwarp();
+#pragma unroll 1
+      for (int d = column; d < dimensions; d += width) means[d] = fold(sums, d) / (float)head;
+      __syncwarp();
     }
-    for (int half = kWarp / 2; half; half /= 2) {
-      const float least = __shfl_down_sync(~0u, best.least, half);
-      const int dimension = __shfl_down_sync(~0u, best.dimension, half);
-      if (least < best.least || (least == best.least && dimension < best.dimension)) best = {least, dimension};
+#pragma unroll 1
+    for (int piece = column; piece < pieces; piece += width) {
+      Moments<float> m[V];
+      int d = (piece * V + V * K - low) % K;
+#pragma unroll
+      for (int i = 0; i < V; ++i) {
+        m[i].shift = means[d];
+        if (first > 0) m[i].sum = sums[piece * V + i], m[i].square = squares[piece * V + i];
+        d = d + 1 < K ? d + 1 : 0;
+      }
+      const auto add = [&](int at, bool whole) {
+        float x[V];
+        load(codes + at, x);
+#pragma unroll
+        for (int i = 0; i < V; ++i) m[i].add(whole || (at + i >= low && at + i < high) ? x[i] : m[i].shift);
+      };
+      int at = (part * K + piece) * V;
+      if (at < low) add(at, false), at += step;
+#pragma unroll 4
+      for (; at + V <= high; at += step) add(at, true);
+      if (at < high) add(at, false);
+#pragma unroll
+      for (int i = 0; i < V; ++i) sums[piece * V + i] = m[i].sum, squares[piece * V + i] = m[i].square;
     }
-    if (lane == 0 && best.dimension >= 0) atomicAdd(t.votes + (n * K + best.dimension) * t.F + f, 1);
+    __syncwarp();
+    if (first + rows == L)
+#pragma unroll 1
+      for (int d = column; d < dimensions; d += width) {
+        const float own = usable(d == column ? scale : scales[d]);
+        best.consider(spread(fold(sums, d), fold(squares, d), (float)L, own), d);
+      }
+  }
+#pragma unroll 1
+  for (int left = width; left > 1;) {
+    const int half = (left + 1) / 2;
+    const float least = __shfl_down_sync(~0u, best.least, half);
+    const int dimension = __shfl_down_sync(~0u, best.dimension, half);
+    if (column + half < left && (least < best.least || (least == best.least && dimension < best.dimension)))
+      best = {least, dimension};
+    left = half;
+  }
+  if (folds && column == 0) {
+    assert(f >= 0 && f < t.F && "vote_table: factor out of range");
+    if (best.dimension >= 0) atomicAdd(t.votes + ((int64_t)n * K + best.dimension) * t.F + f, 1);
   }
 }
 

@@ -27,8 +27,9 @@ def contrastive_loss_ref(
 
 
 # A program takes `rows` rows, BLOCK_B at a time, with the logits of a block in registers only. What several programs
-# have summed up, `sum_kernel` adds in a fixed order: no atomics, so that equal input gives equal bits. Products are
-# float32 ("ieee": no TF32), whatever the types in memory; codes are padded to BLOCK_K.
+# have summed up, `sum_kernel` adds in a fixed order: no atomics, so that equal input gives equal bits. Products are as
+# exact as in float32 whatever the types in memory: "tf32x3", three on the matrix units, or "ieee", which takes fewer
+# registers. Codes are padded to BLOCK_K.
 
 
 @jit
@@ -40,7 +41,7 @@ def _load_tile(ptr, row, num_rows, d, D: tl.constexpr):
 @jit
 def _logits(
     features, weight, bias, row, batch, K: tl.constexpr, D: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """[rows, BLOCK_K]; -inf beyond the codes."""
     code = tl.arange(0, BLOCK_K)
@@ -49,7 +50,7 @@ def _logits(
         d = start + tl.arange(0, BLOCK_D)
         x = _load_tile(features, row, batch, d, D)
         w = _load_tile(weight, code, K, d, D)
-        logits = tl.dot(x, tl.trans(w), logits, input_precision="ieee")
+        logits = tl.dot(x, tl.trans(w), logits, input_precision=PRECISION)
     return logits + tl.load(bias + code, mask=code < K, other=float("-inf")).to(tl.float32)[None, :]
 
 
@@ -58,7 +59,7 @@ def forward_kernel(
     features, weight, bias, index,  # [B, D], [K, D], [K], [B]
     loss, accuracy,  # shares of the two means, a program's stride apart
     stride, rows, batch, K: tl.constexpr, D: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     code = tl.arange(0, BLOCK_K)[None, :]
@@ -66,7 +67,7 @@ def forward_kernel(
     correct = tl.zeros([BLOCK_B], tl.float32)
     for start in range(program * rows, min(program * rows + rows, batch), BLOCK_B):
         row = start + tl.arange(0, BLOCK_B)
-        logits = _logits(features, weight, bias, row, batch, K, D, BLOCK_K, BLOCK_D)
+        logits = _logits(features, weight, bias, row, batch, K, D, BLOCK_K, BLOCK_D, PRECISION)
         label = tl.load(index + row, mask=row < batch, other=0).to(tl.int32)
         # loss = log(sum_k exp(logit_k)) - logit_index; NaN where there is no such code
         top = tl.max(logits, axis=1)
@@ -84,7 +85,7 @@ def backward_kernel(
     grad, features, weight, bias, index,  # [], [B, D], [K, D], [K], [B]
     grad_features, grad_weight, grad_bias,  # [B, D]; [K, D] and [K], a program's stride apart
     stride, rows, batch, K: tl.constexpr, D: tl.constexpr,
-    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A program has the gradients of its rows for BLOCK_D of the features; it computes the logits again."""
     program, chunk = tl.program_id(0), tl.program_id(1)
@@ -96,7 +97,7 @@ def backward_kernel(
     sum_bias = tl.zeros([BLOCK_K], tl.float32)
     for start in range(program * rows, min(program * rows + rows, batch), BLOCK_B):
         row = start + tl.arange(0, BLOCK_B)
-        logits = _logits(features, weight, bias, row, batch, K, D, BLOCK_K, BLOCK_D)
+        logits = _logits(features, weight, bias, row, batch, K, D, BLOCK_K, BLOCK_D, PRECISION)
         label = tl.load(index + row, mask=row < batch, other=0).to(tl.int32)
         # d loss / d logit_k = (softmax_k - [k == index]) / B =: error
         # d features = error weight,  d weight = error^T features,  d bias = sum over the batch of error
@@ -105,8 +106,8 @@ def backward_kernel(
         error = (softmax - tl.where(code[None, :] == label[:, None], 1.0, 0.0)) * scale
         error = tl.where((row < batch)[:, None], error, 0.0)
         x = _load_tile(features, row, batch, d, D)
-        grad_x = tl.dot(error, w, input_precision="ieee")
-        sum_weight = tl.dot(tl.trans(error), x, sum_weight, input_precision="ieee")
+        grad_x = tl.dot(error, w, input_precision=PRECISION)
+        sum_weight = tl.dot(tl.trans(error), x, sum_weight, input_precision=PRECISION)
         sum_bias += tl.sum(error, axis=0)
         place = row.to(tl.int64)[:, None] * D + d[None, :]
         tl.store(grad_features + place, grad_x, mask=(row < batch)[:, None] & (d < D)[None, :])
@@ -130,8 +131,8 @@ def sum_kernel(partial, programs, stride, out1, n1, out2, n2, BLOCK: tl.constexp
     tl.store(out2 + column - n1, value, mask=(column >= n1) & (column < n1 + n2))
 
 
-FORWARD_CONFIGS = [(64, 32, 4), (64, 64, 8), (32, 64, 4), (32, 128, 8)]  # BLOCK_B, BLOCK_D, warps; default first
-BACKWARD_CONFIGS = [(64, 64, 8), (32, 64, 4), (32, 128, 8), (16, 128, 4)]
+FORWARD_CONFIGS = [(64, 64, 4), (64, 32, 4), (32, 128, 4), (32, 64, 4)]  # BLOCK_B, BLOCK_D, warps; default first
+BACKWARD_CONFIGS = [(64, 64, 4), (64, 32, 4), (32, 64, 4), (16, 64, 4)]
 SUM_CONFIG = {"BLOCK": 16, "BLOCK_P": 128, "enable_fp_fusion": True}
 
 
@@ -140,13 +141,13 @@ def fit_configs(configs: list[tuple[int, int, int]], num_codes: int) -> list[dic
     block_k = max(MIN_DOT, triton.next_power_of_2(num_codes))
     fitted = [
         {
-            "BLOCK_B": max(16, min(block_b, 512 // block_k)),
+            "BLOCK_B": max(16, min(block_b, 1024 // block_k)),
             "BLOCK_K": block_k,
             "BLOCK_D": max(16, min(block_d, 1024 // block_k)),
-            "num_warps": warps,
+            "PRECISION": "tf32x3" if block_k < 256 else "ieee",
+            "num_warps": warps if block_k < 128 else 8,
             "enable_fp_fusion": True,
-            # left alone, the assembler spills a few registers of the larger tiles to fit one more program
-            **({"maxnreg": 192 if block_k == 256 else 128} if block_k > 8 else {}),
+            "maxnreg": 255,  # left alone, the assembler spills a few registers to fit one more program
         }
         for block_b, block_d, warps in configs
     ]

@@ -11,6 +11,10 @@
 
 #ifdef EMULATE_CUDA
 #include "vote_table_kernel.cuh"
+
+namespace crgan {
+int4 shared[1 << 16];
+}
 #else
 #include "vote_table_cpu.h"
 #endif
@@ -82,7 +86,13 @@ void check_type(const char* name, const Case& c, Encode encode, Decode decode,
   for (float& s : scale) s = std::exp(normal(generator));
   const float unusable[] = {0, -1, INFINITY, NAN};
   if (c.K > 2) scale[generator() % scale.size()] = unusable[generator() % 4];
-  T* codes = (T*)malloc(size * sizeof(T) + !size);  // not a byte more, for the address sanitizer
+#ifdef EMULATE_CUDA  // which copies the whole of the 16 bytes in which codes begin and end
+  T* const allocated = (T*)aligned_alloc(16, (size + 1) * sizeof(T) / 16 * 16 + 16);
+  T* codes = allocated + size % 2;
+#else
+  T* const allocated = (T*)malloc(size * sizeof(T) + !size);  // not a byte more, for the address sanitizer
+  T* codes = allocated;
+#endif
   std::vector<double> values(size);
   const float mean = generator() % 2 ? 100 : 0;
   for (size_t i = 0; i < size; ++i) {
@@ -93,7 +103,7 @@ void check_type(const char* name, const Case& c, Encode encode, Decode decode,
     values[i] = decode(code);
   }
   check(name, c, codes, values, scale, run);
-  free(codes);
+  free(allocated);
 }
 
 // Codes of mean 1e4 and deviation 1, the first of a group `outlier` off, with one dimension whose scaled variance is 2e-5
@@ -136,12 +146,14 @@ int main() {
 #ifdef EMULATE_CUDA
   check_types<float, __half, __nv_bfloat16>(
       "cuda", {{100, 2}, {100, 40}, {1000, 5}, {10000, 5}},
-      {{1, 1, 1, 1}, {2, 1, 100, 5}, {1, 5, 7, 2}, {3, 1, 33, 31}, {1, 1, 9, 32}, {1, 1, 17, 70}, {1, 1, 0, 3}},
+      {{1, 1, 1, 1}, {2, 7, 100, 5}, {1, 5, 7, 2}, {3, 2, 33, 31}, {1, 2, 9, 32}, {1, 1, 17, 70},
+       {1, 2, 700, 40}, {1, 3, 3000, 3}},
       [](auto* type) {
-        return [=](const VoteTable& t) {
-          const unsigned blocks = (t.G + crgan::kWarps - 1) / crgan::kWarps;
-          launch(crgan::count_votes<std::remove_pointer_t<decltype(type)>>,
-                 {blocks, (unsigned)std::min<int64_t>(t.N, 2)}, crgan::kWarps, t);
+        using T = std::remove_pointer_t<decltype(type)>;
+        return [](const VoteTable& t) {
+          const crgan::Tiling tiling(t, sizeof(T));
+          if (tiling.bytes > (int64_t)sizeof crgan::shared) puts("a tile has no room"), exit(1);
+          launch(crgan::count_votes<T>, tiling.tiles, t, tiling);
         };
       });
 #else

@@ -11,12 +11,15 @@
 #define __global__
 #define __device__
 #define __launch_bounds__(...)
+#define __shared__
 
 struct Index {
   unsigned x, y;
 };
 inline thread_local Index threadIdx, blockIdx;
-inline Index gridDim;
+struct alignas(16) int4 {
+  int32_t x, y, z, w;
+};
 using std::min;
 
 inline std::barrier<> warp(32);
@@ -37,27 +40,22 @@ T __shfl_down_sync(unsigned mask, T value, int delta) {
   return __shfl_sync(mask, value, lane + delta < 32 ? lane + delta : lane);
 }
 
-template <typename T>
-T __ldcs(const T* p) {
-  return *p;
-}
+inline void __syncwarp() { warp.arrive_and_wait(); }
 
 inline void atomicAdd(int32_t* p, int32_t value) { __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
 
-// Runs the warps of all blocks one after the other.
-template <typename Kernel, typename Argument>
-void launch(Kernel kernel, Index grid, unsigned warps, const Argument& argument) {
-  gridDim = grid;
+// Runs the blocks, each of one warp, one after the other.
+template <typename Kernel, typename... Arguments>
+void launch(Kernel kernel, unsigned blocks, const Arguments&... arguments) {
   std::vector<std::thread> threads;
   for (unsigned lane = 0; lane < 32; ++lane)
-    threads.emplace_back([=, &argument] {
-      for (unsigned y = 0; y < grid.y; ++y)
-        for (unsigned x = 0; x < grid.x; ++x)
-          for (unsigned w = 0; w < warps; ++w) {
-            blockIdx = {x, y};
-            threadIdx = {32 * w + lane, 0};
-            kernel(argument);
-          }
+    threads.emplace_back([=, &arguments...] {
+      for (unsigned block = 0; block < blocks; ++block) {
+        blockIdx = {block, 0};
+        threadIdx = {lane, 0};
+        kernel(arguments...);
+        warp.arrive_and_wait();
+      }
     });
   for (std::thread& thread : threads) thread.join();
 }
