@@ -214,8 +214,8 @@ def run_here(
                     given = {"at_once": parallel, "device": device, "checkpoint_every": checkpoint_every}
                     with share[0].log.open("ab") as log:  # for what goes wrong before the first run begins
                         process = subprocess.Popen(
-                            [sys.executable, "-m", "crgan.together"], stdin=subprocess.PIPE, stdout=log,
-                            stderr=subprocess.STDOUT, env=environment, preexec_fn=tie,
+                            [sys.executable, "-X", "faulthandler", "-m", "crgan.together"], stdin=subprocess.PIPE,
+                            stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=tie,
                         )  # fmt: skip
                     assert process.stdin is not None
                     process.stdin.write(json.dumps(given | {"tasks": tasks}).encode())
@@ -231,6 +231,9 @@ def run_here(
                         run.state = "done"
                     elif ended:
                         run.state = "failed"
+                        if process.returncode < 0:
+                            with run.log.open("a") as log:
+                                log.write(f"its process was ended by {signal.Signals(-process.returncode).name}\n")
                 if ended:
                     del active[slot]
     finally:

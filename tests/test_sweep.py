@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from crgan import PRESETS, InputError, checkpoint
+from crgan import sweep as sweeps
 from crgan.sweep import Run, expand, main
 from crgan.together import Task, train_together
 from crgan.train import train
@@ -174,6 +175,27 @@ def test_runs_that_take_turns_end_with_the_bits_of_runs_alone(tmp_path, device):
         train(cfg, tmp_path / f"alone{cfg.seed}", device)
         assert bytes_of(task.out) == bytes_of(tmp_path / f"alone{cfg.seed}")
         assert "factor_vae" in task.log.read_text()
+
+
+def test_a_process_that_a_signal_ends_says_so(tmp_path, monkeypatch):
+    started = []
+
+    class Remembered(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(sweeps.subprocess, "Popen", Remembered)
+    (run,) = expand("quick", tmp_path, [*COMMON, "steps=100000"], "0", None)
+    run.log.parent.mkdir(parents=True)
+    steps = sweeps.run_here([run], "cpu", 1000, jobs=1, parallel=1, threads=1, gpus=0)
+    next(steps)
+    started[0].kill()
+    assert run.state == "waiting"
+    for _ in steps:
+        pass
+    assert run.state == "failed"
+    assert run.log.read_text().splitlines()[-1] == "its process was ended by SIGKILL"
 
 
 @pytest.mark.slow
