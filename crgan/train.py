@@ -126,10 +126,16 @@ def restart_h(nets: InfoGAN, optimisers: Optimisers, step: int) -> None:
 
 
 def capture(take_step: Callable[[Phase], dict[str, Tensor]]) -> Callable[[Phase], dict[str, Tensor]]:
-    """Replays `take_step` as one CUDA graph per phase; the first steps of a phase run eagerly, as a graph demands."""
+    """Replays `take_step` as one CUDA graph per phase; the first steps of a phase run eagerly, as a graph demands.
+
+    All on one stream, which is no other run's: cuBLAS has a workspace per stream, and graphs that share it must not
+    run at once.
+    """
     graphs: dict[Phase, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
     eager_steps: dict[Phase, int] = {}
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.current_stream()
+    if stream == torch.cuda.default_stream():  # where nothing can be captured
+        stream = torch.cuda.Stream()
 
     def step(phase: Phase) -> dict[str, Tensor]:
         if phase not in graphs:
@@ -141,7 +147,7 @@ def capture(take_step: Callable[[Phase], dict[str, Tensor]]) -> Callable[[Phase]
                 torch.cuda.current_stream().wait_stream(stream)
                 return report
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 report = take_step(phase)
             graphs[phase] = graph, report
         graph, report = graphs[phase]

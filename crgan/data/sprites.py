@@ -62,7 +62,8 @@ def _circular_corners(device: torch.device) -> Tensor:
     # a rounding error below a whole pixel widened the disc by one; 1e-9 steps over that.)
     turns = [2 * pi * (k / CIRCULAR["angle"]) for k in range(CIRCULAR["angle"])]
     at = [[(32 + r * cos(t), 32 + r * sin(t)) for r in range(CIRCULAR["radius"])] for t in turns]
-    return torch.tensor(at, dtype=torch.float64, device=device).sub(5 - 1e-9).long()
+    # Worked out on the CPU: runs on several CUDA streams share what is cached, and a copy waits till it is there.
+    return torch.tensor(at, dtype=torch.float64).sub(5 - 1e-9).long().to(device)
 
 
 def _render_circular(factors: Tensor) -> Tensor:
