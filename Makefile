@@ -1,13 +1,16 @@
 # One target per duty; PYTHON picks the interpreter.
 PYTHON ?= python
 
-.PHONY: install test bench lint gpu
+.PHONY: install test slow bench lint gpu
 
 install:  ## editable, with the tools of a developer
 	$(PYTHON) -m pip install --no-build-isolation -e '.[test]'
 
 test:
 	$(PYTHON) -m pytest
+
+slow:  ## what takes longer: sanitizers, processes killed on purpose, Ray, every kernel for every GPU
+	$(PYTHON) -m pytest -m slow
 
 bench:
 	$(PYTHON) -m pytest benchmarks/ --benchmark-only

@@ -198,6 +198,15 @@ def test_a_process_that_a_signal_ends_says_so(tmp_path, monkeypatch):
     assert run.log.read_text().splitlines()[-1] == "its process was ended by SIGKILL"
 
 
+@pytest.mark.parametrize(("device", "runs"), [("cpu", 3), pytest.param("cuda", 12, marks=pytest.mark.gpu)])
+def test_many_runs_take_turns_in_a_process(tmp_path, device, runs):
+    """Codes that come in, blur, R1 and the regularizer: every phase that a step can have."""
+    flags = ["dsprites-fast", *settings("code_steps=5", "blur_steps=12", "r1_every=4", "steps=20"), "--device", device]
+    main([*flags, "--seeds", f"0:{runs}", "--parallel", str(runs), "--jobs", "1", "--out", str(tmp_path)])
+    states = json.loads((tmp_path / ".sweep" / "sweep.json").read_text())
+    assert [(row["state"], row["step"]) for row in states] == [("done", 20)] * runs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("how", [["--jobs", "2"], ["--jobs", "1", "--parallel", "2"]])

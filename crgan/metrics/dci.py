@@ -71,8 +71,7 @@ def _standardise(x: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarra
     centred = x - mean
     std = np.sqrt(np.einsum("nk,nk->k", centred, centred) / len(x))
     std = np.where(std > 0, std, 1)
-    scaled = centred / std
-    return scaled, scaled if test is x else (test - mean) / std
+    return centred / std, (test - mean) / std
 
 
 def _condense(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
