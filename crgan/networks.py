@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import conv2d, linear, normalize, pad, pixel_shuffle, pixel_unshuffle
 
 from . import ops, parallel
 from .config import Config
@@ -48,6 +48,30 @@ def _pass(layers: nn.Sequential, x: Tensor, weights: Mapping[nn.Module, Tensor])
         else:
             x = linear(x, weight, layer.bias)
     return x
+
+
+class BlockConv2d(nn.Conv2d):
+    """A 4x4 convolution of stride 2, padding 1, worked out with 2x2 taps on the 2x2 blocks of pixels.
+
+    On images of one or two channels cuDNN is slow otherwise: in TF32 a step of the dSprites nets takes 1.4 times the time.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        after, before = weight.shape[:2]
+        blocks = pixel_unshuffle(pad(input, (1, 1, 1, 1)), 2).contiguous(memory_format=torch.channels_last)
+        taps = weight.reshape(after, before, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(after, 4 * before, 2, 2)
+        return conv2d(blocks, taps, bias)
+
+
+class BlockConvTranspose2d(nn.ConvTranspose2d):
+    """The transposed convolution that goes with it: 2x2 taps make the 2x2 blocks of pixels."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        before, after = self.weight.shape[:2]
+        taps = self.weight.reshape(before, after, 2, 2, 2, 2).flip(2, 4).permute(1, 3, 5, 0, 2, 4)
+        assert self.bias is not None
+        blocks = conv2d(input, taps.reshape(4 * after, before, 2, 2), self.bias.repeat_interleave(4), padding=1)
+        return pixel_shuffle(blocks, 2)[:, :, 1:-1, 1:-1]
 
 
 def _spectral(layer: nn.Conv2d | nn.Linear, on: bool) -> nn.Module:
@@ -134,7 +158,8 @@ class Generator(nn.Module):
     @staticmethod
     def _upsample(cfg: Config, before: int, after: int) -> nn.Module:
         kernel = _kernel(cfg)  # "same" padding: the map's side exactly doubles
-        return nn.ConvTranspose2d(before, after, kernel, 2, padding=(kernel - 1) // 2, output_padding=kernel % 2)
+        layer = BlockConvTranspose2d if kernel == 4 and after <= 2 else nn.ConvTranspose2d
+        return layer(before, after, kernel, 2, padding=(kernel - 1) // 2, output_padding=kernel % 2)
 
     @torch.no_grad()
     def start(self, cfg: Config) -> None:
@@ -170,7 +195,8 @@ class Trunk(nn.Sequential):
         smallest = 2 if cfg.network == "dcgan" else 4
         kernel, features, layers = _kernel(cfg), image_shape[0], list[nn.Module]()
         for i, after in enumerate(_channels(cfg, image_shape, smallest)):
-            convolution = nn.Conv2d(features, after, kernel, 2, padding=(kernel - 1) // 2)
+            layer = BlockConv2d if kernel == 4 and features <= 2 else nn.Conv2d
+            convolution = layer(features, after, kernel, 2, padding=(kernel - 1) // 2)
             norm = _batch_norm(after, 2) if batch_norm and i > 0 else None
             layers += [_spectral(convolution, spectral_norm), *_activate(cfg, nn.LeakyReLU(0.2), norm)]
             features = after

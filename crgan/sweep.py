@@ -232,8 +232,8 @@ def run_here(
                     elif ended:
                         run.state = "failed"
                         if process.returncode < 0:
-                            with run.log.open("a") as log:
-                                log.write(f"its process was ended by {signal.Signals(-process.returncode).name}\n")
+                            with run.log.open("a") as last:
+                                last.write(f"its process was ended by {signal.Signals(-process.returncode).name}\n")
                 if ended:
                     del active[slot]
     finally:

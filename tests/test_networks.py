@@ -8,6 +8,8 @@ import torch
 from crgan import PRESETS, InputError, ops
 from crgan.checkpoint import build_model
 from crgan.networks import (
+    BlockConv2d,
+    BlockConvTranspose2d,
     ContrastiveDiscriminator,
     Discriminator,
     Generator,
@@ -47,7 +49,27 @@ def test_shapes_and_ranges(preset, shape):
 
 def test_the_generator_activates_before_batch_norm():
     kinds = [type(layer).__name__ for layer in Generator(PAPER, DSPRITES).convolutions]
-    assert kinds == ["ConvTranspose2d", "LeakyReLU", "BatchNorm2d"] * 3 + ["ConvTranspose2d"]
+    assert kinds == ["ConvTranspose2d", "LeakyReLU", "BatchNorm2d"] * 3 + ["BlockConvTranspose2d"]
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_convolutions_on_blocks_of_pixels_are_those_of_torch(channels):
+    """Values and all gradients, in float64."""
+    pairs = [
+        (BlockConv2d(channels, 5, 4, 2, 1), torch.nn.Conv2d(channels, 5, 4, 2, 1), (3, channels, 12, 8)),
+        (BlockConvTranspose2d(5, channels, 4, 2, 1), torch.nn.ConvTranspose2d(5, channels, 4, 2, 1), (3, 5, 6, 4)),
+    ]
+    for mine, plain, shape in pairs:
+        mine, plain = mine.double(), plain.double()
+        mine.load_state_dict(plain.state_dict())
+        results = []
+        for layer in (mine, plain):
+            x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+            y = layer(x)
+            results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
+        for a, b in zip(*results, strict=True):
+            assert a.shape == b.shape
+            torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
 def test_initial_weights():
