@@ -70,7 +70,8 @@ class BlockConvTranspose2d(nn.ConvTranspose2d):
         before, after = self.weight.shape[:2]
         taps = self.weight.reshape(before, after, 2, 2, 2, 2).flip(2, 4).permute(1, 3, 5, 0, 2, 4)
         assert self.bias is not None
-        blocks = conv2d(input, taps.reshape(4 * after, before, 2, 2), self.bias.repeat_interleave(4), padding=1)
+        bias = self.bias[:, None].expand(-1, 4).reshape(-1)
+        blocks = conv2d(input, taps.reshape(4 * after, before, 2, 2), bias, padding=1)
         return pixel_shuffle(blocks, 2)[:, :, 1:-1, 1:-1]
 
 
