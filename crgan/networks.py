@@ -53,7 +53,7 @@ def _pass(layers: nn.Sequential, x: Tensor, weights: Mapping[nn.Module, Tensor])
 class BlockConv2d(nn.Conv2d):
     """A 4x4 convolution of stride 2, padding 1, worked out with 2x2 taps on the 2x2 blocks of pixels.
 
-    On images of one or two channels cuDNN is slow otherwise: 1.4 times the time of a whole step in TF32.
+    On images of one or two channels cuDNN is slow otherwise: a whole step in TF32 takes 1.4 times as long.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

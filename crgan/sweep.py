@@ -233,7 +233,8 @@ def run_here(
                         run.state = "failed"
                         if process.returncode < 0:
                             with run.log.open("a") as last:
-                                last.write(f"its process was ended by {signal.Signals(-process.returncode).name}\n")
+                                number = -process.returncode
+                                last.write(f"its process was ended by signal {number} ({signal.strsignal(number)})\n")
                 if ended:
                     del active[slot]
     finally:

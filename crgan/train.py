@@ -128,8 +128,7 @@ def restart_h(nets: InfoGAN, optimisers: Optimisers, step: int) -> None:
 def capture(take_step: Callable[[Phase], dict[str, Tensor]]) -> Callable[[Phase], dict[str, Tensor]]:
     """Replays `take_step` as one CUDA graph per phase; the first steps of a phase run eagerly, as a graph demands.
 
-    All on one stream, which is no other run's: cuBLAS has a workspace per stream, and graphs that share it must not
-    run at once.
+    All on one stream: cuBLAS has a workspace per stream, which the graphs of runs that take turns must not share.
     """
     graphs: dict[Phase, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
     eager_steps: dict[Phase, int] = {}

@@ -26,8 +26,8 @@ Tensor vote_table(const Tensor& codes, const Tensor& scale, const Tensor& factor
     const Tiling tiling(t, item_size);
     int room = 0;
     STD_CUDA_CHECK(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    STD_TORCH_CHECK(tiling.bytes <= room, "vote_table: ", t.K, " codes are too many for a GPU's shared memory");
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)tiling.bytes));
+    STD_TORCH_CHECK(tiling.bytes <= room, "vote_table: ", t.K, " codes are too many for a GPU's shared memory, use impl='ref'");
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room));
     kernel<<<tiling.tiles, kWarp, tiling.bytes, (cudaStream_t)stream>>>(t, tiling);
   };
   switch (op.codes.scalar_type()) {

@@ -15,7 +15,7 @@ namespace crgan {
 
 constexpr int kWarp = 32;
 constexpr int kPiece = 16;             // bytes that a lane copies, or reads from shared memory, at once
-constexpr int64_t kStage = 12 * 1024;  // bytes that a warp works on at once; 16 warps fit into a Hopper's processor
+constexpr int64_t kStage = 12 * 1024;  // bytes that a warp works on at once; a Hopper's multiprocessor holds 16 warps
 
 __device__ inline float to_float(float x) { return x; }
 __device__ inline float to_float(__half x) { return __half2float(x); }
@@ -30,7 +30,8 @@ __device__ inline void load(const T* piece, float (&x)[kPiece / sizeof(T)]) {
   for (size_t i = 0; i < kPiece / sizeof(T); ++i) x[i] = to_float(codes[i]);
 }
 
-// A warp takes a tile of `groups` groups, `rows` of their rows at a time, and for each has `parts` x min(K, 32) lanes.
+// A warp takes a tile of `groups` groups, `rows` of their rows at a time, and for each has `parts` x min(K, 32) lanes;
+// what lanes are left over are idle.
 struct Tiling {
   int groups, parts, rows, tiles;
   int64_t stage, bytes;  // of shared memory: for the codes; with the sums
@@ -88,13 +89,15 @@ __global__ void __launch_bounds__(kWarp) count_votes(VoteTable t, Tiling tiling)
     __pipeline_wait_prior(0);
     __syncwarp();
 
-    // What all parts have summed up for a dimension: its elements are d + low modulo K.
+    // What all parts have summed up for a dimension, from row 0 on: in the same order for all, as equal ones shall tie.
     const auto fold = [&](const float* from, int d) {
       float sum = 0;
-#pragma unroll 1
-      for (int i = (d + low) % K; i < parts * V * K; i += V * K)
-#pragma unroll
-        for (int j = 0; j < V; ++j) sum += from[i + j * K];
+#pragma unroll 4
+      for (int n = 0, i = d + low; n < parts * V; ++n) {
+        sum += from[i];
+        i += K;
+        if (i >= parts * V * K) i -= parts * V * K;
+      }
       return sum;
     };
     if (first == 0) {

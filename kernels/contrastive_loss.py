@@ -27,9 +27,9 @@ def contrastive_loss_ref(
 
 
 # A program takes `rows` rows, BLOCK_B at a time, with the logits of a block in registers only. What several programs
-# have summed up, `sum_kernel` adds in a fixed order: no atomics, so that equal input gives equal bits. Products are as
-# exact as in float32 whatever the types in memory: "tf32x3", three on the matrix units, or "ieee", which takes fewer
-# registers. Codes are padded to BLOCK_K.
+# have summed up, `sum_kernel` adds in a fixed order: no atomics, so that equal input gives equal bits. Products are
+# nearly as exact as in float32 whatever the types in memory: "tf32x3", three on the matrix units, or "ieee", which
+# takes fewer registers. Codes are padded to BLOCK_K.
 
 
 @jit
@@ -147,7 +147,7 @@ def fit_configs(configs: list[tuple[int, int, int]], num_codes: int) -> list[dic
             "PRECISION": "tf32x3" if block_k < 256 else "ieee",
             "num_warps": warps if block_k < 128 else 8,
             "enable_fp_fusion": True,
-            "maxnreg": 255,  # left alone, the assembler spills a few registers to fit one more program
+            "maxnreg": 255,  # all there are: left alone, the assembler spills a few to fit one more program
         }
         for block_b, block_d, warps in configs
     ]

@@ -195,7 +195,7 @@ def test_a_process_that_a_signal_ends_says_so(tmp_path, monkeypatch):
     for _ in steps:
         pass
     assert run.state == "failed"
-    assert run.log.read_text().splitlines()[-1] == "its process was ended by SIGKILL"
+    assert run.log.read_text().splitlines()[-1] == "its process was ended by signal 9 (Killed)"
 
 
 @pytest.mark.parametrize(("device", "runs"), [("cpu", 3), pytest.param("cuda", 12, marks=pytest.mark.gpu)])

@@ -127,12 +127,31 @@ void check_precision(const char* name, int64_t L, int64_t K, float outlier,
   check(name, c, codes.data(), values, scale, run);
 }
 
+// Dimensions that are equal: the first of them gets all votes, wherever in memory a group begins.
+void check_ties(const char* name, int64_t L, int64_t K, const std::function<void(const VoteTable&)>& run) {
+  std::normal_distribution<float> normal(3, 1);
+  const Case c{1, 9, L, K};
+  std::vector<float> codes(c.G * L * K), scale(K, 1.f);
+  for (size_t i = 0; i < codes.size(); ++i) codes[i] = i % K ? codes[i - 1] : normal(generator);
+  std::vector<int64_t> factor(c.G);
+  std::vector<int32_t> votes(K);
+  run({codes.data(), scale.data(), factor.data(), votes.data(), c.N, c.G, L, K, 1});
+  if (votes[0] != c.G) {
+    printf("%s L=%ld K=%ld: %d of %ld votes for the first of equal dimensions\n", name, (long)L, (long)K, votes[0],
+           (long)c.G);
+    exit(1);
+  }
+  checks += c.G;
+}
+
 template <typename F32, typename F16, typename BF16, typename Runner>
 void check_types(const char* name, const std::vector<std::pair<int64_t, int64_t>>& precise,
                  const std::vector<Case>& cases, Runner runner) {
   const auto same = [](float f) { return f; };
   for (float outlier : {0.f, 5.f})
     for (const auto& [L, K] : precise) check_precision(name, L, K, outlier, runner((F32*)nullptr));
+  for (const auto& [L, K] : {std::pair{33, 3}, {37, 5}, {101, 1}, {99, 10}, {701, 6}, {2001, 3}, {37, 40}})
+    check_ties(name, L, K, runner((F32*)nullptr));
   for (const Case& c : cases) {
     check_type<F32>(name, c, same, same, runner((F32*)nullptr));
     check_type<F16>(name, c, to_half, from_half, runner((F16*)nullptr));

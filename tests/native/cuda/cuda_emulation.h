@@ -1,4 +1,5 @@
-// As much of CUDA's language as the vote table kernel uses, on the CPU: a warp is 32 threads that meet at every shuffle.
+// As much of CUDA's language as the vote table kernel uses, on the CPU: a warp is 32 threads that meet at every shuffle
+// and barrier.
 #pragma once
 
 #include <algorithm>
