@@ -13,7 +13,7 @@ PROVIDERS = ["reference", "compile"] + (["triton"] if DEVICE == "cuda" else [])
 @pytest.mark.parametrize("batch", [64, 65536])
 def test_traversal_pairs(measure, batch, provider):
     """5 codes, 5 noise values; the step is in memory, as a captured training step has it."""
-    if provider == "compile" and batch == 64 and DEVICE == "cuda":
+    if provider == "compile" and batch == 64 and DEVICE == "cuda" and torch.__version__.startswith("2.11"):
         pytest.skip("torch.compile in torch 2.11 has a constant that exceeds its type where a batch has few words")
     step = torch.tensor(2**40 + 3, device=DEVICE)
 
