@@ -132,7 +132,7 @@ def sum_kernel(partial, programs, stride, out1, n1, out2, n2, BLOCK: tl.constexp
 
 
 FORWARD_CONFIGS = [(64, 64, 4), (64, 32, 4), (32, 128, 4), (32, 64, 4)]  # BLOCK_B, BLOCK_D, warps; default first
-BACKWARD_CONFIGS = [(64, 64, 4), (64, 32, 4), (32, 64, 4), (16, 64, 4)]
+BACKWARD_CONFIGS = [(64, 64, 8), (64, 32, 4), (32, 64, 4), (16, 64, 4)]  # with 4 warps the first one spills
 SUM_CONFIG = {"BLOCK": 16, "BLOCK_P": 128, "enable_fp_fusion": True}
 
 
