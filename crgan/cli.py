@@ -28,7 +28,7 @@ def command_process():
         print(f"error: {said}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from what is saved", file=sys.stderr)
+        print("stopped; what was saved stays", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
