@@ -34,7 +34,7 @@ def test_images(benchmark, name, provider, device):
     benchmark.extra_info["images_per_s"] = round(rate)
     if provider == "render":
         _rates[name, device] = rate
-    else:
+    elif (name, device) in _rates:
         ratio = _rates[name, device] / rate
         benchmark.extra_info["render_over_copy"] = round(ratio, 3)
         print(f"\n{name} on {device}: {_rates[name, device]:,.0f} images/s drawn, {ratio:.2f} x copied ones")

@@ -8,8 +8,8 @@ generator j, whose codes serve as the factors; the medoid of the pool under that
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from math import erf
 from typing import Any
 
@@ -23,6 +23,7 @@ from .metrics.arrays import varies
 from .models import Member
 from .ops import vote_table
 from .precision import arithmetic
+from .threads import core_each
 
 Array = NDArray[Any]
 POINTS_BLOCK = 256  # images of the scale sample drawn with one seed
@@ -128,13 +129,14 @@ class Pair:
             self.count, self.mean, self.m2 = n, mean, m2
             return
         total, delta = self.count + n, mean - self.mean
-        self.m2 = self.m2 + m2 + delta.square() * (self.count * n / total)
-        self.mean = self.mean + delta * (n / total)
-        self.count = total
+        m2 = self.m2 + m2 + delta.square() * (self.count * n / total)
+        mean = self.mean + delta * (n / total)
+        self.count, self.mean, self.m2 = total, mean, m2  # at once: what Ctrl-C leaves is saved
 
     def add_groups(self, codes: Tensor) -> None:  # [G, L, K]
         scale = (self.m2 / self.count).sqrt()
-        scale = scale.where(varies(scale, self.mean), 0.0).to(codes)
+        scale = scale.where(varies(scale, self.mean), 0.0)
+        scale = scale.to(codes.device, torch.promote_types(codes.dtype, torch.float32))
         zero = torch.zeros(1, dtype=torch.int64, device=codes.device)
         table = vote_table(codes[:, None], scale, zero, 1)[..., 0]  # [G, K], one 1 in each row, or none
         self.least_count = self.least_count or self.count
@@ -179,12 +181,6 @@ def factor_score(tables: Array) -> Array:  # [..., K + 1, F] counts -> [...] in 
     return tables.max(-1).sum(-1) / tables.sum((-2, -1))
 
 
-def _start_worker(stream: Any) -> None:
-    torch.set_num_threads(1)
-    if stream is not None:
-        torch.cuda.set_stream(stream)  # the caller's, which reads what the worker makes
-
-
 class Pool:
     """The models of a pool, what is known of each ordered pair, and `measure`, which makes more of it known."""
 
@@ -208,9 +204,10 @@ class Pool:
         self.device = str(members[0].device)  # that encodes
         self.pairs: dict[tuple[int, int], Pair] = {}
         gpus = [member.device for member in members if member.device.type == "cuda"]
-        stream = torch.cuda.current_stream(gpus[0]) if gpus else None
-        cores = torch.get_num_threads() if all(member.device.type == "cpu" for member in members) else 1
-        self.threads = ThreadPoolExecutor(cores, initializer=_start_worker, initargs=(stream,))
+        if gpus:  # a thread on the caller's stream, which reads what it makes
+            self.threads = core_each(1, partial(torch.cuda.set_stream, torch.cuda.current_stream(gpus[0])))
+        else:
+            self.threads = core_each(torch.get_num_threads())
         self.B = np.full((len(members), len(members)), np.nan)
 
     def __len__(self) -> int:
@@ -344,8 +341,10 @@ def bootstrap(pool: Pool, mask: Array, replicates: int = 200) -> Array:
         for i in map(int, np.flatnonzero(mask[:, j])):
             m, rows = pool.pairs[i, j].done, pool.members[i].num_codes + 1
             cell = pool.pairs[i, j].votes.astype(np.int64) % rows * F + factor[:m]
-            tables = weights[:, :m] @ np.eye(rows * F, dtype=np.float32)[cell]  # [replicates, rows * F]
-            score = factor_score(tables.reshape(-1, rows, F))
+            cells, place = np.unique(cell, return_inverse=True)  # those of the vote table that are not 0
+            counts = weights[:, :m] @ np.eye(len(cells), dtype=np.float32)[place]  # [replicates, cells]
+            first = np.flatnonzero(np.diff(cells // F, prepend=-1))  # of each row of the table
+            score = np.maximum.reduceat(counts, first, axis=1).sum(1) / counts.sum(1)
             total[:, i] += score / 2
             total[:, j] += score / 2
     return total / np.maximum(mask.sum(1), 1)

@@ -79,19 +79,29 @@ def device(name: str) -> torch.device:
 
 @contextmanager
 def stop_signal() -> Iterator[Callable[[], int]]:
-    """Until left, Ctrl-C and SIGTERM only raise a flag: `stopped()` is the signal's number, or 0."""
-    received = 0
+    """Until left, Ctrl-C and SIGTERM only raise a flag: `stopped()` is the signal's number, or 0.
+
+    Before the first look at it, and at a second Ctrl-C, they end the process at once.
+    """
+    received, looked = 0, False
 
     def note(number: int, _frame: Any) -> None:
         nonlocal received
+        if not looked or number == received == signal.SIGINT:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         received = number
+
+    def stopped() -> int:
+        nonlocal looked
+        looked = True
+        return received
 
     if threading.current_thread() is not threading.main_thread():  # only there may handlers be set
         yield lambda: 0
         return
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: received
+        yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

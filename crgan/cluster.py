@@ -64,7 +64,8 @@ def scatter(
             try:
                 result = ray.get(reference)
             except ray.exceptions.RayError as error:
-                result = error
+                cause = getattr(error, "cause", None)
+                result = cause if isinstance(cause, InputError) else error  # the latter holds the worker's traceback
             yield waiting.pop(reference), result
         yield None
 

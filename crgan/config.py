@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 
@@ -104,6 +104,9 @@ class Config:
     """Pictures and FactorVAE score on every eval_every-th step and at the end."""
 
     def __post_init__(self):
+        for name, hint in get_type_hints(Config).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(hint))}")
         at_least = {
             "num_codes": 2, "num_noise": 0, "width": 1, "hidden": 1, "steps": 1, "batch_size": 2, "g_steps": 1,
             "lr_g": 0, "lr_d": 0, "lr_h": 0, "beta1": 0, "beta2": 0, "info_weight": 0, "code_steps": 0, "cr_weight": 0,

@@ -29,7 +29,8 @@ class Member:
             model.eval()
         self.name, self.model = name, model
         self.fingerprint = fingerprint or fingerprint_of(model)
-        self.device = torch.device(getattr(model, "device", "cpu"))
+        held = [*model.parameters(), *model.buffers()][:1] if isinstance(model, nn.Module) else []
+        self.device = torch.device(getattr(model, "device", held[0].device if held else "cpu"))
         self.num_noise = int(getattr(model, "num_noise", 0))
         self.prior = getattr(model, "prior", "normal")
         if self.prior not in ("uniform", "normal"):
@@ -248,8 +249,11 @@ def fingerprint_of(model: Any) -> str:
             if isinstance(value, nn.Module):
                 state = dict(value.state_dict())
                 feed("state", state)
-                rest = {**dict(value.named_buffers()), **vars(value)}  # state_dict may lack buffers
-                items: Any = ((k, v) for k, v in rest.items() if k not in state and k not in _OF_EVERY_MODULE)
+                rest: dict[str, Any] = {k: v for k, v in value.named_buffers() if k not in state}
+                for place, part in value.named_modules():
+                    own = {k: v for k, v in vars(part).items() if k not in _OF_EVERY_MODULE}
+                    rest[place] = [type(part).__qualname__, own]
+                items: Any = rest.items()
             elif isinstance(value, Mapping):
                 items = value.items()
             elif isinstance(value, list | tuple):

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,8 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
 
 
 def _run(folder: Path) -> str:
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = (folder / "metrics.jsonl").read_text().split("\n")[:-1]  # a kill may leave half of one at the end
+    rows = [json.loads(line) for line in lines]
     scores = [(row["step"], row["factor_vae"]) for row in rows if "factor_vae" in row]
     figure = Figure((8, 5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
@@ -106,5 +108,9 @@ def _image(content: bytes) -> str:
     return f'<img style="max-width:100%" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
 
 
+def main(args: Sequence[str] | None = None) -> None:
+    cli.run("crgan.report", report, args)
+
+
 if __name__ == "__main__":
-    cli.run("crgan.report", report)
+    main()

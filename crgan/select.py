@@ -96,6 +96,8 @@ def select(
         raise InputError(f"--batch-size is {batch_size}, expected at least 1")
     if method != "centrality" and budget < 1:
         raise InputError(f"--budget is {budget:g}, but {method} encodes each model once; leave it out")
+    if method != "centrality" and ray:
+        raise InputError(f"--ray is given, but {method} encodes each model once, on this machine; leave it out")
     begin, console = time.monotonic(), Console()
     sizes = Sizes(groups, group_size, scale_samples, seed)
     pool: Pool

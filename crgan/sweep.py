@@ -5,6 +5,7 @@ what was begun goes on, so the same command again completes a sweep.
 """
 
 import ctypes
+import hashlib
 import io
 import json
 import os
@@ -123,7 +124,7 @@ def expand(preset: str, out: Path, settings: Sequence[str], seeds: str = "", lis
     for row, values in product(rows, product(*axes.values())):
         chosen = row | dict(zip(axes, values))
         chosen["seed"] = chosen.pop("seed", PRESETS[preset].seed)  # last in the name
-        name = ",".join(f"{field}={value}" for field, value in chosen.items()).replace("/", "_")
+        name = _folder(",".join(f"{field}={value}" for field, value in chosen.items()))
         if name in runs:
             raise InputError(f"the run {name} is in this sweep twice; give each setting once")
         if chosen.get("root"):
@@ -133,6 +134,12 @@ def expand(preset: str, out: Path, settings: Sequence[str], seeds: str = "", lis
         flags = [preset, *(part for field, value in chosen.items() for part in _flag(field, value))]
         runs[name] = Run(name, flags, replace(PRESETS[preset], **chosen), out.resolve() / name)
     return list(runs.values())
+
+
+def _folder(name: str) -> str:
+    """A name that file systems take, which allow 255 bytes."""
+    short = name.replace("/", "_")
+    return short if len(short.encode()) < 200 else f"{short[:100]},{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 @cache
@@ -201,7 +208,7 @@ def run_here(
             for slot in range(jobs):
                 if slot not in active and waiting:
                     share = waiting.pop(0)
-                    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+                    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "WORLD_SIZE": "1"}  # each run its own
                     if gpus:
                         environment["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus]
                     own = {cores[(slot * threads + i) % len(cores)] for i in range(threads)}

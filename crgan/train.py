@@ -227,15 +227,16 @@ def training(
     state: dict[str, Any] = {"step": 0, "metrics_bytes": 0}
     if (folder := checkpoint.latest(out)) is not None:
         state = checkpoint.restore(folder, nets, optimisers)
-        finished = state["step"] >= cfg.steps
-        if lead and finished:
+    if state["step"] < (furthest := parallel.largest(state["step"], place)):
+        raise InputError(f"{out} holds step {state['step']} here, {furthest} elsewhere; processes must see one folder")
+    if state["step"] >= cfg.steps:
+        if lead:
             print(f"{out} has finished its {state['step']} steps; give --steps a larger number to go on")
-        elif lead:
-            print(f"going on from {folder}")
-        if finished:
-            parallel.finish()
-            yield nets.eval()
-            return
+        parallel.finish()
+        yield nets.eval()
+        return
+    if lead and folder is not None:
+        print(f"going on from {folder}")
     log: Any = Log(file, out, state) if file else None
     done = torch.tensor(state["step"], device=place)
     batch = _Batch(dataset, cfg, place)

@@ -1,7 +1,5 @@
-"""Triton where it is there (on Linux), and the choice of a launch's configuration."""
+"""Triton where it is there (on Linux)."""
 
-import os
-from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -21,9 +19,6 @@ except ImportError:  # the kernels are then mere functions that nothing calls
 INTERPRET = triton is not None and triton.knobs.runtime.interpret
 # the smallest sides of a product of matrices that Triton compiles
 MIN_DOT = 8 if triton is not None and tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
-AUTOTUNE = os.environ.get("CRGAN_AUTOTUNE") == "1" and not INTERPRET
-
-_fastest: dict[Hashable, dict] = {}
 
 
 def obstacle(device: torch.device) -> str:
@@ -38,17 +33,3 @@ def obstacle(device: torch.device) -> str:
 def device_guard(device: torch.device) -> AbstractContextManager:
     """Triton launches on the current device, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-
-
-def launch(run: Callable[[dict], None], configs: list[dict], key: Hashable) -> None:
-    """Runs a kernel with the first of `configs`, the fixed default.
-
-    With CRGAN_AUTOTUNE=1 it runs with the fastest of them instead, measured at the first call with each `key`
-    outside of a graph capture. That is not the default, because configurations add in different orders: the
-    last bits, and with them a resumed run, would depend on a stopwatch.
-    """
-    config = _fastest.get(key)
-    if config is None and AUTOTUNE and len(configs) > 1 and not torch.cuda.is_current_stream_capturing():
-        times = [triton.testing.do_bench(lambda c=c: run(c)) for c in configs]
-        config = _fastest[key] = configs[times.index(min(times))]
-    run(config or configs[0])

@@ -34,19 +34,15 @@ def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     pairs |= latents.CONFIG
     for place, step in (("", {}), (", step in memory", {"step": "*i64"})):
         yield f"traversal pairs{place}", traversal_pairs.traversal_pairs_kernel, {"index": "*i64"} | step, pairs
-    for name, kernel, configs in (
-        ("loss", loss.forward_kernel, loss.FORWARD_CONFIGS),
-        ("loss gradients", loss.backward_kernel, loss.BACKWARD_CONFIGS),
-    ):
+    for name, kernel in (("loss", loss.forward_kernel), ("loss gradients", loss.backward_kernel)):
         shapes = [("fp32", k, d) for k, d in ((5, 128), (16, 2000), (32, 128), (64, 100), (128, 128), (256, 512))]
         shapes += [("bf16", 5, 128), ("bf16", 16, 2000), ("bf16", 256, 512), ("fp16", 5, 128)]
         for dtype, num_codes, width in shapes:
             types = {"index": "*i64", "features": f"*{dtype}", "grad_features": f"*{dtype}"}
-            fitted = loss.fit_configs(configs, num_codes)
-            for config in fitted if (dtype, num_codes) == ("fp32", 5) else fitted[:1]:
-                tile = "x".join(str(config[key]) for key in ("BLOCK_B", "BLOCK_K", "BLOCK_D"))
-                label = f"{name}, {dtype}, K={num_codes}, D={width}, {tile}, {config['num_warps']} warps"
-                yield label, kernel, types, {"K": num_codes, "D": width, **config}
+            config = loss.config(kernel, num_codes)
+            tile = "x".join(str(config[key]) for key in ("BLOCK_B", "BLOCK_K", "BLOCK_D"))
+            label = f"{name}, {dtype}, K={num_codes}, D={width}, {tile}, {config['num_warps']} warps"
+            yield label, kernel, types, {"K": num_codes, "D": width, **config}
     yield "sum of partial sums", loss.sum_kernel, {}, loss.SUM_CONFIG
     for kernel, config in (
         (norm.project_kernel, norm.COLUMNS),

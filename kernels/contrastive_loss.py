@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._triton import MIN_DOT, device_guard, jit, launch, tl, triton
+from ._triton import MIN_DOT, device_guard, jit, tl, triton
 
 
 def contrastive_loss_ref(
@@ -131,47 +131,38 @@ def sum_kernel(partial, programs, stride, out1, n1, out2, n2, BLOCK: tl.constexp
     tl.store(out2 + column - n1, value, mask=(column >= n1) & (column < n1 + n2))
 
 
-FORWARD_CONFIGS = [(64, 64, 4), (64, 32, 4), (32, 128, 4), (32, 64, 4)]  # BLOCK_B, BLOCK_D, warps; default first
-BACKWARD_CONFIGS = [(64, 64, 8), (64, 32, 4), (32, 64, 4), (16, 64, 4)]  # with 4 warps the first one spills
 SUM_CONFIG = {"BLOCK": 16, "BLOCK_P": 128, "enable_fp_fusion": True}
 
 
-def fit_configs(configs: list[tuple[int, int, int]], num_codes: int) -> list[dict]:
-    """The configurations, with the tiles of many codes kept small enough for the registers."""
+def config(kernel: Any, num_codes: int) -> dict:
+    """Tiles of 64 rows and 64 features, smaller for many codes, so that they stay within the registers."""
     block_k = max(MIN_DOT, triton.next_power_of_2(num_codes))
-    fitted = [
-        {
-            "BLOCK_B": max(16, min(block_b, 1024 // block_k)),
-            "BLOCK_K": block_k,
-            "BLOCK_D": max(16, min(block_d, 1024 // block_k)),
-            "PRECISION": "tf32x3" if block_k < 256 else "ieee",
-            "num_warps": warps if block_k < 128 else 8,
-            "enable_fp_fusion": True,
-            "maxnreg": 255,  # all there are: left alone, the assembler spills a few to fit one more program
-        }
-        for block_b, block_d, warps in configs
-    ]
-    return [config for n, config in enumerate(fitted) if config not in fitted[:n]]  # some become alike
+    tile = max(16, min(64, 1024 // block_k))
+    return {
+        "BLOCK_B": tile,
+        "BLOCK_K": block_k,
+        "BLOCK_D": tile,
+        "PRECISION": "tf32x3" if block_k < 256 else "ieee",
+        "num_warps": 4 if kernel is forward_kernel and block_k < 128 else 8,
+        "enable_fp_fusion": True,
+        "maxnreg": 255,  # all there are: left alone, the assembler spills a few to fit one more program
+    }
 
 
-def _run(kernel: Any, configs: list, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int, int, int]) -> None:
+def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int, int, int]) -> None:
     """Launches `kernel` with its sums in `outs`, by way of one partial sum per program if there are several."""
     batch, num_codes, width = shape
+    tiles = config(kernel, num_codes)
     # more rows than codes, so that the partial sums stay smaller than the features; at most 1024 programs
     rows = 64 * triton.cdiv(max(num_codes, triton.cdiv(batch, 1024)), 64)
     programs = triton.cdiv(batch, rows)
+    chunks = triton.cdiv(width, tiles["BLOCK_D"]) if kernel is backward_kernel else 1
     n1, n2 = (out.numel() for out in outs)
     stride = 16 * triton.cdiv(n1 + n2, 16)
     sums = torch.empty(programs, stride, device=inputs[0].device) if programs > 1 else None
     targets = outs if sums is None else [sums, sums[:, n1:]]
-
-    def run(config: dict) -> None:
-        chunks = triton.cdiv(width, config["BLOCK_D"]) if kernel is backward_kernel else 1
-        kernel[programs, chunks](*inputs, *targets, stride, rows, batch, K=num_codes, D=width, **config)
-
     with device_guard(inputs[0].device):
-        key = (kernel, triton.next_power_of_2(batch), num_codes, width, inputs[1].dtype)
-        launch(run, fit_configs(configs, num_codes), key)
+        kernel[programs, chunks](*inputs, *targets, stride, rows, batch, K=num_codes, D=width, **tiles)
         if sums is not None:
             grid = (triton.cdiv(n1 + n2, SUM_CONFIG["BLOCK"]),)
             sum_kernel[grid](sums, programs, stride, outs[0], n1, outs[1], n2, **SUM_CONFIG)
@@ -182,7 +173,7 @@ def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, inde
     loss, accuracy = (new((), device=features.device) for _ in range(2))
     if len(index):
         inputs = [t.contiguous() for t in (features, weight, bias, index)]
-        _run(forward_kernel, FORWARD_CONFIGS, inputs, [loss, accuracy], (len(index), *weight.shape))
+        _run(forward_kernel, inputs, [loss, accuracy], (len(index), *weight.shape))
     return loss, accuracy
 
 
@@ -193,5 +184,5 @@ def contrastive_loss_backward_triton(
     grads = [new(t.shape, dtype=t.dtype, device=t.device) for t in (features, weight, bias)]
     if len(index):
         inputs = [t.contiguous() for t in (grad, features, weight, bias, index)]
-        _run(backward_kernel, BACKWARD_CONFIGS, [*inputs, grads[0]], grads[1:], (len(index), *weight.shape))
+        _run(backward_kernel, [*inputs, grads[0]], grads[1:], (len(index), *weight.shape))
     return tuple(grads)

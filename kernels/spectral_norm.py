@@ -22,7 +22,7 @@ def spectral_norm_ref(
             v = normalize(u @ matrix, dim=0)
             product = matrix @ v
             next_u = normalize(product, dim=0)
-            normalised.append(matrix / (next_u @ product))
+            normalised.append(matrix / (next_u @ product).clamp(min=1e-12))  # a zero matrix stays one
             moved.append(next_u.detach())
     return normalised, moved
 
@@ -170,25 +170,27 @@ class _Plan(NamedTuple):
 _plans: dict[tuple, _Plan] = {}  # never emptied: a captured graph reads its table again at each replay
 
 
-def _plan(matrices: list[Tensor], vectors: list[Tensor]) -> _Plan:
-    device = matrices[0].device
-    key = (device, *((m.data_ptr(), u.data_ptr(), *m.shape) for m, u in zip(matrices, vectors, strict=True)))
-    if key not in _plans:
-        rows = []
-        for n, (matrix, u) in enumerate(zip(matrices, vectors)):
-            before = sizes([m.shape for m in matrices[:n]])
-            rows.append((matrix.data_ptr(), u.data_ptr(), *matrix.shape, *before))
-        table = torch.tensor(rows, dtype=torch.int64, device=device)
-        most = [max(sizes) for sizes in zip(*((*m.shape, m.numel()) for m in matrices))]
-        _plans[key] = _Plan(table, *sizes([m.shape for m in matrices]), *most)
-    return _plans[key]
+def _plan(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[_Plan, list[Tensor]]:
+    """The plan, and what its addresses point to, to be held until the kernels are launched."""
+    device, shapes, given = matrices[0].device, [m.shape for m in matrices], [*matrices, *vectors]
+    held = [t.contiguous() for t in given]
+    key = (device, *shapes, *(t.data_ptr() for t in held))
+    plan = _plans.get(key)
+    if plan is None:
+        places = [sizes(shapes[:n]) for n in range(len(shapes))]
+        addresses = [t.data_ptr() for t in held]
+        rows = zip(addresses, addresses[len(matrices) :], shapes, places)
+        table = torch.tensor([(w, u, *shape, *place) for w, u, shape, place in rows], dtype=torch.int64, device=device)
+        plan = _Plan(table, *sizes(shapes), *(max(most) for most in zip(*((r, c, r * c) for r, c in shapes))))
+        if all(t.is_contiguous() for t in given):  # a copy will have another address at the next call
+            _plans[key] = plan
+    return plan, held
 
 
 def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The results of all layers one after another; and the state, which the gradient needs and holds the next u."""
     device, layers = matrices[0].device, len(matrices)
-    matrices, vectors = [m.contiguous() for m in matrices], [u.contiguous() for u in vectors]
-    plan = _plan(matrices, vectors)
+    plan, _held = _plan(matrices, vectors)
     out, state = torch.empty(plan.elements, device=device), torch.empty(plan.state, device=device)
     with device_guard(device):
         project_kernel[-(-plan.columns // COLUMNS["BLOCK_C"]), layers](plan.table, state, **COLUMNS)
@@ -206,9 +208,8 @@ def spectral_norm_backward_triton(
     grad: Tensor, out: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
 ) -> Tensor:
     """The gradients of all matrices one after another."""
-    layers = len(matrices)
-    matrices, vectors = [m.contiguous() for m in matrices], [u.contiguous() for u in vectors]
-    plan, grad = _plan(matrices, vectors), grad.contiguous()
+    layers, grad = len(matrices), grad.contiguous()
+    plan, _held = _plan(matrices, vectors)
     sums, grad_weight = torch.empty(plan.sums, device=out.device), torch.empty_like(out)
     with device_guard(out.device):
         grid = (-(-plan.columns // COLUMNS["BLOCK_C"]), layers)

@@ -4,6 +4,13 @@ import os
 from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test that draws draws the same each time."""
+    torch.manual_seed(0)
 
 
 def pytest_configure(config):

@@ -24,8 +24,10 @@ def assert_table(done, targets):
 
 def test_every_kernel_compiles_for_hopper_without_spills():
     """One variant of each kernel."""
-    rows = assert_table(compile_all("--targets", "90", "--only", "draw|pairs$|sum|loss.*fp32, K=64"), ["sm_90"])
-    assert len(rows) >= 6
+    rows = assert_table(
+        compile_all("--targets", "90", "--only", "draw|pairs$|sum|spectral|loss.*fp32, K=64"), ["sm_90"]
+    )
+    assert len(rows) == 11
 
 
 @pytest.mark.slow

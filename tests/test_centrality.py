@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,11 @@ from crgan.centrality import (
     bootstrap,
     confidence_gap,
     cross_scores,
+    factor_score,
     model_centrality,
     similarity,
     split,
+    vote_tables,
 )
 from crgan.errors import InputError
 from crgan.halving import sequential_halving
@@ -212,6 +216,59 @@ def test_bootstrap_tells_the_spread_over_fresh_draws():
     own = model_centrality(similarity(pool.B))
     assert gap["gap"] == pytest.approx(own[s.argmax()] - own[s.argmin()])  # all pairs known: the scores' difference
     assert gap["confidence"] > 0.99
+
+
+def test_bootstrap_is_that_of_whole_vote_tables():
+    pool = make_pool(0)
+    pool.pairs[1, 2]._votes = [np.where(np.arange(60) < 9, -1, pool.pairs[1, 2].votes)]  # groups without a vote
+    total = np.zeros((50, 6))
+    for j in range(6):
+        weights = np.random.default_rng([0, j]).poisson(1, (50, 60))
+        for i in set(range(6)) - {j}:
+            drawn = [np.repeat(pool.pairs[i, j].votes, w) for w in weights]
+            factors = [np.repeat(pool.factor(j), w) for w in weights]
+            tables = np.array([vote_tables(v[None], f, 4, 4)[0] for v, f in zip(drawn, factors)])
+            total[:, i] += factor_score(tables) / 10
+            total[:, j] += factor_score(tables) / 10
+    np.testing.assert_allclose(bootstrap(pool, ~np.eye(6, dtype=bool), 50), total, rtol=1e-6)
+
+
+def test_an_encoder_of_16_bit_codes_votes_as_with_the_same_codes_in_float32():
+    class Rounded(Linear):
+        def __init__(self, seed, dtype):
+            super().__init__(rotation(5, seed))
+            self.dtype, self.fingerprint = dtype, f"{seed}"  # which keys the draws
+
+        def encode(self, images):
+            return (2e4 * super().encode(images)).bfloat16().to(self.dtype)
+
+    types = torch.float32, torch.bfloat16
+    expected, found = (cross_scores([Rounded(seed, dtype) for seed in range(3)], **SMALL) for dtype in types)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_threads_that_begin_later_compute_as_before():
+    with ThreadPoolExecutor(1) as threads:
+        expected = threads.submit(torch.get_num_threads).result()
+    cross_scores([Linear(torch.eye(2)), Linear(-torch.eye(2))], **SMALL)
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(torch.get_num_threads).result() == expected
+
+
+def test_a_module_encodes_where_its_weights_are():
+    class Bare(torch.nn.Module):
+        num_codes, image_shape = 2, (1, 1, 2)
+
+        def __init__(self, device):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.eye(2, device=device))
+
+        def sample(self, n, seed): ...
+        def generate(self, codes): ...
+        def encode(self, images): ...
+
+    assert Member("bare", Bare("meta"), "f").device == torch.device("meta")
+    assert Member("other", Linear(torch.eye(2))).device == torch.device("cpu")
 
 
 def test_what_is_no_similarity_is_refused():

@@ -6,7 +6,6 @@ from itertools import product
 import pytest
 import torch
 from _crgan_kernels import _triton
-from _crgan_kernels import contrastive_loss as kernels
 
 from crgan.errors import InputError
 from crgan.ops import contrastive_loss
@@ -65,18 +64,10 @@ def test_kernel_is_as_exact_as_the_reference(size, types, device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("form", [0, 1, 2, 3])
-def test_every_configuration_gives_the_same_loss(form, device, monkeypatch):
-    """What tuning may choose changes the last bits only; equal input gives equal bits."""
-    size, types = (200, 70, 5), (torch.float32, torch.float32)
-    floats, index = make(size, types, device)
-    truth = run([t.detach().double().requires_grad_() for t in floats], index, "ref")
-    monkeypatch.setattr(kernels, "FORWARD_CONFIGS", [kernels.FORWARD_CONFIGS[form]])
-    monkeypatch.setattr(kernels, "BACKWARD_CONFIGS", [kernels.BACKWARD_CONFIGS[form]])
-    mine, again = run(floats, index, "triton"), run(floats, index, "triton")
-    for name, a, b, t in zip(["loss", "accuracy", "d features", "d weight", "d bias"], mine, again, truth):
-        assert torch.equal(a, b)
-        assert_as_exact_as(a, t, t, name)
+def test_equal_input_gives_equal_bits(device):
+    """Several programs share these rows, and their sums are added up."""
+    floats, index = make((200, 70, 5), (torch.float32, torch.float32), device)
+    assert all(map(torch.equal, run(floats, index, "triton"), run(floats, index, "triton")))
 
 
 @pytest.mark.parametrize("impl", ["ref", "triton"])
@@ -198,31 +189,3 @@ def test_mistakes_are_named(monkeypatch):
     with pytest.raises(InputError, match="Triton runs on cuda, not on cpu"):
         contrastive_loss(features, weight, bias, index, impl="triton")
     assert contrastive_loss(features, weight, bias, index).isfinite()
-
-
-def test_tuning_takes_the_fastest_and_measures_once(monkeypatch):
-    """By default the first configuration, as in a graph capture; with tuning on, the fastest, remembered per key."""
-    ran = []
-    configs = [{"BLOCK": 1}, {"BLOCK": 2}, {"BLOCK": 3}]
-    _triton.launch(ran.append, configs, "key")
-    assert ran == [{"BLOCK": 1}]
-
-    measured = []
-
-    def do_bench(call):
-        call()
-        measured.append(ran[-1]["BLOCK"])
-        return {1: 0.3, 2: 0.1, 3: 0.2}[ran[-1]["BLOCK"]]
-
-    monkeypatch.setattr(_triton, "AUTOTUNE", True)
-    monkeypatch.setattr(_triton, "_fastest", {})
-    monkeypatch.setattr(_triton.triton.testing, "do_bench", do_bench)
-    capturing = True
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
-    _triton.launch(ran.append, configs, "a")
-    assert ran[-1] == {"BLOCK": 1}
-    capturing = False
-    for key in ("a", "a", "b"):
-        _triton.launch(ran.append, configs, key)
-        assert ran[-1] == {"BLOCK": 2}
-    assert measured == [1, 2, 3] * 2

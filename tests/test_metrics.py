@@ -334,6 +334,11 @@ def test_a_dead_code_costs_nothing():
     assert metrics.beta_vae(with_dead, factor)["score"] == metrics.beta_vae(pairs, factor)["score"] == 1
 
 
+def test_explicitness_of_factors_that_the_test_holds_still_is_chance():
+    still = (TEST[0], np.zeros_like(TEST[1]))
+    assert metrics.explicitness(CODES, FACTORS, test=still)["score"] == 0.5
+
+
 def test_explicitness_leaves_the_threads_as_they_were():
     with ThreadPoolExecutor(1) as threads:
         expected = threads.submit(torch.get_num_threads).result()

@@ -111,8 +111,8 @@ def test_a_pool_in_which_no_encoder_votes_is_named(pool, monkeypatch):
     assert "on such a generator" not in warning
 
 
-def test_many_codes_fit_into_the_file(pool, monkeypatch):
-    large = {name: Linear(matrix) for name, matrix in (("a", torch.eye(130)), ("b", -torch.eye(130)))}
+def test_many_codes_fit_into_the_file_and_the_memory(pool, monkeypatch):
+    large = {name: Linear(matrix) for name, matrix in (("a", torch.eye(500)), ("b", -torch.eye(500)))}
     monkeypatch.setattr(linear_models, "known_pool", lambda: large)
     pool("a", "b")
     assert run("--groups", "10")["models"][0]["score"] > 0.9
@@ -166,7 +166,7 @@ def test_ctrl_c_ends_a_command_in_one_sentence(capsys):
     with pytest.raises(SystemExit) as stop, cli.command_process():
         raise KeyboardInterrupt
     assert stop.value.code == 130
-    assert capsys.readouterr().err.startswith("stopped; the same command goes on")
+    assert capsys.readouterr().err.startswith("stopped; what was saved stays")
 
 
 def test_labels_leave_out_what_all_names_share():
@@ -184,6 +184,9 @@ def test_mistakes_end_with_one_sentence_and_code_2(pool, capsys, tmp_path):
     fails(capsys, "pool:models", "--out", "new", "--budget", "0.01", *FLAGS, match="too small for 4 models")
     fails(capsys, "pool:models", "pool:models", "--out", "new", match="are the same model")
     fails(capsys, "pool:models", "--out", "new", "--method", "udr-lasso", "--budget", "0.5", match="leave it out")
+    fails(
+        capsys, "pool:models", "--out", "new", "--method", "udr-lasso", "--ray", "auto", match="on this machine; leave"
+    )
     fails(capsys, "pool:models", "--out", "new", "--batch-size", "0", match="--batch-size is 0")
     fails(capsys, "pool:models", "--out", "new", "--with-labels", match="--data NAME")
     fails(capsys, "pool:models", "--out", "new", "--device", "gpu7", match="--device is 'gpu7'")
@@ -587,6 +590,8 @@ def test_fingerprint_sees_what_is_held_in_other_ways():
 
     makers = [Slots, closure, lambda g: partial(max, g), np.float32, lambda g: {g, 7.0}, lambda g: frozenset({g})]
     makers += [lambda g: module(g, private=False), lambda g: module(g, private=True)]
+    makers += [lambda g: nn.Sequential(nn.Sequential(nn.LeakyReLU(g))), lambda g: [nn.Tanh, nn.Sigmoid][g == 2]()]
+    makers += [lambda g: SimpleNamespace(parts=nn.Sequential(module(g, private=True)))]
     for make in makers:
         assert fingerprint_of(make(1.0)) == fingerprint_of(make(1.0))
         assert fingerprint_of(make(1.0)) != fingerprint_of(make(2.0))

@@ -84,6 +84,23 @@ def test_a_part_of_the_results_has_a_gradient_and_strides_do_not_matter(impl):
     torch.testing.assert_close(gradient, expected[4])
 
 
+@pytest.mark.parametrize("impl", ["ref", "triton"])
+def test_a_zero_matrix_stays_one(impl):
+    _, vectors, _ = make([(4, 6)])
+    (result,), (u,) = ops.spectral_norm([torch.zeros(4, 6)], vectors, impl=impl)
+    assert not result.any()
+    assert not u.any()
+
+
+def test_copies_leave_no_plan_behind():
+    matrices, vectors, _ = make([(4, 6), (5, 3)])
+    ops.spectral_norm(matrices, vectors, impl="triton")
+    before = len(kernels._plans)
+    for _ in range(3):
+        ops.spectral_norm([m.detach().T.contiguous().T for m in matrices], vectors, impl="triton")
+    assert len(kernels._plans) == before
+
+
 def test_opcheck_and_no_second_derivative():
     matrices, vectors, _ = make([(4, 6), (5, 3)])
     torch.library.opcheck(torch.ops.crgan.spectral_norm.default, (matrices, vectors))

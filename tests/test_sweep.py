@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -54,6 +54,16 @@ def test_a_list_of_settings(tmp_path):
     ]  # fmt: skip
     listed.write_text(json.dumps([{"seed": 4}, {"seed": 5}]))
     assert [r.cfg.seed for r in expand("quick", tmp_path, [], "", listed)] == [4, 5]
+
+
+def test_a_long_name_is_cut_to_what_a_file_system_takes(tmp_path):
+    values = [f"{field.name}={getattr(PRESETS['quick'], field.name)}" for field in fields(PRESETS["quick"])]
+    given = [value for value in values if value.partition("=")[2] != "None"]
+    runs = expand("quick", tmp_path, [*(value for value in given if not value.startswith("seed")), "seed=0,1"])
+    assert len({run.name for run in runs}) == 2
+    for run in runs:
+        run.log.parent.mkdir(exist_ok=True)
+        run.log.touch()
 
 
 @pytest.mark.parametrize(

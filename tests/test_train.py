@@ -245,9 +245,10 @@ def test_a_step_with_the_kernels_has_the_same_losses_and_fewer_operations(channe
     assert called["spectral_norm"] == 4  # D and H, before and after their updates
     assert called["spectral_norm_backward"] == 2
     assert factor * counts[1] < counts[0]
-    for reference, kernels in zip(reports[:2], reports[2:]):
+    # Adam's first step divides each gradient by its own size: what rounding left of one near 0 counts in full.
+    for reference, kernels, tolerance in zip(reports[:2], reports[2:], (1e-5, 1e-3)):
         assert {k: v.item() for k, v in kernels.items()} == pytest.approx(
-            {k: v.item() for k, v in reference.items()}, 1e-4
+            {k: v.item() for k, v in reference.items()}, tolerance
         )
 
 
@@ -356,6 +357,25 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
     state = json.loads((checkpoint.latest(out) / "state.json").read_text())
     assert f"stopped after step {state['step']}" in output
     assert "the same command goes on" in output
+
+
+def test_a_signal_is_kept_for_who_looks_and_else_ends_the_process():
+    def received(*numbers, look):
+        with cli.stop_signal() as stopped:
+            if look:
+                assert stopped() == 0
+            for number in numbers:
+                signal.raise_signal(number)
+            return stopped()
+
+    with pytest.raises(KeyboardInterrupt):
+        received(signal.SIGINT, look=False)  # data are still read: nobody looks
+    with pytest.raises(SystemExit, match="143"):
+        received(signal.SIGTERM, look=False)
+    # a sweep tells its processes, whom Ctrl-C has reached already
+    assert received(signal.SIGINT, signal.SIGTERM, look=True) == signal.SIGTERM
+    with pytest.raises(KeyboardInterrupt):
+        received(signal.SIGINT, signal.SIGINT, look=True)
 
 
 # ---------------------------------------------------------------- what users do wrong

@@ -208,5 +208,7 @@ def test_what_a_vae_does_not_use_is_refused_by_name():
         Config(model="beta-vae", num_noise=0)
     with pytest.raises(InputError, match="num_noise is 5"):
         replace(PRESETS["factorvae-dsprites"], num_noise=5)
+    with pytest.raises(InputError, match="model is 'factorvae'; expected one of infogan-cr, factor-vae"):
+        replace(PRESETS["factorvae-dsprites"], model="factorvae")
     with pytest.raises(InputError, match="gamma is -1"):
         replace(PRESETS["factorvae-dsprites"], gamma=-1.0)

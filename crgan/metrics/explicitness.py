@@ -1,11 +1,11 @@
 """Explicitness: can a linear classifier read each value of each factor off the codes?"""
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..threads import core_each
 from .arrays import fit_and_test
 from .logistic import fit_logistic
 
@@ -22,7 +22,8 @@ def explicitness(
     Mean over factors, and over the values of each, of the area under the ROC curve of multinomial logistic
     regression, one value against the rest; 0.5 is chance (the area itself, as in disentanglement_lib, not
     rescaled to [0, 1] as in the paper). `standardise`: subtract the mean and divide by the deviation of the
-    training codes first. Values that `test` lacks are left out. Returns score and per_factor [F].
+    training codes first. Values that `test` lacks or has alone are left out, 0.5
+    where that is all. Returns score and per_factor [F].
     """
     codes, factors, test_codes, test_factors = fit_and_test(codes, factors, test)
     if standardise:
@@ -35,15 +36,14 @@ def explicitness(
         logits = fit_logistic(codes, classes, len(values))
         scores = torch.softmax(logits(test_codes), 0).cpu().numpy()  # [C, N]
         truth = values.cpu().numpy()[:, None] == test_factors[:, f].cpu().numpy()
-        return float(np.nanmean(list(map(roc_area, scores, truth))))
+        areas = [area for area in map(roc_area, scores, truth) if not np.isnan(area)]
+        return float(np.mean(areas or [0.5]))
 
     if codes.is_cuda:  # on the caller's stream
         per_factor = list(map(area, range(factors.shape[1])))
     else:
-        cores = torch.get_num_threads()  # a factor to each: one fit's many small steps would not keep them busy
-        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as threads:
+        with core_each(torch.get_num_threads()) as threads:  # one fit's many small steps would not keep several busy
             per_factor = list(threads.map(area, range(factors.shape[1])))
-        torch.set_num_threads(cores)  # threads that begin later take the number that was set last, in any thread
     return {"score": float(np.mean(per_factor)), "per_factor": np.array(per_factor)}
 
 

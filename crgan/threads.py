@@ -1,0 +1,21 @@
+"""Threads of a core each."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import torch
+
+
+def core_each(cores: int, begin: Callable[[], None] = lambda: None) -> ThreadPoolExecutor:
+    """`cores` threads, in each of which torch computes with one; each calls `begin` first."""
+    kept, started = torch.get_num_threads(), Barrier(cores)
+
+    def start() -> None:
+        torch.set_num_threads(1)
+        begin()
+
+    threads = ThreadPoolExecutor(cores, initializer=start)
+    list(threads.map(lambda _: started.wait(), range(cores)))
+    torch.set_num_threads(kept)  # threads that begin later take the number that was set last, in any thread
+    return threads

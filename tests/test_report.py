@@ -1,0 +1,74 @@
+"""The page of a run and of a selection: all that was written is on it, and what is no run is named."""
+
+import base64
+import json
+import re
+
+import pytest
+from PIL import Image
+
+from crgan.pictures import save_picture
+from crgan.report import main
+
+ROWS = [{"step": 100, "d": 1.25, "g": 0.5}, {"step": 100, "factor_vae": 0.75}, {"step": 200, "d": 1.5, "g": 0.25}]
+MODEL = {"rank": 1, "name": "<b>", "score": 0.91234, "standard_error": None, "fingerprint": "f0"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"width": 4, "data": "squares"}}))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    save_picture(Image.new("RGB", (8, 8)), tmp_path / "traversal.png")
+    return tmp_path
+
+
+def page(folder):
+    main([str(folder)])
+    return (folder / "report.html").read_text()
+
+
+def refused(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(folder)])
+    assert stop.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_run_is_shown_whole(run):
+    text = page(run)
+    images = [base64.b64decode(image) for image in re.findall(r"base64,([^\"]+)\"", text)]
+    assert len(images) == 2  # the curves and the traversal
+    assert images[1] == (run / "traversal.png").read_bytes()
+    assert all(image.startswith(b"\x89PNG") for image in images)
+    assert "<td>width</td><td>4</td>" in text
+    assert "protocol" not in text
+    result = {"data": "squares", "protocol": "paper", "metrics": {"mig": {"score": 0.123456}}}
+    (run / "metrics.json").write_text(json.dumps(result))
+    assert "squares, paper protocol</h2><table><tr><td>metric</td><td>score</td></tr><tr><td>mig</td>" in page(run)
+    assert "0.1235" in page(run)
+
+
+def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(run):
+    whole = page(run)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 300, "d"')
+    assert page(run) == whole
+
+
+def test_a_selection_is_shown_whole(tmp_path):
+    result = {"method": "centrality", "models": [MODEL, {**MODEL, "rank": 2, "name": "c"}], "warning": "two clusters"}
+    (tmp_path / "ranking.json").write_text(json.dumps(result))
+    text = page(tmp_path)
+    assert "method: centrality" in text
+    assert "warning: two clusters" in text
+    assert "<tr><td>rank</td><td>name</td><td>score</td></tr><tr><td>1</td><td>&lt;b&gt;</td><td>0.9123</td>" in text
+
+
+def test_what_cannot_be_shown_is_named(run, tmp_path_factory, capsys):
+    empty = tmp_path_factory.mktemp("empty")
+    assert "holds neither config.json nor ranking.json" in refused(empty, capsys)
+    (run / "metrics.jsonl").write_text("{\n{\n")
+    assert "are damaged, or not of this library" in refused(run, capsys)
+    (run / "metrics.jsonl").unlink()
+    assert "metrics.jsonl: No such file or directory" in refused(run, capsys)
+    assert not (run / "report.html").exists()
