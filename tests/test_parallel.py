@@ -50,9 +50,10 @@ def losses(out):
 
 @pytest.mark.parametrize("cfg", [GAN, VAE], ids=["infogan-cr", "beta-vae"])
 def test_two_processes_have_the_losses_of_one(cfg, tmp_path):
+    """Taken up again from a checkpoint too."""
     one, two = tmp_path / "one", tmp_path / "two"
-    for out, processes in ((one, 1), (two, 2)):
-        done = run(cfg, out, processes)
+    for part, out, processes in ((cfg, one, 1), (replace(cfg, steps=4), two, 2), (cfg, two, 2)):
+        done = run(part, out, processes)
         assert done.returncode == 0, done.stderr
     a, b = losses(one), losses(two)
     assert len(a) == len(b) == 7
