@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import h5py
 import linear_models
@@ -595,6 +595,44 @@ def test_fingerprint_sees_what_is_held_in_other_ways():
     for make in makers:
         assert fingerprint_of(make(1.0)) == fingerprint_of(make(1.0))
         assert fingerprint_of(make(1.0)) != fingerprint_of(make(2.0))
+
+
+CODE = """
+import torch
+MIX, SIZES = torch.eye(2), (1, 2)
+def helper(x): return x + 1
+class Model:
+    gain = 1.0
+    @staticmethod
+    def encode(x): return helper(x) @ MIX
+    @property
+    def width(self): return SIZES[0]
+    def generate(self, x): return [v * self.gain for v in x]
+model = Model()
+also = Model().generate
+plain = lambda x: helper(x)
+"""
+
+
+@pytest.mark.parametrize("what", ["model", "also", "plain"])
+def test_fingerprint_sees_what_a_model_does(what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def of(code):
+        Path("edited.py").write_text(code)
+        sys.modules.pop("edited", None)
+        exec(compile(code, "edited.py", "exec"), vars(module := ModuleType("edited")))
+        monkeypatch.setitem(sys.modules, "edited", module)
+        module.__file__ = str(tmp_path / "edited.py")
+        return fingerprint_of(getattr(module, what))
+
+    edits = [("x + 1", "x + 2")]
+    if what != "plain":
+        edits += [("torch.eye(2)", "torch.ones(2)"), ("(1, 2)", "(2, 2)"), ("gain = 1.0", "gain = 2.0")]
+        edits += [("SIZES[0]", "SIZES[1]"), ("v * self", "v / self")]
+    assert of(CODE) == of("# the same\n" + CODE)
+    assert len({of(CODE), *(of(CODE.replace(*edit)) for edit in edits)}) == 1 + len(edits)
 
 
 def test_fingerprint_of_a_model_does_not_depend_on_the_others():
