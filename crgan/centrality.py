@@ -7,7 +7,7 @@ generator j, whose codes serve as the factors; the medoid of the pool under that
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import erf
@@ -40,8 +40,8 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name, least in (("groups", 1), ("group_size", 2), ("scale_samples", 2), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, expected at least {least}")
+            if (value := getattr(self, name)) < least or value != int(value):
+                raise InputError(f"{name} is {value}, expected a whole number of at least {least}")
         if self.seed >= 2**31:
             raise InputError(f"seed is {self.seed}, expected a number below 2^31")
 
@@ -61,22 +61,26 @@ class Sizes:
 
 def similarity(B: Array) -> Array:
     """A = (B + B^T) / 2 [N, N], symmetric, of the scores B [N, N] in [0, 1] that `cross_scores` gives."""
+    B = np.asarray(B)
     return (B + B.T) / 2
 
 
 def model_centrality(A: Array) -> Array:
     """s [N] in [0, 1], each model's mean similarity A [N, N] to the others: the largest marks the medoid.
 
-    Raises InputError where A is not [N, N] of two models or more.
+    Raises InputError where A is not [N, N] of two models or more, and where a pair was not measured (NaN).
     """
+    A = np.asarray(A)
     if A.ndim != 2 or A.shape[0] != A.shape[1] or len(A) < 2:
         raise InputError(f"the similarity has shape {list(A.shape)}; expected [N, N] of 2 models or more")
     others = ~np.eye(len(A), dtype=bool)
+    if np.isnan(A[others]).any():
+        raise InputError("the similarity holds NaN, pairs not measured; ranking.json has the scores of such a pool")
     return A.sum(1, where=others) / (len(A) - 1)  # subtracting the diagonal would part equals by rounding
 
 
 def cross_scores(
-    models: Sequence[Any],
+    models: Sequence[Any] | Mapping[str, Any],
     *,
     groups: int = 500,
     group_size: int = 100,
@@ -87,12 +91,13 @@ def cross_scores(
 ) -> Array:
     """B [N, N] float64: B[i, j] in [0, 1] is the FactorVAE score of encoder i on generator j.
 
-    `models` are any objects with `sample(n, seed)`, `generate(codes)` and `encode(images)` (docs/selection.md);
-    their code sizes may differ. Group m of generator j holds code m mod K_j at one random value and draws all
-    else anew for each image; its label is that code. Encoder i's codes are divided by their standard deviation
-    (ddof 0) on `scale_samples` unconditional images of j, the dimension with the least variance in a group
-    votes, and B[i, j] = sum_d max_f votes[d, f] / groups. Groups where no dimension can vote (collapsed codes,
-    NaN) count as the votes of one further dimension, so that a broken encoder scores chance, never NaN.
+    `models`, a sequence or a mapping of names to models, are any objects with `sample(n, seed)`, `generate(codes)` and
+    `encode(images)` (docs/selection.md); their code sizes may differ. Group m of generator j holds code m mod K_j at
+    one random value and draws all else anew for each image; its label is that code. Encoder i's codes are divided by
+    their standard deviation (ddof 0) on `scale_samples` unconditional images of j, the dimension with the least
+    variance in a group votes, and B[i, j] = sum_d max_f votes[d, f] / groups. Groups where no dimension can vote
+    (collapsed codes, NaN) count as the votes of one further dimension, so that a broken encoder scores chance, never
+    NaN.
 
     Each image is made once and stays on its device; memory does not grow with the sizes. The draws for generator
     j depend on the seed and j's weights alone: a larger pool repeats every value of a smaller one. Torch modules are
@@ -101,7 +106,8 @@ def cross_scores(
     Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
     """
     sizes = Sizes(groups, group_size, scale_samples, seed)
-    members = [Member(f"models[{i}]", model) for i, model in enumerate(models)]
+    named = models if isinstance(models, Mapping) else {f"models[{i}]": model for i, model in enumerate(models)}
+    members = [Member(name, model) for name, model in named.items()]
     pool = Pool(members, sizes, batch_size=batch_size, progress=progress)
     pool.measure_all()
     return pool.B

@@ -8,6 +8,7 @@ import fcntl
 import json
 import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import IO, Any
@@ -48,11 +49,12 @@ def load(run: str | Path) -> InfoGAN | VAE:
     return model.eval()
 
 
-def open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[str]:
+def open_run(out: Path, cfg: Config, checkpoint_every: int) -> IO[str]:
     """Makes a new run folder, or checks that the one that is there is of this configuration and that no other process
     trains in it; returns its metrics.jsonl, which stays locked until it is closed.
 
-    Raises InputError where it is of another configuration, in use, or no run folder.
+    Raises InputError where it is of another configuration, in use, no run folder, or has lost its checkpoint. Writes
+    nothing into a run: what else stands against going on is still to be seen.
     """
     if out.exists() and not (out / "config.json").exists():
         found = list(out.iterdir()) if out.is_dir() else [out]
@@ -70,7 +72,7 @@ def open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[st
         before, _ = read_config(out)
         values = [(field.name, getattr(before, field.name), getattr(cfg, field.name)) for field in fields(cfg)]
         changed = [(name, old, new) for name, old, new in values if old != new and not (name == "steps" and new > old)]
-        if changed:
+        if changed and latest(out) is not None:
             name, old, new = changed[0]
             way = f"--{name.replace('_', '-')} {old}" if len(changed) == 1 else "the preset and the flags of then"
             others = ", ".join(f"{name} = {old} ({new})" for name, old, new in changed[1:])
@@ -78,10 +80,19 @@ def open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int]) -> IO[st
                 f"{out} was trained with {name} = {old}, now it is {new}{'; also with ' * bool(others)}{others}; "
                 f"give {way} to go on, or another --out"
             )
-        if before == cfg:
-            return file
-    write_config(out, cfg, image_shape)
+    if latest(out) is None and (step := _last_step(file)) > checkpoint_every:
+        raise InputError(f"{out} has trained {step:,} steps, but its checkpoint is gone; give another --out")
     return file
+
+
+def _last_step(file: IO[str]) -> int:
+    """Of the lines in metrics.jsonl."""
+    file.seek(0)
+    steps = [0]
+    for line in file:
+        with suppress(ValueError, KeyError, TypeError):  # half a line, left by a kill
+            steps.append(int(json.loads(line)["step"]))
+    return steps[-1]
 
 
 def write_config(run: Path, cfg: Config, image_shape: tuple[int, int, int]) -> None:
@@ -122,7 +133,8 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(
                 f"after step {state['step']} the weights {name} are not finite; "
-                f"the last good checkpoint is {latest(run) or 'none'}: start anew with smaller learning rates"
+                f"the last good checkpoint is {latest(run) or 'none'}: "
+                "start anew in another --out, with smaller learning rates"
             )
     final = run / "checkpoint" / f"step-{state['step']:09d}"
     temporary = final.with_name("incomplete")

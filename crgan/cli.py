@@ -6,6 +6,7 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,10 +19,13 @@ from .errors import InputError
 
 @contextmanager
 def command_process():
-    """Turns what the user can mend into one sentence on stderr and exit code 2, without a traceback."""
+    """Turns what the user can mend into one sentence on stderr and exit code 2, without a traceback; warnings into
+    sentences."""
     keep_memory()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *place: print(f"warning: {message}", file=sys.stderr)
+            yield
     except (InputError, OSError) as error:
         if (said := sentence(error)) is None:
             raise

@@ -33,7 +33,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 500,
 ) -> None:
-    """Scores models by the metrics of disentanglement and prints a table.
+    """Scores models by the metrics of disentanglement and prints a table; what metrics.json has is not computed again.
 
     Args:
         runs: Run folders, model archives or module:function, as for crgan.select.
@@ -60,6 +60,8 @@ def evaluate(
     for member in members:
         if out is None and not Path(member.name).is_dir():
             raise InputError(f"{member.name} is no folder to write metrics.json into; give --out DIR")
+    if out is not None and (out / "config.json").exists():
+        raise InputError(f"{out} is a run folder, whose scores are its own; leave --out out, or give another")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {}
@@ -87,24 +89,29 @@ def evaluate(
             def progress(what: str, done: int, total: int, task: Any = task, name: str = member.name) -> None:
                 bar.update(task, description=escape(f"{name}: {what}"), completed=done, total=total)
 
-            scores = metrics.evaluate(
-                member, dataset, metrics_, protocol, seed, batch_size=batch_size, progress=progress
-            )
+            fitting = metrics.applicable(dataset)
+            wanted = [name for given in metrics_ for name in (fitting if given == "all" else [given])]
+            due = [name for name in wanted if name not in known]
+            if len(due) < len(wanted):
+                found = ", ".join(name for name in wanted if name in known)
+                bar.console.print(f"{member.name}: {found} as {file} has it", highlight=False, markup=False)
+            scores = metrics.evaluate(member, dataset, due, protocol, seed, batch_size=batch_size, progress=progress)
             bar.update(task, description=escape(member.name), completed=1, total=1)
-            results[member.name] = {**head, "metrics": _plain(scores)}
-            kept = {**head, "metrics": known | results[member.name]["metrics"]}
+            known |= _plain(scores)
+            results[member.name] = {**head, "metrics": {name: known[name] for name in wanted}}
+            kept = {**head, "metrics": known}
             # After each model: one that cannot be scored does not cost the scores of those before it.
             write_json(file, kept if out is None else _read(file) | {member.name: kept})
     console = Console()
     written = ", ".join(f"{folder}/metrics.json" for folder in (results if out is None else [out]))
     for first in range(0, len(results), 4):  # side by side as many as fit 80 columns
-        shown = dict(list(results.items())[first : first + 4])
+        beside = dict(list(results.items())[first : first + 4])
         table = Table(
-            "metric", *(Column(escape(name), overflow="fold") for name in shown), title=f"{protocol} protocol"
+            "metric", *(Column(escape(name), overflow="fold") for name in beside), title=f"{protocol} protocol"
         )
-        for name in dict.fromkeys(name for result in shown.values() for name in result["metrics"]):
-            for part, label in _shown(name):
-                cells = [result["metrics"].get(name, {}).get(part) for result in shown.values()]
+        for name in dict.fromkeys(name for result in beside.values() for name in result["metrics"]):
+            for part, label in shown(name):
+                cells = [result["metrics"].get(name, {}).get(part) for result in beside.values()]
                 table.add_row(label, *("" if cell is None else f"{cell:.4f}" for cell in cells))
         console.print(table)
     console.print(f"wrote {written}", soft_wrap=True, highlight=False, markup=False)
@@ -137,7 +144,7 @@ def _known_scores(out: Path | None, name: str, head: dict[str, Any]) -> tuple[Pa
     return file, before.get("metrics", {})
 
 
-def _shown(name: str) -> list[tuple[str, str]]:
+def shown(name: str) -> list[tuple[str, str]]:
     """(key, label) of the rows of a metric in the table."""
     more = {
         "dci": ("disentanglement", "completeness", "informativeness"),

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -88,12 +89,14 @@ def open_models(runs: Sequence[str], device: str | torch.device = "cpu") -> list
     TorchScript file (.pt, .ts) with the methods `generate` and `encode`; or `module:function`, which returns a
     model, a sequence or a mapping of models. Archives and modules run as code: open only those that you trust.
 
-    Raises InputError for what is none of these, cannot be read or breaks the contract, and for a model or a name
-    given twice.
+    Leaves out, with a warning, runs without a checkpoint. Raises InputError for what is none of these, cannot be read
+    or breaks the contract, and for a model or a name given twice.
     """
     members: list[Member] = []
     for run in runs:
         members.extend(_open(run, torch.device(device)))
+    if runs and not members:
+        raise InputError(f"{', '.join(runs)} hold no model; expected runs that have trained")
     seen: dict[str, Member] = {}
     named: dict[str, Member] = {}
     for member in members:
@@ -110,8 +113,12 @@ def _open(run: str, device: torch.device) -> Iterator[Member]:
     if (path / "generate.pt2").is_file() or (path / "encode.pt2").is_file():
         yield Member(run, _exported(path, device), hash_files(path / "generate.pt2", path / "encode.pt2"))
     elif path.is_dir():
-        from .checkpoint import load
+        from .checkpoint import latest, load, read_config
 
+        read_config(path)  # else it is no run
+        if latest(path) is None:
+            warnings.warn(f"{run} has no checkpoint, as a run that failed; it is left out", stacklevel=2)
+            return
         yield Member(run.rstrip("/"), load(path).to(device))
     elif path.suffix in (".h5", ".hdf5"):
         raise InputError(f"{run} holds codes, not a model; give it to crgan.select alone, without other RUNs")

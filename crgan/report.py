@@ -12,8 +12,11 @@ import tyro
 from matplotlib.figure import Figure
 
 from . import cli
+from .checkpoint import load
 from .errors import InputError
+from .evaluate import shown
 from .files import write_atomically
+from .models import fingerprint_of
 from .select import sentences
 
 STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em 1em .2em 0;text-align:left}"
@@ -69,9 +72,11 @@ def _scores(folder: Path) -> str:
     if not file.is_file():
         return ""
     found = json.loads(file.read_text())
-    scores = {name: result["score"] for name, result in found["metrics"].items() if "score" in result}
-    rows = [("metric", "score"), *((name, _short(value)) for name, value in scores.items())]
-    return f"<h2>{html.escape(found['data'])}, {found['protocol']} protocol</h2>{_table(rows)}"
+    rows = [("metric", "score")]
+    for name, result in found["metrics"].items():
+        rows += [(label, _short(result[part])) for part, label in shown(name) if part in result]
+    when = "" if found["model"] == fingerprint_of(load(folder)) else ", of an earlier checkpoint"
+    return f"<h2>{html.escape(found['data'])}, {found['protocol']} protocol{when}</h2>{_table(rows)}"
 
 
 def _selection(folder: Path) -> str:

@@ -143,7 +143,8 @@ class CodesPool(Pool):
             self._factors[j] = factor.astype(np.int64)
             for i in names:
                 self._array(f"codes/{i}/{j}", (groups, size, shapes[i][2]))
-                self._array(f"scale/{i}/{j}", (shapes[i][2],))
+                if (self._array(f"scale/{i}/{j}", (shapes[i][2],))[:] < 0).any():
+                    raise InputError(f"{path}: scale/{i}/{j} holds a value below 0; expected standard deviations")
         whole = hash_files(path)
         members: list[Any] = [
             SimpleNamespace(

@@ -96,6 +96,8 @@ def select(
         raise InputError(f"--batch-size is {batch_size}, expected at least 1")
     if method != "centrality" and budget < 1:
         raise InputError(f"--budget is {budget:g}, but {method} encodes each model once; leave it out")
+    if method == "centrality" and not with_labels and (data or root):
+        raise InputError("--data and --root serve --with-labels and UDR; leave them out")
     if method != "centrality" and ray:
         raise InputError(f"--ray is given, but {method} encodes each model once, on this machine; leave it out")
     begin, console = time.monotonic(), Console()
@@ -114,9 +116,12 @@ def select(
         raise InputError(
             f"--with-labels needs two factors or more, which {labelled.name} lacks; leave it out or give --data NAME"
         )
+    if (out / "config.json").exists():
+        raise InputError(f"{out} is a run folder; give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    if (before := _method_before(out)) not in (None, method):
-        raise InputError(f"{out} holds the ranking by {before}; give another --out for that by {method}")
+    before = _ranking_before(out)
+    if before.get("method", method) != method:
+        raise InputError(f"{out} holds the ranking by {before['method']}; give another --out for that by {method}")
     result: dict[str, Any] = {"method": method, "seed": seed, "device": str(pool.device)}
     if method == "centrality":
         result |= asdict(pool.sizes) | {"budget": budget}
@@ -128,8 +133,13 @@ def select(
             found = _centrality(pool, budget, out / "scores.h5", bar)
         else:
             found = _udr(pool, method, samples, data, root, bar)
-        if with_labels:
-            truth = _supervised(pool.members, labelled, seed, bar)
+        # Supervised scores that were asked for once stay.
+        labels = {"data": labelled.name, "root": root and str(root.resolve()), "seed": seed} if with_labels else None
+        known = before.get("labels"), {row["fingerprint"]: row.get("factor_vae") for row in before.get("models", ())}
+        if with_labels or known[0]:
+            scored = known[1] if labels in (None, known[0]) else {}
+            truth = _supervised(pool.members, labelled, seed, scored, bar)
+            result["labels"] = labels or known[0]
             result["rank_correlation"] = _rank_correlation(found.score, truth)
     result |= found.extra
     result["seconds"] = time.monotonic() - begin
@@ -140,7 +150,7 @@ def select(
             "score": float(found.score[i]),
             "standard_error": _number(found.error[i]),
             "own_score": _number(found.A[i, i]),
-            **({"factor_vae": _number(truth[i])} if with_labels else {}),
+            **({"factor_vae": _number(truth[i])} if "labels" in result else {}),
             "fingerprint": pool.members[i].fingerprint,
         }
         for rank, i in enumerate(found.ranking, 1)
@@ -155,11 +165,12 @@ def select(
     return result
 
 
-def _method_before(out: Path) -> str | None:
+def _ranking_before(out: Path) -> dict[str, Any]:
     try:
-        return json.loads((out / "ranking.json").read_text())["method"]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or one that is damaged
-        return None
+        result = json.loads((out / "ranking.json").read_text())
+        return result if {"method", "models"} <= result.keys() else {}
+    except (OSError, ValueError, AttributeError):  # none, or one that is damaged
+        return {}
 
 
 class Outcome(NamedTuple):
@@ -291,13 +302,19 @@ def _dataset(members: Sequence[Member], name: str | None, root: Path | None, nee
     return dataset
 
 
-def _supervised(members: Sequence[Member], dataset: Any, seed: int, bar: Progress) -> Array:
-    """FactorVAE score [N] on the data's factors; NaN for a model whose codes are not finite."""
+def _supervised(
+    members: Sequence[Member], dataset: Any, seed: int, known: dict[str, float | None], bar: Progress
+) -> Array:
+    """FactorVAE score [N] on the data's factors, `known` by fingerprint or computed if there is a data set; NaN for
+    a model whose codes are not finite."""
     task = bar.add_task("labels", total=len(members))
     scores = np.full(len(members), np.nan)
     for i, member in enumerate(members):
-        with suppress(NotFiniteError):
-            scores[i] = metrics.evaluate(member, dataset, ["factor_vae"], "paper", seed)["factor_vae"]["score"]
+        if known.get(member.fingerprint) is not None:
+            scores[i] = known[member.fingerprint]
+        elif dataset is not None:
+            with suppress(NotFiniteError):
+                scores[i] = metrics.evaluate(member, dataset, ["factor_vae"], "paper", seed)["factor_vae"]["score"]
         bar.advance(task)
     return scores
 

@@ -27,13 +27,13 @@ import torch
 import tyro
 from rich.console import Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from . import checkpoint, cluster, train
+from . import data as datasets
 from .cli import command_process
 from .config import PRESETS, Config
-from .data import NAMES
 from .errors import InputError
 from .files import write_json
 
@@ -129,8 +129,8 @@ def expand(preset: str, out: Path, settings: Sequence[str], seeds: str = "", lis
             raise InputError(f"the run {name} is in this sweep twice; give each setting once")
         if chosen.get("root"):
             chosen["root"] = str(Path(chosen["root"]).resolve())  # a worker has a working folder of its own
-        if (data := chosen.get("data")) and data not in NAMES:
-            raise InputError(f"data={data} is no data set; expected one of {', '.join(NAMES)}")
+        if (data := chosen.get("data")) and data not in datasets.NAMES:
+            raise InputError(f"data={data} is no data set; expected one of {', '.join(datasets.NAMES)}")
         flags = [preset, *(part for field, value in chosen.items() for part in _flag(field, value))]
         runs[name] = Run(name, flags, replace(PRESETS[preset], **chosen), out.resolve() / name)
     return list(runs.values())
@@ -282,7 +282,7 @@ def table(runs: Sequence[Run]) -> Group:
     counts = Counter(run.state for run in runs)
     states = ("running", "failed", "done", "waiting")
     text = Text(f"{len(runs)} runs: " + ", ".join(f"{counts[state]} {state}" for state in states))
-    rows = Table("run", "state", "step", "steps/s", SCORE)
+    rows = Table(Column("run", overflow="fold"), "state", "step", "steps/s", SCORE)
     for run in sorted(runs, key=lambda run: states.index(run.state))[:SHOWN]:
         rate = run.rate() if run.state == "running" else None
         rows.add_row(
@@ -335,6 +335,10 @@ def sweep(preset: str, given: Arguments) -> list[Run]:
         run.state = "done" if run.finished() else "waiting"
         run.started = None
     due = [run for run in runs if run.state == "waiting"]
+    if (given.out / "config.json").exists():
+        raise InputError(f"{given.out} is a run folder, not one of a sweep; give another --out")
+    for data, root in {(run.cfg.data, run.cfg.root) for run in due} if not given.ray else ():
+        datasets.load(data, root)  # what is wrong with it would stop every run
     (given.out / ".sweep").mkdir(parents=True, exist_ok=True)
     has_gpus = cluster.connect(given.ray) if given.ray else torch.cuda.is_available()
     device = given.device if given.device != "auto" else "cuda" if has_gpus else "cpu"

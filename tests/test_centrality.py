@@ -276,6 +276,9 @@ def test_what_is_no_similarity_is_refused():
         model_centrality(np.zeros((2, 3)))
     with pytest.raises(InputError, match=r"shape \[1, 1\]"):
         model_centrality(np.zeros((1, 1)))
+    with pytest.raises(InputError, match="holds NaN, pairs not measured"):
+        model_centrality(similarity([[0, 1, np.nan], [1, 0, 1], [1, 1, 0]]))
+    assert model_centrality(torch.tensor([[np.nan, 0.5], [0.5, np.nan]])).tolist() == [0.5, 0.5]
 
 
 def test_a_split_pool_is_noticed_and_a_good_and_bad_one_is_not():

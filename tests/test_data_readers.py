@@ -602,7 +602,7 @@ def test_broken_folder(tmp_path):
         load("folder", tmp_path)
     (tmp_path / "x.tiff").unlink()
     (tmp_path / "x.png").write_bytes(pickle.dumps([1]))
-    with pytest.raises(InputError, match=r"x.png cannot be read as image"):
+    with pytest.raises(InputError, match=r"x.png is no picture that can be read"):
         load("folder", tmp_path)
 
 

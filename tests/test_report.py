@@ -3,10 +3,14 @@
 import base64
 import json
 import re
+from dataclasses import replace
 
 import pytest
+import torch
 from PIL import Image
 
+from crgan import PRESETS, checkpoint
+from crgan.models import fingerprint_of
 from crgan.pictures import save_picture
 from crgan.report import main
 
@@ -42,10 +46,24 @@ def test_a_run_is_shown_whole(run):
     assert all(image.startswith(b"\x89PNG") for image in images)
     assert "<td>width</td><td>4</td>" in text
     assert "protocol" not in text
-    result = {"data": "squares", "protocol": "paper", "metrics": {"mig": {"score": 0.123456}}}
-    (run / "metrics.json").write_text(json.dumps(result))
-    assert "squares, paper protocol</h2><table><tr><td>metric</td><td>score</td></tr><tr><td>mig</td>" in page(run)
-    assert "0.1235" in page(run)
+
+
+def test_scores_of_a_run_say_whether_they_are_of_this_checkpoint(tmp_path, capsys):
+    cfg = replace(PRESETS["quick"], width=4, hidden=8)
+    model = checkpoint.build_model(cfg, (3, 16, 16))
+    checkpoint.write_config(tmp_path, cfg, (3, 16, 16))
+    checkpoint.save(tmp_path, model, {}, {"step": 1})
+    (tmp_path / "metrics.jsonl").touch()
+    scores = {"mig": {"score": 0.123456}, "dci": {"score": 0.5, "disentanglement": 0.5, "completeness": 0.25}}
+    result = {"data": "squares", "protocol": "paper", "model": fingerprint_of(model), "metrics": scores}
+    (tmp_path / "metrics.json").write_text(json.dumps(result))
+    text = page(tmp_path)
+    assert "squares, paper protocol</h2><table><tr><td>metric</td><td>score</td></tr><tr><td>mig</td>" in text
+    assert "<td>0.1235</td>" in text
+    assert "<td>dci completeness</td><td>0.2500</td>" in text
+    torch.nn.init.zeros_(model.discriminator.real[0].weight)
+    checkpoint.save(tmp_path, model, {}, {"step": 2})
+    assert "squares, paper protocol, of an earlier checkpoint</h2>" in page(tmp_path)
 
 
 def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(run):

@@ -190,6 +190,7 @@ def test_mistakes_end_with_one_sentence_and_code_2(pool, capsys, tmp_path):
     fails(capsys, "pool:models", "--out", "new", "--batch-size", "0", match="--batch-size is 0")
     fails(capsys, "pool:models", "--out", "new", "--with-labels", match="--data NAME")
     fails(capsys, "pool:models", "--out", "new", "--device", "gpu7", match="--device is 'gpu7'")
+    fails(capsys, "pool:models", "--out", "new", "--data", "squares", match="--data and --root serve --with-labels")
     fails(capsys, "--out", "new", match="at least 2 models, got 0")
     fails(capsys, "nowhere", "--out", "new", match="there is no nowhere")
     fails(
@@ -370,7 +371,7 @@ def test_broken_code_files(tmp_path, capsys):
         del file["factor/a"]
         file["factor/a"] = np.arange(6)
     fails(capsys, str(path), *out, match="factor/a must hold integers from 0 to 2")
-    fails(capsys, str(path), "pool:models", *out, match="only crgan.select takes such a file")
+    fails(capsys, str(path), "pool:models", *out, match="give it to crgan.select alone")
 
 
 class Scripted(nn.Module):
@@ -486,13 +487,23 @@ def run_folders(tmp_path_factory):
 def test_run_folders_with_labels(run_folders, tmp_path, capsys):
     out = str(tmp_path / "out")
     sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
-    with pytest.warns(UserWarning, match="run0 has trained 0 of its 288,000 steps"):
-        select.main([*run_folders, "--out", out, *sizes, "--with-labels"])
+    failed = tmp_path / "failed"  # before its first checkpoint
+    failed.mkdir()
+    checkpoint.write_config(failed, *checkpoint.read_config(Path(run_folders[0])))
+    fails(capsys, str(failed), "--out", out, match="hold no model; expected runs that have trained")
+    fails(capsys, *run_folders, "--out", run_folders[0], match="is a run folder; give another --out")
+    select.main([*run_folders, str(failed), "--out", out, *sizes, "--with-labels"])
+    error = capsys.readouterr().err.splitlines()
+    assert f"warning: {run_folders[0]} has trained 0 of its 288,000 steps" in error
+    assert f"warning: {failed} has no checkpoint, as a run that failed; it is left out" in error
     result = json.loads(Path(out, "ranking.json").read_text())
     assert {row["name"] for row in result["models"]} == set(run_folders)
     assert all(0.5 <= row["factor_vae"] <= 1 for row in result["models"])
     assert result["rank_correlation"] is None  # two models have the same score, to the bit
+    select.main([*run_folders, "--out", out, *sizes])
     assert "rank correlation" in capsys.readouterr().out
+    again = json.loads(Path(out, "ranking.json").read_text())
+    assert again | {"encodes": 0, "seconds": 0} == result | {"encodes": 0, "seconds": 0}  # the scores stay
     a, b = open_models(run_folders)
     assert a.fingerprint != b.fingerprint
     assert a.fingerprint == open_models(run_folders[:1])[0].fingerprint

@@ -478,13 +478,36 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, small_scores)
     out = tmp_path / "run"
     train(TINY, out, "cpu")
     good = tensors_of(out)
-    checkpoint.open_run(out, replace(TINY, steps=40), (3, 16, 16))
     config = json.loads((out / "config.json").read_text())
     config["config"]["lr_g"] = 1e30
     (out / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"the loss \w+ is \S+ at step 2\d; the last good checkpoint is .*step-0+24"):
         train(replace(TINY, steps=40, lr_g=1e30), out, "cpu")
     assert tensors_of(out) == good
+
+
+def test_what_cannot_go_on_is_left_as_it_is(tmp_path, small_scores):
+    out = tmp_path / "run"
+    train(TINY, out, "cpu")
+    config, log = (out / "config.json").read_bytes(), (out / "metrics.jsonl").read_text()
+    (out / "metrics.jsonl").write_text("")
+    with pytest.raises(InputError, match="is shorter than when the checkpoint was written"):
+        train(replace(TINY, steps=40), out, "cpu")
+    assert (out / "config.json").read_bytes() == config
+    (out / "metrics.jsonl").write_text(log)
+    shutil.rmtree(out / "checkpoint")
+    with pytest.raises(InputError, match="has trained 24 steps, but its checkpoint is gone"):
+        train(TINY, out, "cpu", checkpoint_every=10)
+    assert (out / "metrics.jsonl").read_text() == log
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_takes_other_settings(tmp_path, small_scores):
+    with pytest.raises(InputError, match="the last good checkpoint is none: start anew"):
+        train(replace(TINY, lr_g=1e30), tmp_path / "run", "cpu")
+    train(TINY, tmp_path / "run", "cpu")
+    train(TINY, tmp_path / "straight", "cpu")
+    assert tensors_of(tmp_path / "run") == tensors_of(tmp_path / "straight")
+    assert load(tmp_path / "run").cfg == TINY
 
 
 def test_a_run_folder_has_one_process_at_a_time(tmp_path, small_scores):

@@ -85,11 +85,14 @@ def folder(root: str | Path | None) -> Dataset:
 
     def pictures() -> Iterator[np.ndarray]:
         for path in files:
-            with sound(path, "image"), Image.open(path) as file:
-                image = _rgb(path, file)
-                side = min(image.size)
-                left, top = (image.width - side) // 2, (image.height - side) // 2
-                yield shrink(image.crop((left, top, left + side, top + side)), 64)[None]
+            try:
+                with Image.open(path) as file:
+                    image = _rgb(path, file)
+            except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all of these for damaged files
+                raise InputError(f"{path} is no picture that can be read ({error}); move it out of {root}") from None
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            yield shrink(image.crop((left, top, left + side, top + side)), 64)[None]
 
     images = cached(files, f"and-{len(files) - 1}-more", (len(files), 64, 64, 3), pictures())
     return Dataset("folder", (3, 64, 64), len(files), read=reader(root, images))

@@ -102,7 +102,8 @@ class Samples:
         """For each image of `index` [n] a random one with the same value of factor `factor` [n] (of all factors)."""
         values = self.factors(index).gather(1, factor[:, None])
         other = self.draw(len(index), stream)
-        if prod(self.dataset.factor_sizes) == self.dataset.num_images:  # a grid
+        if getattr(self.dataset, "table", None) is None and prod(self.dataset.factor_sizes) == self.dataset.num_images:
+            # a grid
             return self.dataset.index(self.factors(other).scatter(1, factor[:, None], values))
         table = self.factors(torch.arange(self.dataset.num_images))
         for f in factor.unique().tolist():
@@ -293,7 +294,12 @@ def evaluate(
     for size in sizes:
         if size not in known:
             raise InputError(f"unknown size {size!r}; expected some of {', '.join(known)}")
+    wanted = replace(PROTOCOLS[protocol], **sizes)
+    for name, value in {**vars(wanted), "seed": seed, "batch_size": batch_size}.items():
+        least = int(name in ("groups", "group_size", "scale_samples", "points", "batch_size"))
+        if isinstance(value, float | int) and name != "min_std" and (value != int(value) or value < least):
+            raise InputError(f"{name} is {value}; expected a whole number of at least {least}")
     member = model if isinstance(model, Member) else Member("the model", model, "unhashed")
     member.check_data(dataset)
-    samples = Samples(member, dataset, replace(PROTOCOLS[protocol], **sizes), seed, batch_size, progress)
+    samples = Samples(member, dataset, wanted, seed, batch_size, progress)
     return {name: METRICS[name](samples) for name in names}

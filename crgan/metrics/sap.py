@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, cpu_count, delayed
 
+from ..errors import InputError
 from .arrays import active_dimensions, fit_and_test
 
 
@@ -29,6 +30,8 @@ def sap(
     codes, factors, test_codes, test_factors = fit_and_test(codes, factors, test)
     x, y = codes.double().cpu().numpy(), factors.cpu().numpy()
     test_x, test_y = test_codes.double().cpu().numpy(), test_factors.cpu().numpy()
+    if wrong := set(continuous) - set(range(y.shape[1])):
+        raise InputError(f"continuous holds {wrong.pop()!r}; expected indices of factors, 0 to {y.shape[1] - 1}")
     varies = active_dimensions(codes)[1].tolist()
 
     def predictability(k: int, f: int) -> float:
