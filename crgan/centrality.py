@@ -308,6 +308,8 @@ class Pool:
         size = self.sizes.scale_samples
         blocks = range(start, stop, POINTS_BLOCK)
         draws = [self.members[j].sample(min(POINTS_BLOCK, size - b), self._seed(j, "points", b)) for b in blocks]
+        if start == 0:
+            self.members[j].check_range(draws[0])
         return torch.cat(draws)[: stop - start]
 
     @torch.inference_mode()

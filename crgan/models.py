@@ -60,6 +60,12 @@ class Member:
     def encode(self, images: Tensor) -> Tensor:
         return self._checked("encode", self.model.encode(images.to(self.device)), (len(images), self.num_codes))
 
+    def check_range(self, images: Tensor) -> None:
+        """Warns of images that the other models' encoders were not made for."""
+        low, high = (value.item() for value in images.aminmax())
+        if low < -0.01 or high > 1.01:
+            warnings.warn(f"{self.name} makes images from {low:.3g} to {high:.3g}; expected 0 to 1", stacklevel=2)
+
     def check_data(self, dataset: Any) -> None:
         """Raises InputError where this model cannot encode the images of `dataset`."""
         if tuple(dataset.image_shape) != self.image_shape:

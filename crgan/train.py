@@ -184,7 +184,7 @@ class _Batch:
 
 def train(
     cfg: Config,
-    out: Path,
+    out: Path | str,
     device: str = "auto",
     checkpoint_every: int = 1_000,
     cuda_graph: bool = True,
@@ -194,7 +194,7 @@ def train(
     A run that was killed and taken up again ends with the same bits as one that was not (same machine, same build).
     Raises InputError for what the user can mend, OSError where the folder or the disk refuse.
     """
-    place = parallel.start(cli.device(device))
+    place, out = parallel.start(cli.device(device)), Path(out)
     with cli.stop_signal() as stopped:
         return deque(training(cfg, out, place, stopped, checkpoint_every, cuda_graph), maxlen=1).pop()
 

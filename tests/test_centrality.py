@@ -247,6 +247,18 @@ def test_an_encoder_of_16_bit_codes_votes_as_with_the_same_codes_in_float32():
     np.testing.assert_array_equal(found, expected)
 
 
+def test_images_of_another_range_or_type_are_told():
+    class Bytes(Linear):
+        def sample(self, n, seed):
+            return super().sample(n, seed).byte()
+
+    models = {"far": Linear(2 * torch.eye(2)), "near": Linear(torch.eye(2) / 2)}
+    with pytest.warns(UserWarning, match=r"far makes images from -\S+ to \S+; expected 0 to 1"):
+        cross_scores(models, **SMALL)
+    with pytest.raises(InputError, match=r"bytes\.sample gave a tensor of torch\.uint8, expected floats"):
+        cross_scores({"bytes": Bytes(torch.eye(2)), **models}, **SMALL)
+
+
 def test_threads_that_begin_later_compute_as_before():
     with ThreadPoolExecutor(1) as threads:
         expected = threads.submit(torch.get_num_threads).result()

@@ -203,6 +203,18 @@ def test_a_damaged_cache_asks_to_be_removed(tmp_path):
             load("mpi3d_toy", tmp_path)
 
 
+def test_a_cache_takes_the_place_of_the_one_before(tmp_path):
+    write_grid(tmp_path, "mpi3d_toy")
+    before = everything(load("mpi3d_toy", tmp_path))
+    others = [tmp_path / "crgan-cache" / name for name in ("mpi3d_real-images-00000000.npy", "mine.npy")]
+    for other in others:
+        other.touch()
+    write_grid(tmp_path, "mpi3d_toy", images=arrays("mpi3d_toy", seed=1)[0])
+    assert not torch.equal(everything(load("mpi3d_toy", tmp_path)), before)
+    assert len(list(tmp_path.glob("crgan-cache/*"))) == 3
+    assert all(other.exists() for other in others)
+
+
 def test_where_the_cache_of_files_that_cannot_be_written_beside_goes(tmp_path, monkeypatch):
     data, home = tmp_path / "data", tmp_path / "home"
     data.mkdir()

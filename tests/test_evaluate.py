@@ -236,6 +236,10 @@ def test_scores_are_added_to_and_never_written_over(run_folder, capsys):
     both = json.loads((run_folder / "metrics.json").read_text())
     assert list(both["metrics"]) == ["mig", "modularity"]
     assert both["metrics"]["mig"] == first["metrics"]["mig"]
+    capsys.readouterr()
+    run(run_folder, "--metrics", "mig", "modularity")
+    assert f"mig, modularity as {run_folder}/metrics.json has it" in capsys.readouterr().out.replace("\n", "")
+    assert json.loads((run_folder / "metrics.json").read_text()) == both
     with pytest.raises(SystemExit):
         run(run_folder, "--metrics", "mig", "--protocol", "dlib")
     assert "with protocol paper, now it is dlib; give --out DIR" in " ".join(capsys.readouterr().err.split())

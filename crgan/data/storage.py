@@ -2,11 +2,13 @@
 
 An array that lies in its file as plain uint8 is mapped as it is. Any other is converted once, with a progress
 bar, into a .npy cache in `crgan-cache/` beside it (or, where that cannot be written, in `~/.cache/crgan`), whose
-name changes with the files' names, sizes and times. Not HDF5: that does not survive a full disk.
+name changes with the files' names, sizes and times; it replaces the one before. Not HDF5: that does not survive a full
+disk.
 """
 
 from __future__ import annotations
 
+import glob
 import os
 import zipfile
 import zlib
@@ -120,7 +122,8 @@ def _hdf5_images(path: Path, key: str, shape: Shape) -> np.ndarray:
 def cached(sources: Sequence[Path], tag: str, shape: Shape, blocks: Iterable[np.ndarray]) -> np.ndarray:
     """The uint8 images [N, ...] that `blocks` yields in order, mapped from a cache that is made on first use."""
     stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-    name = f"{sources[0].stem[:100]}-{tag}-{zlib.crc32(repr(stats).encode()):08x}.npy"
+    stem = f"{sources[0].stem[:100]}-{tag}"
+    name = f"{stem}-{zlib.crc32(repr(stats).encode()):08x}.npy"
     target = _cache_folder(sources[0].parent, name) / name
 
     def write(temporary: Path) -> None:
@@ -139,6 +142,9 @@ def cached(sources: Sequence[Path], tag: str, shape: Shape, blocks: Iterable[np.
         with alone(target.parent, wait=True):  # many processes may start at once, and the file is large
             if not target.is_file():
                 write_atomically(target, write)
+                if target.parent.parent == sources[0].parent:  # else the cache of other files may be called the same
+                    for older in set(target.parent.glob(f"{glob.escape(stem)}-{'[0-9a-f]' * 8}.npy")) - {target}:
+                        older.unlink(missing_ok=True)  # of the files before they changed
     try:
         return np.load(target, mmap_mode="r", allow_pickle=False).reshape(shape)
     except (ValueError, EOFError) as error:
