@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import tyro
 
+from .config import PRESETS
 from .errors import InputError
 
 
@@ -49,6 +50,21 @@ def run(module: str, command: Callable[..., Any], args: Sequence[str] | None = N
     """Calls `command` with its parameters read from the command line (their types and docstring make the flags)."""
     with command_process():
         tyro.cli(command, args=args, prog=f"python -m {module}")
+
+
+def take_preset(args: list[str]) -> str:
+    """The name of a preset that the arguments begin with, taken out of them; quick if they begin with a flag."""
+    preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
+    if preset not in PRESETS:
+        raise InputError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
+    return preset
+
+
+def at_least(least: int, **flags: int | None) -> None:
+    """Raises InputError for a flag that was given a smaller number."""
+    for name, value in flags.items():
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; expected a number of at least {least}")
 
 
 def keep_memory() -> None:

@@ -48,8 +48,7 @@ def evaluate(
     """
     if not runs:
         raise InputError("no RUN is given; put run folders, model archives or module:function before --metrics")
-    if batch_size < 1:
-        raise InputError(f"--batch-size is {batch_size}; expected a number of at least 1")
+    cli.at_least(1, batch_size=batch_size)
     metrics_ = tuple(name for text in metrics_ for name in text.split(","))
     check_names(metrics_)
     if not metrics_:

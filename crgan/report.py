@@ -16,7 +16,7 @@ from .checkpoint import load
 from .errors import InputError
 from .evaluate import shown
 from .files import write_atomically
-from .models import fingerprint_of
+from .fingerprint import fingerprint_of
 from .select import sentences
 
 STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em 1em .2em 0;text-align:left}"

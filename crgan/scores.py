@@ -14,7 +14,7 @@ import torch
 from .centrality import Array, Pair, Pool, Sizes
 from .errors import InputError
 from .files import write_atomically
-from .models import hash_files
+from .fingerprint import hash_files
 
 FORMAT = 1
 SAVE_EVERY = 1.0  # seconds between two saves at least

@@ -90,10 +90,8 @@ def select(
     """
     if not 0 < budget <= 1:
         raise InputError(f"--budget is {budget:g}, expected a share above 0 and up to 1")
-    if samples < 2:
-        raise InputError(f"--samples is {samples}, expected at least 2")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"--batch-size is {batch_size}, expected at least 1")
+    cli.at_least(2, samples=samples)
+    cli.at_least(1, batch_size=batch_size)
     if method != "centrality" and budget < 1:
         raise InputError(f"--budget is {budget:g}, but {method} encodes each model once; leave it out")
     if method == "centrality" and not with_labels and (data or root):

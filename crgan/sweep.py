@@ -30,9 +30,8 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from . import checkpoint, cluster, train
+from . import checkpoint, cli, cluster, train
 from . import data as datasets
-from .cli import command_process
 from .config import PRESETS, Config
 from .errors import InputError
 from .files import write_json
@@ -102,8 +101,6 @@ def expand(preset: str, out: Path, settings: Sequence[str], seeds: str = "", lis
     `settings` are texts "field=value,value"; `seeds` is "first:end" or "seed,seed"; `listed` holds a JSON object of
     fields per line, or an array of such. Raises InputError for what is no field, no value of it, or given twice.
     """
-    if preset not in PRESETS:
-        raise InputError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
     axes: dict[str, list[Any]] = {}
     for setting in settings:
         field, _, values = setting.partition("=")
@@ -320,9 +317,8 @@ class Arguments:
 
 def sweep(preset: str, given: Arguments) -> list[Run]:
     """Trains all runs that are not finished and returns all, each with its state and score."""
-    for name in ("threads", "parallel", "checkpoint_every", *(["jobs"] if given.jobs is not None else [])):
-        if getattr(given, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(given, name)}; expected a number of at least 1")
+    counts = ("threads", "parallel", "checkpoint_every", "jobs")
+    cli.at_least(1, **{name: getattr(given, name) for name in counts})
     if given.device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device is {given.device!r}; expected auto, cpu or cuda: a sweep takes all GPUs it sees")
     runs = expand(preset, given.out, given.set, given.seeds, given.list)
@@ -385,8 +381,8 @@ def _rows_before(file: Path) -> dict[str, dict[str, Any]]:
 def main(args: Sequence[str] | None = None) -> None:
     """Parses `PRESET [flags]` and trains."""
     args = sys.argv[1:] if args is None else list(args)
-    with command_process():
-        preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
+    with cli.command_process():
+        preset = cli.take_preset(args)
         given = tyro.cli(
             Arguments,
             args=args,

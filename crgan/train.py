@@ -350,9 +350,7 @@ def main(args: list[str] | None = None) -> None:
     """Parses `[PRESET] [flags]` and trains; the preset fixes the defaults of the flags."""
     args = sys.argv[1:] if args is None else list(args)
     with cli.command_process():
-        preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
-        if preset not in PRESETS:
-            raise InputError(f"there is no preset {preset!r}; expected one of {', '.join(PRESETS)}")
+        preset = cli.take_preset(args)
         parsed = tyro.cli(
             Arguments,
             args=args,
@@ -361,8 +359,7 @@ def main(args: list[str] | None = None) -> None:
             description=f"Train a model. PRESET is one of {', '.join(PRESETS)} (shown: {preset}).",
         )
         cfg = parsed.config
-        if parsed.checkpoint_every < 1:
-            raise InputError(f"--checkpoint-every is {parsed.checkpoint_every}; expected a number of at least 1")
+        cli.at_least(1, checkpoint_every=parsed.checkpoint_every)
         out = parsed.out or Path("runs") / f"{preset}-seed{cfg.seed}"
         if parsed.dry_run:
             shown = resolve(cfg, cli.device(parsed.device)).to_json()

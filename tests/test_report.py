@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from crgan import PRESETS, checkpoint
-from crgan.models import fingerprint_of
+from crgan.fingerprint import fingerprint_of
 from crgan.pictures import save_picture
 from crgan.report import main
 

@@ -20,7 +20,8 @@ from crgan.centrality import Sizes, cross_scores
 from crgan.config import PRESETS
 from crgan.errors import InputError
 from crgan.files import alone
-from crgan.models import Member, fingerprint_of, open_models
+from crgan.fingerprint import fingerprint_of
+from crgan.models import Member, open_models
 
 FLAGS = ["--groups", "40", "--group-size", "20", "--scale-samples", "500"]
 SIZES = {"groups": 40, "group_size": 20, "scale_samples": 500}
@@ -258,7 +259,7 @@ DRIVER = """
 import os, random, signal, sys, time
 from linear_models import known_pool
 from crgan import scores, select
-from crgan.models import fingerprint_of
+from crgan.fingerprint import fingerprint_of
 
 class Slow:
     def __init__(self, model):
