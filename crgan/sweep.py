@@ -394,11 +394,11 @@ def main(args: Sequence[str] | None = None) -> None:
         for run in failed:
             lines = run.log.read_text(errors="replace").strip().splitlines()
             print(f"failed: {run.name}: {lines[-1] if lines else 'no word'} (log: {run.log})", file=sys.stderr)
+        if done := sum(run.state == "done" for run in runs):
+            out = shlex.quote(str(given.out))
+            print(f"{done} runs in {out}; python -m crgan.select {out}/* --out choice chooses among them")
         if failed:
             sys.exit(1)
-        if not given.dry_run:
-            out = shlex.quote(str(given.out))
-            print(f"{len(runs)} runs in {out}; python -m crgan.select {out}/* --out choice chooses among them")
 
 
 if __name__ == "__main__":
