@@ -350,7 +350,9 @@ def bootstrap(pool: Pool, mask: Array, replicates: int = 200) -> Array:
             m, rows = pool.pairs[i, j].done, pool.members[i].num_codes + 1
             cell = pool.pairs[i, j].votes.astype(np.int64) % rows * F + factor[:m]
             cells, place = np.unique(cell, return_inverse=True)  # those of the vote table that are not 0
-            counts = weights[:, :m] @ np.eye(len(cells), dtype=np.float32)[place]  # [replicates, cells]
+            drawn = weights[:, :m]
+            drawn = np.where(drawn.any(1, keepdims=True), drawn, 1)  # where none of a few groups was: all of them
+            counts = drawn @ np.eye(len(cells), dtype=np.float32)[place]  # [replicates, cells]
             first = np.flatnonzero(np.diff(cells // F, prepend=-1))  # of each row of the table
             score = np.maximum.reduceat(counts, first, axis=1).sum(1) / counts.sum(1)
             total[:, i] += score / 2

@@ -49,26 +49,28 @@ def load(run: str | Path) -> InfoGAN | VAE:
     return model.eval()
 
 
-def open_run(out: Path, cfg: Config, checkpoint_every: int) -> IO[str]:
+def open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int], checkpoint_every: int) -> IO[str]:
     """Makes a new run folder, or checks that the one that is there is of this configuration and that no other process
     trains in it; returns its metrics.jsonl, which stays locked until it is closed.
 
-    Raises InputError where it is of another configuration, in use, no run folder, or has lost its checkpoint. Writes
-    nothing into a run: what else stands against going on is still to be seen.
+    Raises InputError where it is of another configuration, in use, no run folder, or has lost its checkpoint. Changes
+    nothing in a run that is there: what else stands against going on is still to be seen.
     """
     if out.exists() and not (out / "config.json").exists():
         found = list(out.iterdir()) if out.is_dir() else [out]
         if any(p.name[0] != "." and (p.name != "metrics.jsonl" or p.stat().st_size) for p in found):
             raise InputError(f"{out} exists and is no run folder; move it away, or give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    file = (out / "metrics.jsonl").open("a+")
+    file = (out / "metrics.jsonl").open("a+", errors="replace")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(f"another process trains in {out}; wait for its end, or give another --out") from None
     except OSError:
         pass  # a file system without locks
-    if (out / "config.json").exists():
+    if not (out / "config.json").exists():
+        write_config(out, cfg, image_shape)
+    else:
         before, _ = read_config(out)
         values = [(field.name, getattr(before, field.name), getattr(cfg, field.name)) for field in fields(cfg)]
         changed = [(name, old, new) for name, old, new in values if old != new and not (name == "steps" and new > old)]
@@ -81,7 +83,7 @@ def open_run(out: Path, cfg: Config, checkpoint_every: int) -> IO[str]:
                 f"give {way} to go on, or another --out"
             )
     if latest(out) is None and (step := _last_step(file)) > checkpoint_every:
-        raise InputError(f"{out} has trained {step:,} steps, but its checkpoint is gone; give another --out")
+        raise InputError(f"{out} has trained {step:,} steps and holds no checkpoint; remove it or give another --out")
     return file
 
 

@@ -17,7 +17,7 @@ import torch
 
 from .centrality import Pair, Pool, Sizes
 from .errors import InputError
-from .models import Member, open_models
+from .models import Member, members_of, open_models
 
 Key = TypeVar("Key")
 RETRIES = 20  # of one piece of work whose worker or machine was lost
@@ -108,7 +108,8 @@ class ClusterPool(Pool):
         super().__init__(open_models(runs), sizes, batch_size=batch_size)
         self.device = "cuda" if has_gpus and device != "cpu" else "cpu"
         # Only a name that is no run of its own, as a module's, needs the others: they would travel with each block.
-        self.runs = () if {member.name for member in self.members} <= set(runs) else tuple(runs)
+        runs = tuple(run.rstrip("/") for run in runs)
+        self.runs = () if {member.name for member in self.members} <= set(runs) else runs
 
     def measure_all(self) -> None:
         self.drop_coarse()
@@ -174,7 +175,7 @@ def measure_block(
 def _member(runs: tuple[str, ...], name: str, device: str) -> Member:
     """The member of that name: of the run of that name, or of a module that returns several."""
     for run in [name] if name in runs or not runs else runs:
-        for member in open_models([run], device):
+        for member in members_of(run, torch.device(device)):
             if member.name == name:
                 return member
     raise InputError(f"{name} is in none of the runs where this worker looks; expected them on shared storage")

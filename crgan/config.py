@@ -105,10 +105,12 @@ class Config:
 
     def __post_init__(self):
         for name, hint in get_type_hints(Config).items():
-            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(get_args(hint))}")
-            if hint in (int, float) and not isinstance(getattr(self, name), int if hint is int else int | float):
-                raise InputError(f"{name} is {getattr(self, name)!r}; expected a number of the type {hint.__name__}")
+            value, kinds = getattr(self, name), get_args(hint) or (hint,)
+            if get_origin(hint) is Literal:
+                if value not in kinds:
+                    raise InputError(f"{name} is {value!r}; expected one of {', '.join(kinds)}")
+            elif not isinstance(value, (*kinds, int) if float in kinds else kinds):
+                raise InputError(f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in kinds)}")
         at_least = {
             "num_codes": 2, "num_noise": 0, "width": 1, "hidden": 1, "steps": 1, "batch_size": 2, "g_steps": 1,
             "lr_g": 0, "lr_d": 0, "lr_h": 0, "beta1": 0, "beta2": 0, "info_weight": 0, "code_steps": 0, "cr_weight": 0,

@@ -1,11 +1,14 @@
 """What tells one model from another: by it selection knows which scores it has."""
 
 import hashlib
+import inspect
 import re
-import sys
-from collections.abc import Iterator, Mapping
-from functools import partial
-from pathlib import Path
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cached_property, partial
+from logging import Logger
+from pathlib import Path, PurePath
 from sysconfig import get_paths
 from types import CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -27,39 +30,19 @@ def hash_files(*paths: Path) -> str:
     return digest.hexdigest()
 
 
-_OF_EVERY_MODULE = {"training", *vars(nn.Module())}
-_PLAIN = bool | int | float | complex | str | bytes | np.generic | type(None) | type(...)
-
-
-_INSTALLED = [Path(place) for name, place in get_paths().items() if name.endswith("lib")]
-
-
-def _of_library(value: Any) -> bool:
-    """Whether a function or class is installed rather than the user's own."""
-    package = (value.__module__ or "builtins").partition(".")[0]
-    file = getattr(sys.modules.get(package), "__file__", None)
-    away = file is None or any(Path(file).is_relative_to(place) for place in _INSTALLED)
-    return package != "__main__" and (package == "crgan" or away)
-
-
-def _written(named: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What somebody has written under the names of a class or a module; lists and mappings may be caches."""
-    for name, value in named.items():
-        # a property's function; that of a static method or a cache
-        inner = getattr(value, "fget", None) or getattr(value, "__wrapped__", value)
-        held = value if isinstance(value, FunctionType) else inner
-        written = isinstance(held, _PLAIN | tuple | frozenset) and not name.startswith("__")
-        if written or isinstance(held, FunctionType | type | Tensor | np.ndarray):
-            yield name, held
+_PLAIN = bool | int | float | complex | str | bytes | bytearray | range | slice | np.generic | type(None) | type(...)
+_PLAIN |= re.Pattern | PurePath | torch.dtype | torch.device | torch._ops.OpOverload | torch._ops.OpOverloadPacket
+_OF_EVERY_MODULE = {"training", "_compiled_call_impl", *vars(nn.Module())}
+_INSTALLED = [Path(place) for name, place in get_paths().items() if name.endswith("lib")] + [Path(__file__).parent]
 
 
 def fingerprint_of(model: Any) -> str:
-    """SHA-256 over the weights, plain settings and code of a model; its own `fingerprint` (a string), if it has one.
+    """SHA-256 over the weights, settings and code of a model; its own `fingerprint` (a string), if it has one.
 
     Reads the state of modules, tensors, arrays, numbers, texts and containers of these, in attributes, slots, closures
-    and partials at any depth; of functions and classes that are not installed their instructions, and what these name
-    in their module: functions, classes, tensors, numbers, texts and tuples. Not how a run of this library was trained:
-    runs that ended with the same weights are the same model.
+    and partials at any depth; the text of classes that are not installed and the instructions of functions, but not
+    what these name in their module. Not how a run of this library was trained: runs that ended with the same weights
+    are the same model. Raises InputError for what cannot be read.
     """
     given = getattr(model, "fingerprint", None)
     if isinstance(given, str):
@@ -67,57 +50,89 @@ def fingerprint_of(model: Any) -> str:
             raise InputError(f"a model has the fingerprint {given!r}; expected letters, digits, _ and - alone")
         return given
     digest = hashlib.sha256()
-    seen: dict[int, Any] = {}  # keeps what it has seen alive: the place of a dead object is used again
+    seen: dict[int, tuple[int, Any]] = {}  # keeps what it has seen alive: the place of a dead object is used again
 
-    def feed(name: str, value: Any) -> None:
-        if id(value) in seen or isinstance(value, Config | ModuleType):
-            return
-        digest.update(f"{name} {type(value).__qualname__} ".encode())
-        if isinstance(value, Tensor | np.ndarray):
-            x = torch.as_tensor(value).detach().cpu().contiguous()
-            digest.update(f"{x.dtype} {list(x.shape)} ".encode() + x.reshape(-1).view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, _PLAIN):
-            digest.update(repr(value).encode())
-        elif isinstance(value, CodeType):
-            for item in (value.co_code, *value.co_names, *value.co_consts):
-                feed("", item)
-        else:
-            seen[id(value)] = value
-            if isinstance(value, nn.Module):
-                state = dict(value.state_dict())
-                feed("state", state)
-                rest: dict[str, Any] = {k: v for k, v in value.named_buffers() if k not in state}
-                for place, part in value.named_modules():
-                    own = {k: v for k, v in vars(part).items() if k not in _OF_EVERY_MODULE}
-                    rest[place] = [type(part), own]
-                items: Any = rest.items()
-            elif isinstance(value, Mapping):
-                items = value.items()
-            elif isinstance(value, list | tuple):
-                items = enumerate(value)
-            elif isinstance(value, set | frozenset):
-                items = enumerate(sorted(value, key=repr))
-            elif isinstance(value, partial):
-                items = zip(("func", "args", "keywords"), (value.func, value.args, value.keywords))
-            elif isinstance(value, MethodType):
-                items = enumerate((value.__self__, value.__func__))
-            elif isinstance(value, type):
-                digest.update(value.__qualname__.encode())
-                items = [] if _of_library(value) else [*enumerate(value.__bases__), *_written(vars(value))]
+    def feed(value: Any) -> None:
+        value = getattr(value, "_torchdynamo_orig_callable", value) if isinstance(value, FunctionType) else value
+        if isinstance(value, _PLAIN):
+            digest.update(f"{type(value).__name__} {value!r},".encode())
+        elif id(value) in seen:
+            digest.update(f"again {seen[id(value)][0]},".encode())
+        elif not isinstance(value, Config | ModuleType):
+            seen[id(value)] = len(seen), value
+            digest.update(f"{type(value).__qualname__} (".encode())
+            if isinstance(value, Tensor):
+                x = value.detach()
+                x = (x if x.layout == torch.strided else x.to_dense()).cpu().resolve_conj().resolve_neg().contiguous()
+                digest.update(f"{x.dtype} {list(x.shape)} ".encode())
+                digest.update(x.reshape(-1).view(torch.uint8).numpy().tobytes())
+            elif isinstance(value, np.ndarray) and value.dtype != object:
+                digest.update(f"{value.dtype.str} {value.shape} ".encode() + np.ascontiguousarray(value).tobytes())
             else:
-                feed("", type(value))
-                slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-                held = [(name, getattr(value, name)) for name in slots if hasattr(value, name)]
-                cells = getattr(value, "__closure__", None) or ()
-                held += [("", cell.cell_contents) for cell in cells if cell != CellType()]  # an empty one holds nothing
-                items = [*held, *getattr(value, "__dict__", {}).items()]
-                digest.update(getattr(value, "__qualname__", "").encode())
-                if isinstance(value, FunctionType) and not _of_library(value):
-                    feed("", value.__code__)
-                    named = {name: value.__globals__.get(name) for name in value.__code__.co_names}
-                    items += [*enumerate(value.__defaults__ or ()), *_written(named)]
-            for key, item in items:
-                feed(str(key), item)
+                for item in _parts(value):
+                    feed(item)
+            digest.update(b"),")
 
-    feed("", model)
+    try:
+        feed(model)
+    except Exception as error:  # a user's objects may raise anything, and recursion has its limit
+        raise InputError(
+            f"a {type(model).__name__} cannot be told from others ({type(error).__name__}: {error}); "
+            "give it an attribute 'fingerprint', a text that changes with the model"
+        ) from error
     return digest.hexdigest()
+
+
+def _parts(value: Any) -> list[Any]:
+    """What an object is made of, the same in every process and whether or not it has been used."""
+    if isinstance(value, nn.Module):
+        value = getattr(value, "_orig_mod", value)  # of a compiled one
+        state = dict(value.state_dict())
+        rest = {name: buffer for name, buffer in value.named_buffers() if name not in state}  # those that it may lack
+        parts = [(place, part) for place, part in value.named_modules(remove_duplicate=False)]
+        kinds = [(place, type(part), _own(part)) for place, part in parts if "_orig_mod" not in part._modules]
+        return [state, rest, *kinds]
+    if isinstance(value, type):
+        text = None
+        with suppress(OSError, TypeError):
+            file = Path(inspect.getsourcefile(value) or "")
+            text = None if any(file.is_relative_to(place) for place in _INSTALLED) else inspect.getsource(value)
+        return [value.__qualname__, text, *(value.__bases__ if text else ())]
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or () if cell != CellType()]  # some hold nothing
+        return [value.__qualname__, value.__code__, value.__defaults__, value.__kwdefaults__, cells, vars(value)]
+    if isinstance(value, CodeType):
+        return [value.co_code, value.co_names, value.co_consts]
+    if isinstance(value, MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, torch.autocast):  # the rest is what it found when it was entered
+        return [value.device, value.fast_dtype, value._enabled]
+    if isinstance(value, Logger):
+        return [value.name]
+    if isinstance(value, Mapping):
+        return [part for item in value.items() for part in item]
+    if isinstance(value, list | tuple | deque):
+        return list(value)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, set | frozenset):
+        return sorted(value, key=repr)
+    return [type(value), getattr(value, "__qualname__", None), _own(value)]
+
+
+def _own(value: Any) -> dict[str, Any]:
+    """The attributes of an object, in its slots too, but for those of every module and those filled in at first use."""
+    if isinstance(value, torch.fx.GraphModule):
+        return {"code": value.code}
+    held, late = {}, {"__dict__", "__weakref__"}
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if hasattr(value, name):
+                held[name] = getattr(value, name)
+        late |= {name for name, member in vars(kind).items() if isinstance(member, cached_property)}
+    held |= getattr(value, "__dict__", {})
+    skipped = late | (_OF_EVERY_MODULE if isinstance(value, nn.Module) else set())
+    return {name: item for name, item in held.items() if name not in skipped}

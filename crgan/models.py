@@ -94,7 +94,7 @@ def open_models(runs: Sequence[str], device: str | torch.device = "cpu") -> list
     """
     members: list[Member] = []
     for run in runs:
-        members.extend(_open(run, torch.device(device)))
+        members.extend(members_of(run, torch.device(device)))
     if runs and not members:
         raise InputError(f"{', '.join(runs)} hold no model; expected runs that have trained")
     seen: dict[str, Member] = {}
@@ -108,7 +108,9 @@ def open_models(runs: Sequence[str], device: str | torch.device = "cpu") -> list
     return members
 
 
-def _open(run: str, device: torch.device) -> Iterator[Member]:
+def members_of(run: str, device: torch.device) -> Iterator[Member]:
+    """Those of one RUN argument; none, with a warning, of a run without a checkpoint."""
+    run = run.rstrip("/")
     path = Path(run)
     if (path / "generate.pt2").is_file() or (path / "encode.pt2").is_file():
         yield Member(run, _exported(path, device), hash_files(path / "generate.pt2", path / "encode.pt2"))
@@ -119,7 +121,7 @@ def _open(run: str, device: torch.device) -> Iterator[Member]:
         if latest(path) is None:
             warnings.warn(f"{run} has no checkpoint, as a run that failed; it is left out", stacklevel=2)
             return
-        yield Member(run.rstrip("/"), load(path).to(device))
+        yield Member(run, load(path).to(device))
     elif path.suffix in (".h5", ".hdf5"):
         raise InputError(f"{run} holds codes, not a model; give it to crgan.select alone, without other RUNs")
     elif path.suffix == ".pt2":

@@ -5,6 +5,7 @@ import html
 import io
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,7 +76,9 @@ def _scores(folder: Path) -> str:
     rows = [("metric", "score")]
     for name, result in found["metrics"].items():
         rows += [(label, _short(result[part])) for part, label in shown(name) if part in result]
-    when = "" if found["model"] == fingerprint_of(load(folder)) else ", of an earlier checkpoint"
+    when = ", of an earlier checkpoint"
+    with suppress(InputError):  # where there is none now
+        when *= found["model"] != fingerprint_of(load(folder))
     return f"<h2>{html.escape(found['data'])}, {found['protocol']} protocol{when}</h2>{_table(rows)}"
 
 

@@ -132,12 +132,14 @@ def select(
         else:
             found = _udr(pool, method, samples, data, root, bar)
         # Supervised scores that were asked for once stay.
-        labels = {"data": labelled.name, "root": root and str(root.resolve()), "seed": seed} if with_labels else None
-        known = before.get("labels"), {row["fingerprint"]: row.get("factor_vae") for row in before.get("models", ())}
-        if with_labels or known[0]:
-            scored = known[1] if labels in (None, known[0]) else {}
-            truth = _supervised(pool.members, labelled, seed, scored, bar)
-            result["labels"] = labels or known[0]
+        labels = before.get("labels")
+        if with_labels:
+            asked = {"data": labelled.name, "root": root and str(root.resolve()), "seed": seed, "scores": {}}
+            labels = labels if labels and labels | {"scores": {}} == asked else asked
+        if labels:
+            truth = _supervised(pool.members, labelled, seed, labels["scores"], bar)
+            labels["scores"] |= {member.fingerprint: _number(score) for member, score in zip(pool.members, truth)}
+            result["labels"] = labels
             result["rank_correlation"] = _rank_correlation(found.score, truth)
     result |= found.extra
     result["seconds"] = time.monotonic() - begin

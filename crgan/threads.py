@@ -12,10 +12,16 @@ def core_each(cores: int, begin: Callable[[], None] = lambda: None) -> ThreadPoo
     kept, started = torch.get_num_threads(), Barrier(cores)
 
     def start() -> None:
-        torch.set_num_threads(1)
-        begin()
+        try:
+            torch.set_num_threads(1)
+            begin()
+        except BaseException:
+            started.abort()  # who waits for all would wait for ever
+            raise
 
     threads = ThreadPoolExecutor(cores, initializer=start)
-    list(threads.map(lambda _: started.wait(), range(cores)))
-    torch.set_num_threads(kept)  # threads that begin later take the number that was set last, in any thread
+    try:
+        list(threads.map(lambda _: started.wait(), range(cores)))
+    finally:
+        torch.set_num_threads(kept)  # threads that begin later take the number that was set last, in any thread
     return threads

@@ -219,7 +219,7 @@ def training(
     if lead and cfg.cr_weight and cfg.cr_start >= cfg.steps:
         print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
     dataset = datasets.load(cfg.data, cfg.root)
-    file = checkpoint.open_run(out, cfg, checkpoint_every) if lead else None
+    file = checkpoint.open_run(out, cfg, dataset.image_shape, checkpoint_every) if lead else None
     parallel.wait()
     nets: Any = checkpoint.build_model(cfg, dataset.image_shape).to(place)
     kind = sys.modules[__name__] if cfg.model == "infogan-cr" else vae  # each with make_optimisers and train_step
@@ -239,7 +239,7 @@ def training(
         print(f"going on from {folder}")
     log: Any = Log(file, out, state) if file else None
     if lead:
-        checkpoint.write_config(out, cfg, dataset.image_shape)
+        checkpoint.write_config(out, cfg, dataset.image_shape)  # now that nothing stands against going on
     done = torch.tensor(state["step"], device=place)
     batch = _Batch(dataset, cfg, place)
 

@@ -1,4 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
+from threading import BrokenBarrierError
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from crgan.halving import sequential_halving
 from crgan.metrics import evaluate
 from crgan.models import Member
 from crgan.precision import arithmetic
+from crgan.threads import core_each
 
 SMALL = {"groups": 40, "group_size": 50, "scale_samples": 1000}
 
@@ -233,6 +236,13 @@ def test_bootstrap_is_that_of_whole_vote_tables():
     np.testing.assert_allclose(bootstrap(pool, ~np.eye(6, dtype=bool), 50), total, rtol=1e-6)
 
 
+def test_bootstrap_of_few_groups_is_finite():
+    pool = make_pool(0)
+    for key, pair in pool.pairs.items():
+        pool.pairs[key]._votes, pool.pairs[key].done = [pair.votes[:2]], 2
+    assert np.isfinite(bootstrap(pool, ~np.eye(6, dtype=bool))).all()
+
+
 def test_an_encoder_of_16_bit_codes_votes_as_with_the_same_codes_in_float32():
     class Rounded(Linear):
         def __init__(self, seed, dtype):
@@ -257,6 +267,14 @@ def test_images_of_another_range_or_type_are_told():
         cross_scores(models, **SMALL)
     with pytest.raises(InputError, match=r"bytes\.sample gave a tensor of torch\.uint8, expected floats"):
         cross_scores({"bytes": Bytes(torch.eye(2)), **models}, **SMALL)
+
+
+def test_threads_that_cannot_begin_hold_nobody_up():
+    def begin():
+        raise OSError("no such stream")
+
+    with pytest.raises((BrokenThreadPool, BrokenBarrierError)):
+        core_each(3, begin)
 
 
 def test_threads_that_begin_later_compute_as_before():

@@ -3,6 +3,7 @@
 import base64
 import json
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -63,6 +64,8 @@ def test_scores_of_a_run_say_whether_they_are_of_this_checkpoint(tmp_path, capsy
     assert "<td>dci completeness</td><td>0.2500</td>" in text
     torch.nn.init.zeros_(model.discriminator.real[0].weight)
     checkpoint.save(tmp_path, model, {}, {"step": 2})
+    assert "squares, paper protocol, of an earlier checkpoint</h2>" in page(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint")
     assert "squares, paper protocol, of an earlier checkpoint</h2>" in page(tmp_path)
 
 

@@ -610,41 +610,96 @@ def test_fingerprint_sees_what_is_held_in_other_ways():
 
 
 CODE = """
-import torch
-MIX, SIZES = torch.eye(2), (1, 2)
-def helper(x): return x + 1
 class Model:
     gain = 1.0
-    @staticmethod
-    def encode(x): return helper(x) @ MIX
-    @property
-    def width(self): return SIZES[0]
-    def generate(self, x): return [v * self.gain for v in x]
+    def encode(self, x, *, more=2.0): return [v * self.gain for v in x]
 model = Model()
-also = Model().generate
+method = Model().encode
 plain = lambda x: helper(x)
 """
 
 
-@pytest.mark.parametrize("what", ["model", "also", "plain"])
+@pytest.mark.parametrize("what", ["model", "method", "plain"])
 def test_fingerprint_sees_what_a_model_does(what, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def of(code):
         Path("edited.py").write_text(code)
-        sys.modules.pop("edited", None)
         exec(compile(code, "edited.py", "exec"), vars(module := ModuleType("edited")))
-        monkeypatch.setitem(sys.modules, "edited", module)
         module.__file__ = str(tmp_path / "edited.py")
+        monkeypatch.setitem(sys.modules, "edited", module)
         return fingerprint_of(getattr(module, what))
 
-    edits = [("x + 1", "x + 2")]
-    if what != "plain":
-        edits += [("torch.eye(2)", "torch.ones(2)"), ("(1, 2)", "(2, 2)"), ("gain = 1.0", "gain = 2.0")]
-        edits += [("SIZES[0]", "SIZES[1]"), ("v * self", "v / self")]
+    edits = [("gain = 1.0", "gain = 2.0"), ("more=2.0", "more=3.0"), ("v * self", "v / self")]
+    if what == "plain":
+        edits = [("helper(x)", "helper(-x)"), ("helper", "other")]
     assert of(CODE) == of("# the same\n" + CODE)
     assert len({of(CODE), *(of(CODE.replace(*edit)) for edit in edits)}) == 1 + len(edits)
+
+
+def test_fingerprint_tells_repeated_nested_and_odd_parts_apart():
+    tanh, sigmoid, line, relu = nn.Tanh(), nn.Sigmoid(), nn.Linear(2, 2), torch.nn.functional.relu
+    for one, other in (
+        (nn.Sequential(line, tanh, line, sigmoid, line, tanh), nn.Sequential(line, tanh, line, sigmoid, line, sigmoid)),
+        (nn.Sequential(line, tanh, line, tanh), nn.Sequential(line, tanh, line)),
+        ([relu, torch.tanh, relu], [relu, torch.tanh, torch.tanh]),
+        ({"b": {}, "c": 1}, {"b": {"c": 1}}),
+        ([(1,), ()], [(1, ())]),
+        (range(3), range(4)),
+        (torch.float32, torch.bfloat16),
+        (np.array(["x", "y"]), np.array(["x", "z"])),
+        (np.array([{}, 1], object), np.array([{}, 2], object)),
+        (np.arange(3)[::-1], np.arange(3)),
+        (torch.eye(2).to_sparse(), torch.eye(2)[[1, 0]].to_sparse()),
+        (torch.tensor([1j]).conj(), torch.tensor([1j])),
+    ):
+        assert fingerprint_of(one) != fingerprint_of(other)
+
+
+def test_fingerprint_is_the_same_in_another_process_and_after_use(tmp_path):
+    (tmp_path / "used.py").write_text(
+        "import functools, logging, pathlib, torch\n"
+        "from torch import nn\n"
+        "class Model(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.names, self.log = {'a', 'b', 'c'}, logging.getLogger('used')\n"
+        "        self.path = pathlib.Path('x')\n"
+        "        self.places = {self.path: 1, relu: 2}\n"
+        "        self.part = torch.compile(nn.Linear(2, 2), backend='eager')\n"
+        "        nn.init.ones_(self.part._orig_mod.weight), nn.init.ones_(self.part._orig_mod.bias)\n"
+        "    @functools.cached_property\n"
+        "    def size(self): return 2\n"
+        "    @torch.autocast('cpu')\n"
+        "    def encode(self, x): return self.part(x) + self.size\n"
+        "relu = torch.compile(torch.relu, backend='eager')\n"
+        "from crgan.fingerprint import fingerprint_of\n"
+        "model = Model()\n"
+        "print(fingerprint_of(model))\n"
+        "hash(model.path), model.encode(torch.zeros(3, 2)), relu(torch.zeros(2)), model.log.info('')\n"
+        "print(fingerprint_of(model))\n"
+    )
+    lines = []
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed}
+        done = subprocess.run(
+            [sys.executable, "used.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        lines += done.stdout.splitlines()
+    assert len(lines) == 4
+    assert len(set(lines)) == 1
+
+
+def test_a_model_that_cannot_be_read_is_asked_for_a_fingerprint():
+    with pytest.raises(InputError, match=r"a Linear cannot be told from others .*; give it an attribute 'fingerprint'"):
+        fingerprint_of(nn.Linear(2, 2, device="meta"))
+    chain = None
+    for _ in range(2_000):
+        chain = [chain]
+    with pytest.raises(InputError, match="RecursionError"):
+        fingerprint_of(SimpleNamespace(chain=chain))
 
 
 def test_fingerprint_of_a_model_does_not_depend_on_the_others():

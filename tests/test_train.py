@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, losses, ops
 from crgan.config import Phase
 from crgan.latent import code_presence
+from crgan.log import Log
 from crgan.networks import normalise
 from crgan.precision import arithmetic
 from crgan.train import (
@@ -470,6 +471,9 @@ def test_a_folder_with_files_of_others_is_left_alone(tmp_path):
 def test_a_finished_run_holds_no_file_and_no_thread(tmp_path, small_scores):
     before = threading.active_count()
     train(TINY, tmp_path / "run", "cpu")
+    deadline = time.monotonic() + 10  # the bar's thread ends by itself, which takes a while on a busy machine
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert threading.active_count() == before
     assert not any(str(tmp_path) in os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists())
 
@@ -496,9 +500,21 @@ def test_what_cannot_go_on_is_left_as_it_is(tmp_path, small_scores):
     assert (out / "config.json").read_bytes() == config
     (out / "metrics.jsonl").write_text(log)
     shutil.rmtree(out / "checkpoint")
-    with pytest.raises(InputError, match="has trained 24 steps, but its checkpoint is gone"):
+    with pytest.raises(InputError, match="has trained 24 steps and holds no checkpoint"):
         train(TINY, out, "cpu", checkpoint_every=10)
     assert (out / "metrics.jsonl").read_text() == log
+
+
+def test_killed_while_the_folder_is_made_it_starts_anew(tmp_path, small_scores, monkeypatch):
+    import crgan.train as module
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "Log", lambda *given: Log(*given) and 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(TINY, tmp_path / "run", "cpu")
+    assert checkpoint.read_config(tmp_path / "run")[0] == TINY
+    train(TINY, tmp_path / "run", "cpu")
+    assert checkpoint.latest(tmp_path / "run").name == "step-000000024"
 
 
 def test_a_run_that_failed_before_its_first_checkpoint_takes_other_settings(tmp_path, small_scores):

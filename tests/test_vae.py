@@ -210,5 +210,9 @@ def test_what_a_vae_does_not_use_is_refused_by_name():
         replace(PRESETS["factorvae-dsprites"], num_noise=5)
     with pytest.raises(InputError, match="model is 'factorvae'; expected one of infogan-cr, factor-vae"):
         replace(PRESETS["factorvae-dsprites"], model="factorvae")
+    for field, value, kind in (("steps", 5.5, "int"), ("lr_g", "1", "float"), ("gap_switch", "x", "int or NoneType")):
+        with pytest.raises(InputError, match=f"{field} is {value!r}; expected {kind}"):
+            replace(PRESETS["quick"], **{field: value})
+    assert replace(PRESETS["quick"], lr_g=1).lr_g == 1
     with pytest.raises(InputError, match="gamma is -1"):
         replace(PRESETS["factorvae-dsprites"], gamma=-1.0)

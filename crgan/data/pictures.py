@@ -94,5 +94,5 @@ def folder(root: str | Path | None) -> Dataset:
             left, top = (image.width - side) // 2, (image.height - side) // 2
             yield shrink(image.crop((left, top, left + side, top + side)), 64)[None]
 
-    images = cached(files, "pictures", (len(files), 64, 64, 3), pictures())
+    images = cached(files, f"in-{root.resolve().name[:50]}", (len(files), 64, 64, 3), pictures())
     return Dataset("folder", (3, 64, 64), len(files), read=reader(root, images))
