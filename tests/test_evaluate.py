@@ -13,7 +13,7 @@ from grid_data import Encoder, Grid, Table
 from crgan import PRESETS, checkpoint, cli, data
 from crgan.errors import InputError
 from crgan.evaluate import evaluate as command
-from crgan.metrics import METRICS, PROTOCOLS, applicable, evaluate
+from crgan.metrics import METRICS, PROTOCOLS, applicable, evaluate, sap
 from crgan.metrics.protocol import Samples
 from crgan.models import Member
 
@@ -304,3 +304,17 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(args, sentence, run_fold
     assert sentence in error
     assert "Traceback" not in error
     assert not (run_folder / "metrics.json").exists()
+
+
+def test_arguments_that_make_no_sense_are_named():
+    model, grid = Encoder(EYE), Grid()
+    for given, sizes, message in (
+        ("squares", {}, r"the data set is a name, 'squares'; expected crgan\.data\.load\('squares'\)"),
+        (grid, {"batch_size": -1}, "batch_size is -1; expected a whole number of at least 1"),
+        (grid, {"points": 1.5}, r"points is 1\.5; expected a whole number of at least 1"),
+        (grid, {"test_points": -1}, "test_points is -1; expected a whole number of at least 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(model, given, ("mig",), **sizes)
+    with pytest.raises(InputError, match="continuous holds 7; expected indices of factors, 0 to 2"):
+        sap(np.random.rand(9, 3), np.arange(27).reshape(9, 3) % 2, continuous=(7,))

@@ -281,6 +281,8 @@ def evaluate(
     Raises InputError for an unknown metric, protocol or size, and for a metric that the data or the model
     cannot have.
     """
+    if isinstance(dataset, str):
+        raise InputError(f"the data set is a name, {dataset!r}; expected crgan.data.load({dataset!r})")
     if protocol not in PROTOCOLS:
         raise InputError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
     metrics = (metrics,) if isinstance(metrics, str) else metrics
