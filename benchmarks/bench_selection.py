@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from crgan import checkpoint
-from crgan.centrality import POINTS_BLOCK, Pool, Sizes
 from crgan.config import PRESETS
-from crgan.models import Member, open_models
+from crgan.loading import Member, open_models
+from crgan.selection.centrality import POINTS_BLOCK, Pool, Sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RUNS = sorted(glob(os.environ.get("POOL", "")))

@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import normalize
 
 from crgan import PRESETS
-from crgan.networks import Discriminator
-from crgan.networks import normalise as layers_of
+from crgan.models.networks import Discriminator
+from crgan.models.networks import normalise as layers_of
 from crgan.ops import spectral_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from crgan import PRESETS, checkpoint, data, ops
 from crgan.cli import keep_memory
 from crgan.config import Phase
-from crgan.precision import arithmetic, has_bfloat16
+from crgan.device import arithmetic, has_bfloat16
 from crgan.train import capture, make_optimisers, train_step
 
 PAPER = PRESETS["dsprites"]

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from crgan.centrality import Sizes, bootstrap, factor_score, vote_tables
-from crgan.halving import sequential_halving
+from crgan.selection.budget import sequential_halving
+from crgan.selection.centrality import Sizes, bootstrap, factor_score, vote_tables
 
 L, K, BANK = 100, 5, 2048
 

@@ -3,11 +3,11 @@
 from importlib.metadata import version
 
 from . import data, metrics
-from .centrality import cross_scores, model_centrality, similarity
 from .checkpoint import load
 from .config import PRESETS, Config
 from .errors import InputError
 from .ops import contrastive_loss, traversal_pairs, vote_table
+from .selection.centrality import cross_scores, model_centrality, similarity
 
 __all__ = [
     "PRESETS",

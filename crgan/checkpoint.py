@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from .config import Config
 from .errors import InputError
 from .files import flush, write_json
-from .networks import InfoGAN
+from .models.networks import InfoGAN
+from .models.vae import VAE
 from .optim import Optimisers
-from .vae import VAE
 
 
 def build_model(cfg: Config, image_shape: tuple[int, int, int]) -> InfoGAN | VAE:

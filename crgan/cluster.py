@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from .centrality import Pair, Pool, Sizes
 from .errors import InputError
-from .models import Member, members_of, open_models
+from .loading import Member, members_of, open_models
+from .selection.centrality import Pair, Pool, Sizes
 
 Key = TypeVar("Key")
 RETRIES = 20  # of one piece of work whose worker or machine was lost

@@ -17,8 +17,8 @@ from . import cli, metrics
 from . import data as datasets
 from .errors import InputError
 from .files import write_json
+from .loading import open_models
 from .metrics.protocol import check_names
-from .models import open_models
 
 
 def evaluate(

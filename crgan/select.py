@@ -25,7 +25,13 @@ from scipy.stats import spearmanr
 
 from . import cli, metrics
 from . import data as datasets
-from .centrality import (
+from .cluster import ClusterPool
+from .device import arithmetic
+from .errors import InputError, NotFiniteError
+from .files import alone, write_atomically, write_json
+from .loading import Member, open_models
+from .selection.budget import sequential_halving
+from .selection.centrality import (
     Array,
     Pool,
     Sizes,
@@ -35,14 +41,8 @@ from .centrality import (
     similarity,
     split,
 )
-from .cluster import ClusterPool
-from .errors import InputError, NotFiniteError
-from .files import alone, write_atomically, write_json
-from .halving import sequential_halving
-from .models import Member, open_models
-from .precision import arithmetic
-from .scores import CodesPool, ScoreFile
-from .udr import udr
+from .selection.scores import CodesPool, ScoreFile
+from .selection.udr import udr
 
 
 def select(

@@ -13,15 +13,16 @@ import torch
 import tyro
 from torch import Tensor
 
-from . import checkpoint, cli, losses, metrics, ops, parallel, pictures, vae
+from . import checkpoint, cli, metrics, ops, parallel, pictures
 from . import data as datasets
 from .config import PRESETS, Config, Phase
+from .device import arithmetic, has_bfloat16
 from .errors import InputError
 from .latent import code_presence
 from .log import Log, progress
-from .networks import InfoGAN, gaussian_blur, normalise
+from .models import losses, vae
+from .models.networks import InfoGAN, gaussian_blur, normalise
 from .optim import Optimisers, adam, update
-from .precision import arithmetic, has_bfloat16
 
 LOG_EVERY = 100
 """Steps between two lines of losses in metrics.jsonl."""

@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 
+import aot
 import pytest
-from _crgan_kernels import aot
 
 
 def compile_all(*arguments):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "_crgan_kernels.aot", *arguments]
+    command = [sys.executable, aot.__file__, *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 

@@ -8,7 +8,12 @@ import torch
 from grid_data import Grid
 from linear_models import Linear, known_pool, rotation
 
-from crgan.centrality import (
+from crgan.device import arithmetic
+from crgan.errors import InputError
+from crgan.loading import Member
+from crgan.metrics import evaluate
+from crgan.selection.budget import sequential_halving
+from crgan.selection.centrality import (
     Pair,
     Pool,
     Sizes,
@@ -21,11 +26,6 @@ from crgan.centrality import (
     split,
     vote_tables,
 )
-from crgan.errors import InputError
-from crgan.halving import sequential_halving
-from crgan.metrics import evaluate
-from crgan.models import Member
-from crgan.precision import arithmetic
 from crgan.threads import core_each
 
 SMALL = {"groups": 40, "group_size": 50, "scale_samples": 1000}

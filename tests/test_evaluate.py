@@ -13,9 +13,9 @@ from grid_data import Encoder, Grid, Table
 from crgan import PRESETS, checkpoint, cli, data
 from crgan.errors import InputError
 from crgan.evaluate import evaluate as command
+from crgan.loading import Member
 from crgan.metrics import METRICS, PROTOCOLS, applicable, evaluate, sap
 from crgan.metrics.protocol import Samples
-from crgan.models import Member
 
 SMALL = dict(
     groups=60,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from crgan import losses
+from crgan.models import losses
 
 
 def test_an_undecided_discriminator_costs_two_ln_two():

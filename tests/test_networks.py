@@ -7,7 +7,7 @@ import torch
 
 from crgan import PRESETS, InputError, ops
 from crgan.checkpoint import build_model
-from crgan.networks import (
+from crgan.models.networks import (
     BlockConv2d,
     BlockConvTranspose2d,
     ContrastiveDiscriminator,

@@ -16,12 +16,12 @@ from linear_models import Linear, known_pool, rotation
 from torch import nn
 
 from crgan import checkpoint, cli, select
-from crgan.centrality import Sizes, cross_scores
 from crgan.config import PRESETS
 from crgan.errors import InputError
 from crgan.files import alone
 from crgan.fingerprint import fingerprint_of
-from crgan.models import Member, open_models
+from crgan.loading import Member, open_models
+from crgan.selection.centrality import Sizes, cross_scores
 
 FLAGS = ["--groups", "40", "--group-size", "20", "--scale-samples", "500"]
 SIZES = {"groups": 40, "group_size": 20, "scale_samples": 500}
@@ -258,7 +258,8 @@ def test_budget_spends_its_share_and_leaves_the_good_ones(pool):
 DRIVER = """
 import os, random, signal, sys, time
 from linear_models import known_pool
-from crgan import scores, select
+from crgan import select
+from crgan.selection import scores
 from crgan.fingerprint import fingerprint_of
 
 class Slow:
@@ -329,7 +330,7 @@ def test_killed_at_any_moment_it_goes_on_without_loss(tmp_path):
 
 def test_codes_made_elsewhere(pool, tmp_path):
     """A file filled by hand from the same draws gives the same ranking as the models do."""
-    from crgan.centrality import Pool
+    from crgan.selection.centrality import Pool
 
     result = run()
     models = known_pool()

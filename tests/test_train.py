@@ -18,12 +18,13 @@ import torch
 from dispatch import READ_BACK, operations
 from safetensors.torch import load_file, save_file
 
-from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, losses, ops
+from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, ops
 from crgan.config import Phase
+from crgan.device import arithmetic
 from crgan.latent import code_presence
 from crgan.log import Log
-from crgan.networks import normalise
-from crgan.precision import arithmetic
+from crgan.models import losses
+from crgan.models.networks import normalise
 from crgan.train import (
     capture,
     main,

@@ -4,7 +4,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import Lasso
 
 from crgan.errors import InputError
-from crgan.udr import udr
+from crgan.selection.udr import udr
 
 
 def plain_udr(codes, method):

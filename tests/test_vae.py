@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from crgan import PRESETS, Config, InputError, checkpoint, data, load, ops, vae
+from crgan import PRESETS, Config, InputError, checkpoint, data, load, ops
+from crgan.models import vae
 from crgan.train import train
 
 KINDS = ("factorvae-dsprites", "betavae-dsprites", "betatcvae-dsprites")

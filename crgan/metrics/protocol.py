@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..device import arithmetic
 from ..errors import InputError
-from ..models import Member
-from ..precision import arithmetic
+from ..loading import Member
 from .arrays import codes_array
 from .beta_vae import beta_vae
 from .dci import dci

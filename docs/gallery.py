@@ -1,4 +1,4 @@
-"""`python -m crgan.data OUT.png`: a picture of the sets that need no files, one factor changing along each row."""
+"""`python docs/gallery.py OUT.png`: a picture of the sets that need no files, one factor changing along each row."""
 
 from pathlib import Path
 
@@ -39,4 +39,4 @@ def gallery(out: Path, /) -> None:
     print(f"wrote {out}")
 
 
-run("crgan.data", gallery)
+run("docs/gallery.py", gallery)

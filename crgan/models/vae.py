@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from . import ops, parallel
-from .config import Config, Phase
+from .. import ops, parallel
+from ..config import Config, Phase
+from ..optim import Optimisers, adam, update
 from .networks import _channels, weight_draw
-from .optim import Optimisers, adam, update
 
 TC_BETAS = (0.5, 0.9)  # of the total-correlation discriminator's Adam (Kim and Mnih 2018, appendix A)
 

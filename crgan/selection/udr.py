@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from .errors import InputError
+from ..errors import InputError
 
 Array = NDArray[Any]
 METHODS = ("udr-lasso", "udr-spearman")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, linear, normalize, pad, pixel_shuffle, pixel_unshuffle
 
-from . import ops, parallel
-from .config import Config
-from .errors import InputError
+from .. import ops, parallel
+from ..config import Config
+from ..errors import InputError
 
 
 class Normalised(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from . import parallel
+from .. import parallel
 
 
 def discriminator_loss(

@@ -1,6 +1,6 @@
 """Compiles every Triton kernel ahead of time; needs no GPU.
 
-    python -m _crgan_kernels.aot [--targets 80 90 100] [--only REGEX]
+    python tests/aot.py [--targets 80 90 100] [--only REGEX]
 
 Prints registers and spilled bytes per kernel and target, and ends with exit code 1 where a kernel spills.
 """
@@ -14,12 +14,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import triton
+from _crgan_kernels import contrastive_loss as loss
+from _crgan_kernels import latents, philox, traversal_pairs
+from _crgan_kernels import spectral_norm as norm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-
-from . import contrastive_loss as loss
-from . import latents, philox, traversal_pairs
-from . import spectral_norm as norm
 
 INTEGERS = ("n", "blocks", "high", "seed", "step", "batch", "num_codes", "num_noise", "half")
 INTEGERS += ("stride", "rows", "programs", "n1", "n2")

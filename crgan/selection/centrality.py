@@ -18,12 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .errors import InputError
-from .metrics.arrays import varies
-from .models import Member
-from .ops import vote_table
-from .precision import arithmetic
-from .threads import core_each
+from ..device import arithmetic
+from ..errors import InputError
+from ..loading import Member
+from ..metrics.arrays import varies
+from ..ops import vote_table
+from ..threads import core_each
 
 Array = NDArray[Any]
 POINTS_BLOCK = 256  # images of the scale sample drawn with one seed

@@ -11,10 +11,10 @@ import h5py
 import numpy as np
 import torch
 
+from ..errors import InputError
+from ..files import write_atomically
+from ..fingerprint import hash_files
 from .centrality import Array, Pair, Pool, Sizes
-from .errors import InputError
-from .files import write_atomically
-from .fingerprint import hash_files
 
 FORMAT = 1
 SAVE_EVERY = 1.0  # seconds between two saves at least

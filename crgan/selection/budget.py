@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..errors import InputError
 from .centrality import Array, Sizes
-from .errors import InputError
 
 
 class Halving(NamedTuple):

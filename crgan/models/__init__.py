@@ -1,0 +1,1 @@
+"""Models that crgan trains: InfoGAN-CR and variational autoencoders."""

@@ -1,0 +1,1 @@
+"""Choosing the best model of a pool without labels."""
