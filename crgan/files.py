@@ -1,41 +1,44 @@
-"""Writing files so that a reader, or a kill at any moment, never meets half of one."""
+"""Atomic writes and locks: a reader, or a kill at any moment, never meets half a file."""
 
-import fcntl
-import glob
+import errno
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
-    """`write(temporary)` makes the file, which then takes the place of `path` in one step, flushed to the disk.
+    """Call `write(temporary)`, flush what it wrote to the disk, and move it to `path` in one step.
 
-    Raises OSError, with the old file untouched, where the disk is full or the folder cannot be written.
+    The file gets the permissions that the umask gives, whatever `write` sets. Raises OSError, which names `path`, and
+    leaves the old file as it was where the disk is full or the folder cannot be written.
     """
     path = Path(path)
-    owner = f".{path.stem}.{os.uname().nodename}-"
-    temporary = path.with_name(f"{owner}{os.getpid()}{path.suffix}")
-    for half in path.parent.glob(f"{glob.escape(owner)}*{glob.escape(path.suffix)}"):
-        process = half.name.removeprefix(owner).removesuffix(path.suffix)
-        if process.isdigit() and not _runs(int(process)):
-            half.unlink(missing_ok=True)  # left by a process that was killed while it wrote
-    try:
-        with naming(path):
-            write(temporary)
-            flush(temporary)
-            os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with named_errors(path), tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
+        temporary = Path(folder) / path.name
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(mode)
+        flush(temporary)
+        os.replace(temporary, path)
     flush(path.parent)
 
 
+def write_json(path: str | Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    text = json.dumps(value, indent=2) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
-    """An error of the operating system that names no file is one of this file: a full disk does not say where."""
+def named_errors(path: str | Path) -> Iterator[None]:
+    """Add `path` to errors of the operating system that name no file, as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -44,41 +47,36 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def alone(folder: Path, wait: bool) -> Iterator[bool]:
-    """Holds the lock of a folder, which other processes that ask respect; yields whether it has it. Where the file
-    system has no locks, it does."""
-    descriptor, mine = os.open(folder, os.O_RDONLY), True
+def lock(folder: Path, timeout: float = 0) -> Iterator[bool]:
+    """Hold the lock of `folder` and yield True; yield False if another process still holds it after `timeout` seconds.
+
+    A timeout of -1 waits for ever. The lock ends with the process. Where the file system has no locks, or the folder
+    cannot be written, everyone gets it.
+    """
+    file, acquired = FileLock(folder / ".lock"), True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        mine = False
-    except OSError:
+        file.acquire(timeout)
+    except Timeout:
+        acquired = False
+    except (OSError, NotImplementedError):
         pass
     try:
-        yield mine
+        yield acquired
     finally:
-        os.close(descriptor)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    text = json.dumps(value, indent=2) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text))
+        file.release()
 
 
 def flush(path: Path) -> None:
-    """Makes a file, or the names in a folder, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make a file, or the names in a folder, survive a power cut, where the file system offers that."""
+    with named_errors(path):
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except PermissionError:  # Windows opens no folders
+            return
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # FUSE, CIFS
+                raise
+        finally:
+            os.close(descriptor)

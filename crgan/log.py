@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from .errors import InputError
-from .files import naming
+from .files import named_errors
 
 
 class Log:
@@ -31,7 +31,7 @@ class Log:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if values:
-            with naming(self.file.name):
+            with named_errors(self.file.name):
                 self.file.write(json.dumps({"step": step, **values}) + "\n")
                 self.file.flush()
         for name, value in values.items():
@@ -42,7 +42,7 @@ class Log:
 
     def size(self) -> int:
         self.board.flush()
-        with naming(self.file.name):
+        with named_errors(self.file.name):
             os.fsync(self.file.fileno())  # a checkpoint holds this size: after a power cut the lines must be there too
         return self.file.tell()
 

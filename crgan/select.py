@@ -28,7 +28,7 @@ from . import data as datasets
 from .cluster import ClusterPool
 from .device import arithmetic
 from .errors import InputError, NotFiniteError
-from .files import alone, write_atomically, write_json
+from .files import lock, write_atomically, write_json
 from .loading import Member, open_models
 from .selection.budget import sequential_halving
 from .selection.centrality import (
@@ -124,7 +124,7 @@ def select(
     if method == "centrality":
         result |= asdict(pool.sizes) | {"budget": budget}
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), _Rate(), TimeRemainingColumn())
-    with alone(out, wait=False) as mine, Progress(*columns, console=console) as bar:
+    with lock(out) as mine, Progress(*columns, console=console) as bar:
         if not mine:
             raise InputError(f"another process selects into {out}; wait for its end, or give another --out")
         if method == "centrality":

@@ -1,52 +1,75 @@
-"""A file is whole or not there, and what a killed writer left goes away."""
+"""A file is whole or not there; locks hold between processes and end with them."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from crgan.files import write_atomically
-
-WRITER = """
-import sys, time
-from crgan.files import write_atomically
-
-def write(temporary):
-    temporary.write_text("half")
-    print(temporary.name, flush=True)
-    sys.stdin.read()
-
-write_atomically(sys.argv[1], write)
-"""
+from crgan.files import flush, lock, write_atomically
 
 
-def test_only_what_a_killed_writer_left_is_removed(tmp_path):
-    path = tmp_path / "a[1].txt"
-    write_atomically(path, lambda temporary: temporary.write_text("old"))
-    command = [sys.executable, "-c", WRITER, str(path)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
-        half = tmp_path / writer.stdout.readline().strip()
-        assert half.read_text() == "half"
-        assert path.read_text() == "old"
-        write_atomically(path, lambda temporary: temporary.write_text("new"))
-        assert half.exists()  # its writer lives
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
-    assert half.exists()
-    write_atomically(path, lambda temporary: temporary.write_text("newer"))
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
-    assert path.read_text() == "newer"
-
-
-def test_a_writer_that_fails_leaves_the_old_file_alone(tmp_path):
+def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")
 
     def write(temporary):
         temporary.write_text("half")
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as caught:
         write_atomically(path, write)
+    assert caught.value.filename == str(path)
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a[1].txt"
+    path.write_text("old")
+    code = (
+        "import sys, os, signal; from crgan.files import write_atomically\n"
+        "write_atomically(sys.argv[1], lambda t: (t.write_text('half'), os.kill(os.getpid(), signal.SIGKILL)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path):
+    before = os.umask(0o022)
+    try:
+        write_atomically(tmp_path / "a.txt", lambda t: (t.write_text("text"), t.chmod(0o600)))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_file_systems_without_fsync_are_no_obstacle(tmp_path, monkeypatch):
+    def refuse(descriptor, number=errno.EINVAL):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    flush(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: refuse(descriptor, errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
+        flush(tmp_path)
+    assert caught.value.filename == str(tmp_path)
+
+
+def test_a_lock_holds_between_processes_and_ends_with_its_own(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from crgan.files import lock\n"
+        "with lock(Path(sys.argv[1])) as acquired: print(acquired, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "True\n"
+        with lock(tmp_path) as acquired:
+            assert not acquired
+        holder.kill()
+        holder.wait()
+    with lock(tmp_path, timeout=5) as acquired:
+        assert acquired
+        with lock(tmp_path) as again:
+            assert not again

@@ -18,7 +18,7 @@ from torch import nn
 from crgan import checkpoint, cli, select
 from crgan.config import PRESETS
 from crgan.errors import InputError
-from crgan.files import alone
+from crgan.files import lock
 from crgan.fingerprint import fingerprint_of
 from crgan.loading import Member, open_models
 from crgan.selection.centrality import Sizes, cross_scores
@@ -225,7 +225,7 @@ def test_udr_behind_the_same_command(pool, method):
 def test_one_process_and_one_method_in_a_folder(pool, capsys):
     run()
     fails(capsys, "pool:models", "--out", "out", "--method", "udr-lasso", match="out holds the ranking by centrality")
-    with alone(Path("out"), wait=True) as mine:
+    with lock(Path("out")) as mine:
         assert mine
         fails(capsys, "pool:models", "--out", "out", *FLAGS, match="another process selects into out")
 

@@ -26,7 +26,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from crgan.errors import InputError
-from crgan.files import alone, write_atomically
+from crgan.files import lock, write_atomically
 
 _BLOCK = 1 << 24  # bytes converted at a time
 Shape = tuple[int, ...]
@@ -139,7 +139,7 @@ def cached(sources: Sequence[Path], tag: str, shape: Shape, blocks: Iterable[np.
         expect(sources[0], "number of images", at, shape[0])
 
     if not target.is_file():
-        with alone(target.parent, wait=True):  # many processes may start at once, and the file is large
+        with lock(target.parent, timeout=-1):  # many processes may start at once, and the file is large
             if not target.is_file():
                 write_atomically(target, write)
                 if target.parent.parent == sources[0].parent:  # else the cache of other files may be called the same
