@@ -1,17 +1,17 @@
-"""Checkpoints without pickle: safetensors and JSON, whole or absent, enough to go on with the same bits.
+"""Run folders without pickle: safetensors and JSON, whole or absent, enough to continue with the same bits.
 
 A run folder holds `config.json` and `checkpoint/step-<n>/` with `model.safetensors`, `optimisers.safetensors` and
-`state.json`. A checkpoint is written under a temporary name, renamed, and only then is the one before it removed.
+`state.json`. A checkpoint is written under a temporary name and renamed; only then is the previous one removed.
+`checkpoint/before-cr/` keeps the state just before the contrastive regularizer starts: the paper's InfoGAN (modified).
 """
 
-import fcntl
 import json
 import shutil
+import time
 import warnings
-from contextlib import suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -19,95 +19,64 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from .config import Config
+from .device import float32_defaults
 from .errors import InputError
-from .files import flush, write_json
-from .models.networks import InfoGAN
-from .models.vae import VAE
-from .optim import Optimisers
+from .files import flush, write_atomically, write_json
+from .models import Build, Model, Optimisers, build_model
+
+BEFORE_CR = "before-cr"
+Shape = tuple[int, int, int]
 
 
-def build_model(cfg: Config, image_shape: tuple[int, int, int]) -> InfoGAN | VAE:
-    """The untrained model of a configuration, its weights fixed by the seed."""
-    return (InfoGAN if cfg.model == "infogan-cr" else VAE)(cfg, image_shape)
+def load(run: str | Path, device: str | torch.device = "cpu", build: Build | None = None) -> Model:
+    """Return the trained model of a run folder, with `sample`, `generate` and `encode`, in eval mode.
 
-
-def load(run: str | Path) -> InfoGAN | VAE:
-    """The trained model of a run folder, on the CPU, with `sample`, `generate` and `encode`.
-
-    Warns where its training has not come to its end. Raises InputError where the folder holds no run or its
+    `run` may also be the `checkpoint/before-cr` folder of a run. `build` makes the model of a run that was trained with
+    networks of your own. Warns if training has not finished. Raises InputError if the folder holds no run, or its
     checkpoint cannot be read.
     """
-    run = Path(run)
-    cfg, image_shape = read_config(run)
-    model = build_model(cfg, image_shape)
-    folder = latest(run)
-    if folder is None:
-        raise InputError(f"{run} has no checkpoint yet; let its training go on, or leave it out")
-    if (step := int(folder.name[5:])) < cfg.steps:
+    run = Path(run).expanduser()
+    for attempt in range(3):
+        checkpoint = run if run.name == BEFORE_CR else latest(run)
+        home = run.parent.parent if run.name == BEFORE_CR else run
+        cfg, image_shape = read_config(home)
+        if checkpoint is None:
+            raise InputError(f"{run} has no checkpoint yet; let its training continue, or leave it out")
+        model = new_model(cfg, image_shape, build)
+        try:
+            _load_model(model, checkpoint / "model.safetensors")
+            break
+        except InputError:
+            if checkpoint.exists() or attempt == 2:
+                raise
+            time.sleep(0.1)  # training has just replaced this checkpoint by a newer one
+    if run.name != BEFORE_CR and (step := _step(checkpoint)) < cfg.steps:
         warnings.warn(f"{run} has trained {step:,} of its {cfg.steps:,} steps", stacklevel=2)
-    _load_model(model, folder / "model.safetensors")
-    return model.eval()
+    return model.for_use().to(device)
 
 
-def open_run(out: Path, cfg: Config, image_shape: tuple[int, int, int], checkpoint_every: int) -> IO[str]:
-    """Makes a new run folder, or checks that the one that is there is of this configuration and that no other process
-    trains in it; returns its metrics.jsonl, which stays locked until it is closed.
-
-    Raises InputError where it is of another configuration, in use, no run folder, or has lost its checkpoint. Changes
-    nothing in a run that is there: what else stands against going on is still to be seen.
-    """
-    if out.exists() and not (out / "config.json").exists():
-        found = list(out.iterdir()) if out.is_dir() else [out]
-        if any(p.name[0] != "." and (p.name != "metrics.jsonl" or p.stat().st_size) for p in found):
-            raise InputError(f"{out} exists and is no run folder; move it away, or give another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    file = (out / "metrics.jsonl").open("a+", errors="replace")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(f"another process trains in {out}; wait for its end, or give another --out") from None
-    except OSError:
-        pass  # a file system without locks
-    if not (out / "config.json").exists():
-        write_config(out, cfg, image_shape)
-    else:
-        before, _ = read_config(out)
-        values = [(field.name, getattr(before, field.name), getattr(cfg, field.name)) for field in fields(cfg)]
-        changed = [(name, old, new) for name, old, new in values if old != new and not (name == "steps" and new > old)]
-        if changed and latest(out) is not None:
-            name, old, new = changed[0]
-            way = f"--{name.replace('_', '-')} {old}" if len(changed) == 1 else "the preset and the flags of then"
-            others = ", ".join(f"{name} = {old} ({new})" for name, old, new in changed[1:])
-            raise InputError(
-                f"{out} was trained with {name} = {old}, now it is {new}{'; also with ' * bool(others)}{others}; "
-                f"give {way} to go on, or another --out"
-            )
-    if latest(out) is None and (step := _last_step(file)) > checkpoint_every:
-        raise InputError(f"{out} has trained {step:,} steps and holds no checkpoint; remove it or give another --out")
-    return file
+def new_model(cfg: Config, image_shape: Shape, build: Build | None = None) -> Model:
+    """Return the untrained model, in float32 on the CPU whatever torch's defaults are."""
+    with float32_defaults():
+        return (build or build_model)(cfg, image_shape)
 
 
-def _last_step(file: IO[str]) -> int:
-    """Of the lines in metrics.jsonl."""
-    file.seek(0)
-    steps = [0]
-    for line in file:
-        with suppress(ValueError, KeyError, TypeError):  # half a line, left by a kill
-            steps.append(int(json.loads(line)["step"]))
-    return steps[-1]
+# ---------------------------------------------------------------- config.json
 
 
-def write_config(run: Path, cfg: Config, image_shape: tuple[int, int, int]) -> None:
-    write_json(run / "config.json", {"config": cfg.to_json(), "image_shape": list(image_shape)})
+def write_config(run: Path, cfg: Config, image_shape: Shape, about: dict[str, Any]) -> None:
+    """Write config.json: the configuration, the shape of the images, and where the run was made (`about`)."""
+    write_json(run / "config.json", {"config": cfg.to_json(), "image_shape": list(image_shape), **about})
 
 
-def read_config(run: Path) -> tuple[Config, tuple[int, int, int]]:
+def read_config(run: Path) -> tuple[Config, Shape]:
+    """Raises InputError if the folder holds no run, or its config.json is not of this version of crgan."""
     path = run / "config.json"
     if not path.is_file():
         raise InputError(
             f"{run} is no run folder: {path} is missing; expected the --out folder of python -m crgan.train"
         )
-    content = _read_json(path)
+    content = read_json(path)
     try:
         channels, height, width = content["image_shape"]
         return Config.from_json(content["config"]), (channels, height, width)
@@ -115,30 +84,90 @@ def read_config(run: Path) -> tuple[Config, tuple[int, int, int]]:
         raise InputError(f"{path} is no configuration of this version of crgan: {error}") from None
 
 
+def continued_config(out: Path, cfg: Config, data_identity: str) -> Config:
+    """Return the configuration with which a run continues in `out`, or `cfg` where it starts.
+
+    What `cfg` leaves to the machine (precision and threads) is taken from the run. `root` may differ: it says where the
+    data are, not what they are. Raises InputError if `out` holds something else, or a run of another configuration.
+    """
+    if not (out / "config.json").exists():
+        found = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
+        if any(path.name[0] != "." for path in found):
+            raise InputError(f"{out} exists and is no run folder; move it away, or give another --out")
+        return cfg
+    if latest(out) is None:  # it failed before its first checkpoint
+        return cfg
+    before, _ = read_config(out)
+    cfg = replace(
+        cfg,
+        precision=before.precision if cfg.precision == "auto" else cfg.precision,
+        threads=cfg.threads or before.threads,
+    )
+    values = [(field.name, getattr(before, field.name), getattr(cfg, field.name)) for field in fields(cfg)]
+    changed = [
+        (name, old, new)
+        for name, old, new in values
+        if old != new and name not in ("root", "eval_every") and not (name == "steps" and new > old)
+    ]
+    if changed:
+        name, old, new = changed[0]
+        way = f"--{name.replace('_', '-')} {old}" if len(changed) == 1 else "the same preset and flags"
+        others = ", ".join(f"{name} = {old} (now {new})" for name, old, new in changed[1:])
+        raise InputError(
+            f"{out} was trained with {name} = {old}, now it is {new}{'; also with ' * bool(others)}{others}; "
+            f"give {way} to continue, or another --out"
+        )
+    recorded = read_json(out / "config.json").get("data_identity", data_identity)
+    if recorded != data_identity:
+        raise InputError(
+            f"the images of {cfg.data} have changed since {out} was trained; restore them or give another --out"
+        )
+    return cfg
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Raises InputError if the file holds no JSON object."""
+    try:
+        content = json.loads(path.read_text())
+        if isinstance(content, dict):
+            return content
+        raise ValueError("not an object")
+    except ValueError as error:
+        raise InputError(f"{path} is not readable JSON ({error}); restore it or start with a new --out") from None
+
+
+# ---------------------------------------------------------------- checkpoints
+
+
 def latest(run: Path) -> Path | None:
-    """The folder of the newest whole checkpoint of a run."""
-    return max(_checkpoints(run), key=lambda folder: int(folder.name[5:]), default=None)
+    """Return the folder of the newest whole checkpoint of a run."""
+    return max(_checkpoints(run), key=_step, default=None)
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    """Not a user's copies, whose names differ."""
+    """Return the checkpoints of a run, but not a user's copies, whose names differ."""
     return [folder for folder in (run / "checkpoint").glob("step-*") if folder.name[5:].isdecimal()]
 
 
-def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, Any]) -> Path:
-    """Writes the checkpoint of `state["step"]`; the one before it is kept until this one is whole.
+def _step(folder: Path) -> int:
+    return int(folder.name[5:])
 
-    Raises OSError where the disk is full and InputError where a tensor is not finite: the one before it then stays.
+
+def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, Any], name: str = "") -> Path:
+    """Write the checkpoint of `state["step"]`, and remove the previous one once this one is whole.
+
+    A checkpoint with a `name` is kept. Raises OSError if the disk is full and InputError if a weight is not finite; the
+    previous checkpoint then stays.
     """
-    tensors = {name: value.detach().contiguous() for name, value in model.state_dict().items()}
-    for name, value in tensors.items():
+    tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+    for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(
-                f"after step {state['step']} the weights {name} are not finite; "
+                f"after step {state['step']} the weights {key} are not finite; "
                 f"the last good checkpoint is {latest(run) or 'none'}: "
                 "start anew in another --out, with smaller learning rates"
             )
-    final = run / "checkpoint" / f"step-{state['step']:09d}"
+    final = run / "checkpoint" / (name or f"step-{state['step']:09d}")
     temporary = final.with_name("incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -152,44 +181,43 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     for folder in _checkpoints(run):
-        if folder != final:
+        if not name and folder != final:
             shutil.rmtree(folder)
     return final
 
 
 def restore(folder: Path, model: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
-    """Loads a checkpoint in place and returns its state."""
+    """Load a checkpoint in place and return its state. Raises InputError if it is of another model or damaged."""
     _load_model(model, folder / "model.safetensors")
-    path = folder / "optimisers.safetensors"
-    saved = _load_file(path)
-    kinds = ("step", "exp_avg", "exp_avg_sq")
-    expected = {
-        f"{name}.{i}.{kind}"
-        for name, optimiser in optimisers.items()
-        if f"{name}.0.step" in saved  # H has none while the regularizer is off
-        for i in range(sum(len(group["params"]) for group in optimiser.param_groups))
-        for kind in kinds
-    }
-    if wrong := sorted(expected ^ set(saved)):
-        raise InputError(f"{path} is of another model: its tensors differ in {wrong[0]}; start with a new --out")
-    for name, optimiser in optimisers.items():
-        if f"{name}.0.step" not in saved:
-            continue
-        content = optimiser.state_dict()
-        for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            entry = {kind: saved[f"{name}.{i}.{kind}"] for kind in kinds}
-            if any(value.dim() and value.shape != parameter.shape for value in entry.values()):
-                raise InputError(f"{path} is of another model: its {name}.{i} has an unexpected shape")
-            # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
-            content["state"][i] = {
-                key: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(parameter.device)
-                for key, value in entry.items()
-            }
-        optimiser.load_state_dict(content)
-    state = _read_json(folder / "state.json")
+    _load_optimisers(optimisers, folder / "optimisers.safetensors")
+    state = read_json(folder / "state.json")
     for name in ("step", "metrics_bytes"):
         if not isinstance(value := state.get(name), int) or value < 0:
             raise InputError(f"{folder / 'state.json'} has {name} {value}, expected a number; start with a new --out")
+    return state
+
+
+def restore_trunk(run: Path, cfg: Config, model: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
+    """Start from the state of `run` just before its regularizer: all but H is loaded. Returns that state.
+
+    Raises InputError if `run` has no such state, or `cfg` differs in more than the regularizer and the length.
+    """
+    folder = run / "checkpoint" / BEFORE_CR
+    if not folder.is_dir():
+        raise InputError(f"{folder} is missing; expected --from RUN of a run whose regularizer has started")
+    before, _ = read_config(run)
+    state = read_json(folder / "state.json")
+    free = {"steps", "cr_weight", "gap", "gap_switch", "gap_after", "h_norm", "lr_h", "eval_every", "threads", "root"}
+    for field in fields(cfg):
+        old, new = getattr(before, field.name), getattr(cfg, field.name)
+        if old != new and field.name not in free:
+            raise InputError(f"{run} has {field.name} = {old}, now it is {new}; --from changes the regularizer only")
+    own_h = {key: value for key, value in model.state_dict().items() if key.startswith("contrastive.")}
+    saved = _load_file(folder / "model.safetensors")
+    saved = {key: value for key, value in saved.items() if not key.startswith("contrastive.")}
+    _load_state(model, saved | own_h, folder)
+    trained = {name: optimiser for name, optimiser in optimisers.items() if name != "contrastive"}
+    _load_optimisers(trained, folder / "optimisers.safetensors")
     return state
 
 
@@ -202,38 +230,52 @@ def _optimiser_tensors(optimisers: Optimisers) -> dict[str, Tensor]:
     }
 
 
+def _load_optimisers(optimisers: Optimisers, path: Path) -> None:
+    saved, moments = _load_file(path), ("step", "exp_avg", "exp_avg_sq")
+    for name, optimiser in optimisers.items():
+        if f"{name}.0.step" not in saved:  # H has none while the regularizer is off
+            continue
+        content = optimiser.state_dict()
+        for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+            entry = {key: saved.get(f"{name}.{i}.{key}") for key in moments}
+            if any(value is None or (value.dim() and value.shape != parameter.shape) for value in entry.values()):
+                raise InputError(f"{path} is of another model: its {name}.{i} differs; start with a new --out")
+            # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
+            content["state"][i] = {
+                key: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(parameter.device)
+                for key, value in entry.items()
+                if value is not None
+            }
+        optimiser.load_state_dict(content)
+
+
+def _load_model(model: nn.Module, path: Path) -> None:
+    _load_state(model, _load_file(path), path)
+
+
+def _load_state(model: nn.Module, saved: dict[str, Tensor], path: Path) -> None:
+    try:
+        model.load_state_dict(saved)
+    except RuntimeError as error:
+        what = str(error).partition("\n")[2].strip().partition("\n")[0]
+        raise InputError(f"{path} is of another model: {what} Start with a new --out, or give build") from None
+
+
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     try:
-        save_file(tensors, path)
+        write_atomically(path, lambda temporary: save_file(tensors, temporary))
     except SafetensorError as error:  # the library wraps the operating system's error in its own
         raise OSError(0, str(error), str(path)) from None
-    flush(path)
 
 
 def _load_file(path: Path) -> dict[str, Tensor]:
     try:
+        with path.open("rb"):  # a missing permission or file is no damage
+            pass
         return load_file(path)
+    except PermissionError:
+        raise
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"{path} cannot be read as a checkpoint ({error}); restore it or start with a new --out"
         ) from None
-
-
-def _load_model(model: nn.Module, path: Path) -> None:
-    saved, expected = _load_file(path), model.state_dict()
-    wrong = sorted(set(saved) ^ set(expected)) or [
-        k for k, value in expected.items() if (saved[k].shape, saved[k].dtype) != (value.shape, value.dtype)
-    ]
-    if wrong:
-        raise InputError(f"{path} is of another model: its tensors differ in {wrong[0]}; start with a new --out")
-    model.load_state_dict(saved)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-        if isinstance(content, dict):
-            return content
-        raise ValueError("not an object")
-    except ValueError as error:
-        raise InputError(f"{path} is not readable JSON ({error}); restore it or start with a new --out") from None

@@ -1,26 +1,47 @@
-"""The arithmetic of the networks' passes: what a processor has, and what torch may use while a step runs."""
+"""Devices and their arithmetic: which one to use, what it can do, and what torch may use while a step runs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether the processor multiplies bfloat16 itself; where it does not, emulation is slower than float32."""
+    """Return whether the processor multiplies bfloat16 natively. Where it does not, float32 is faster."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    has = torch.cpu.get_capabilities()
-    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 @contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """Until left, cuDNN takes only what repeats its bits, and GPUs multiply in TF32 only if that is the precision."""
-    matmul, tf32 = torch.backends.cuda.matmul, precision == "tf32"
-    before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+def exact_arithmetic() -> Iterator[None]:
+    """Context manager: deterministic cuDNN algorithms, and no TF32 in matrix products and convolutions."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, Any]] = [
+        (cudnn, "deterministic", True),
+        (cudnn, "benchmark", False),
+        (cudnn.conv, "fp32_precision", "ieee"),
+        (matmul, "fp32_precision", "ieee"),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    for owner, name, value in settings:
+        setattr(owner, name, value)
     try:
-        with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=tf32):
+        yield
+    finally:
+        for (owner, name, _), value in zip(settings, before):
+            setattr(owner, name, value)
+
+
+@contextmanager
+def float32_defaults() -> Iterator[None]:
+    """Context manager: modules and tensors are made in float32 on the CPU, whatever the caller's torch defaults are."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
             yield
     finally:
-        matmul.allow_tf32 = before
+        torch.set_default_dtype(dtype)

@@ -243,14 +243,12 @@ def contrastive_loss(
     index: Tensor,  # [B] int64 in [0, K), the code that the pair shares
     *,
     impl: str = "auto",
-    return_accuracy: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The contrastive regularizer: mean over B of -log softmax(features @ weight.T + bias)[index].
+) -> Tensor:
+    """Return the contrastive loss: the mean over B of -log softmax(features @ weight.T + bias)[index].
 
-    (Lin et al. 2020, InfoGAN-CR, section 3; H's last layer fused with its cross-entropy.) Returns a float32 scalar;
-    with `return_accuracy` also the share of pairs whose largest logit is the index's, without gradient. Computed
-    in float32 whatever the types, which may differ (autocast features, float32 weights); each gradient has its
-    argument's type. An empty batch has loss, accuracy and gradients 0.
+    (Lin et al. 2020, InfoGAN-CR, section 3; H's last layer fused with its cross-entropy.) A float32 scalar, computed
+    in float32 whatever the types, which may differ (autocast features, float32 weights). Each gradient has its
+    argument's type. An empty batch has loss and gradients 0.
 
     Raises InputError on shapes or types that do not fit, and where the named `impl` cannot run. The kernel is
     differentiable once: a second derivative raises RuntimeError.
@@ -272,14 +270,12 @@ def contrastive_loss(
     wide = any(t.dtype not in (torch.float32, torch.float16, torch.bfloat16) for t in (features, weight, bias))
     obstacle = "the kernel reads float32, float16 and bfloat16" if wide else ""
     if _choose_kernel("contrastive_loss", impl, features.device, obstacle) == "triton":
-        loss, accuracy = _contrastive_loss(features, weight, bias, index)
-    else:
-        loss, accuracy = loss_kernels.contrastive_loss_ref(features, weight, bias, index)
-    return (loss, accuracy.detach()) if return_accuracy else loss
+        return _contrastive_loss(features, weight, bias, index)
+    return loss_kernels.contrastive_loss_ref(features, weight, bias, index)
 
 
 @torch.library.custom_op("crgan::contrastive_loss", mutates_args=())
-def _contrastive_loss(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _contrastive_loss(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
     return loss_kernels.contrastive_loss_triton(features, weight, bias, index)
 
 
@@ -292,7 +288,7 @@ def _contrastive_loss_backward(
 
 @_contrastive_loss.register_fake
 def _(features, weight, bias, index):
-    return tuple(features.new_empty((), dtype=torch.float32) for _ in range(2))
+    return features.new_empty((), dtype=torch.float32)
 
 
 @_contrastive_loss_backward.register_fake
@@ -304,7 +300,7 @@ def _save_for_backward(ctx, inputs, output):
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx, grad_loss, grad_accuracy):
+def _differentiate(ctx, grad_loss):
     return *_contrastive_loss_backward(grad_loss, *ctx.saved_tensors), None
 
 

@@ -1,4 +1,4 @@
-"""What a model makes, as pictures: samples and latent traversals."""
+"""Pictures of what a model generates: samples and latent traversals."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,6 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .files import write_atomically
-from .latent import traversal_codes
 
 
 def image_grid(
@@ -19,7 +18,7 @@ def image_grid(
     gutter: int = 2,
     shortest: int = 64,
 ) -> Image.Image:
-    """The images in a grid, each enlarged by a whole factor to at least `shortest` pixels, with a label per row."""
+    """Arrange images in a grid with a label per row, each enlarged by an integer factor to at least `shortest`."""
     rows, columns, channels, height, width = images.shape
     zoom = max(1, -(-shortest // min(height, width)))
     pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
@@ -39,30 +38,64 @@ def image_grid(
     return grid
 
 
-def traversal_picture(
+def traversal_codes(
+    base: Tensor,  # [K], the codes that stay
+    num_values: int,
+    low: float,
+    high: float,
+) -> Tensor:  # [K, num_values, K]
+    """Latent traversal: row i moves code i from `low` to `high` while the others keep their value in `base`."""
+    codes = base.expand(len(base), num_values, -1).clone()
+    rows = torch.arange(len(base))
+    codes[rows, :, rows] = torch.linspace(low, high, num_values, dtype=base.dtype, device=base.device)
+    return codes
+
+
+def traversal_images(
     model: Any,  # with num_codes and generate
-    moved: Sequence[str] = (),  # K names of the factor that each code moves most
+    base: Tensor | None = None,  # [K]; None: all 0
+    noise: Tensor | None = None,  # [Z]; None: all 0
+    num_values: int = 10,
+    reach: float | None = None,  # None: 1 for uniform codes, 2 for Gaussian ones
+) -> Tensor:  # [K, num_values, C, H, W]
+    """Generate the images of a latent traversal from -reach to reach. The noise is the same in all of them."""
+    k, num_noise = model.num_codes, getattr(model, "num_noise", 0)
+    if reach is None:
+        reach = 1.0 if getattr(model, "prior", "normal") == "uniform" else 2.0
+    base = torch.zeros(k, dtype=torch.float32) if base is None else base
+    codes = traversal_codes(base, num_values, -reach, reach).flatten(0, 1)
+    if not num_noise:
+        return model.generate(codes).unflatten(0, (k, num_values))
+    noise = torch.zeros(num_noise, dtype=torch.float32) if noise is None else noise
+    return model.generate(codes, noise=noise.expand(len(codes), -1)).unflatten(0, (k, num_values))
+
+
+def traversal_picture(
+    model: Any,
+    labels: Sequence[str] = (),  # K texts: what each code follows
 ) -> Image.Image:
-    """Rows are codes, columns are 10 values of that code, from -1 to 1 or, where codes are Gaussian, from -2 to 2; all
-    else, noise too, stands still at 0."""
-    k, num_values = model.num_codes, 10
-    reach = 1.0 if getattr(model, "prior", "normal") == "uniform" else 2.0
-    codes = traversal_codes(torch.zeros(k), num_values, -reach, reach)
-    # One row of noise for all images: a batch of equal rows would draw it anew for each.
-    noise = torch.zeros(k * num_values, model.num_noise) if getattr(model, "num_noise", 0) else None
-    codes = codes.flatten(0, 1)
-    images = model.generate(codes) if noise is None else model.generate(codes, noise=noise)
-    labels = [f"c{i + 1}" + (f"  {moved[i]}" if moved else "") for i in range(k)]
-    return image_grid(images.unflatten(0, (k, num_values)), labels)
+    """Draw a latent traversal: rows are codes, columns are 10 values of that code; all else stays at 0."""
+    rows = [f"c{i + 1}" + (f"  {labels[i]}" if labels else "") for i in range(model.num_codes)]
+    return image_grid(traversal_images(model), rows)
 
 
 def samples_picture(model: Any, rows: int = 8, columns: int = 8, seed: int = 0) -> Image.Image:
     return image_grid(model.sample(rows * columns, seed).unflatten(0, (rows, columns)), shortest=32)
 
 
-def moved_factors(votes: np.ndarray, names: Sequence[str]) -> list[str]:
-    """For each row of a vote table [K, F] the name of the factor with most votes, "-" where it has none."""
-    return [names[int(row.argmax())] if row.any() else "-" for row in votes]
+def followed_factors(votes: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Name the factor that each code follows, with its share of the code's votes: "posY 97 %".
+
+    `votes` [K, F] counts the groups of each factor for which a code voted. A code gets "–" unless its best share
+    exceeds chance, 1 / F, by three standard errors.
+    """
+    labels, chance = [], 1 / votes.shape[1]
+    for row in votes:
+        total, best = int(row.sum()), int(row.argmax())
+        share = row[best] / max(total, 1)
+        supported = total > 0 and share > chance + 3 * (chance * (1 - chance) / total) ** 0.5
+        labels.append(f"{names[best]} {100 * share:.0f} %" if supported else "–")
+    return labels
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

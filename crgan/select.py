@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from . import cli, metrics
 from . import data as datasets
 from .cluster import ClusterPool
-from .device import arithmetic
+from .device import exact_arithmetic
 from .errors import InputError, NotFiniteError
 from .files import lock, write_atomically, write_json
 from .loading import Member, open_models
@@ -253,7 +253,7 @@ def _centrality(pool: Pool, budget: float, path: Path, bar: Progress) -> Outcome
     return Outcome(ranking, score, bootstrap(pool, mask).std(0), A, extra)
 
 
-@arithmetic("float32")
+@exact_arithmetic()
 def _udr(pool: Pool, method: str, samples: int, name: str | None, root: Path | None, bar: Progress) -> Outcome:
     if isinstance(pool, CodesPool):
         codes = pool.common_codes()

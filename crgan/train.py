@@ -1,143 +1,200 @@
-"""Training: the step, the loop, and the command `python -m crgan.train [PRESET]`."""
+"""Training: the loop, and the command `python -m crgan.train [PRESET]`."""
 
 import json
+import shutil
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 from torch import Tensor
 
-from . import checkpoint, cli, metrics, ops, parallel, pictures
+from . import checkpoint, cli, metrics, ops, pictures
 from . import data as datasets
-from .config import PRESETS, Config, Phase
-from .device import arithmetic, has_bfloat16
+from .config import CHECKPOINT_EVERY, PRESETS, Config, Phase
+from .device import exact_arithmetic
 from .errors import InputError
-from .latent import code_presence
-from .log import Log, progress
-from .models import losses, vae
-from .models.networks import InfoGAN, gaussian_blur, normalise
-from .optim import Optimisers, adam, update
+from .files import lock
+from .log import Log, training_progress
+from .models import ALGORITHMS, Build, Model
+from .models.infogan import restart_h
+from .runs import base_config, default_out, describe, resolve
 
 LOG_EVERY = 100
 """Steps between two lines of losses in metrics.jsonl."""
 
-
-def make_optimisers(nets: InfoGAN, cfg: Config) -> Optimisers:
-    """One Adam each for G, D with Q, and H."""
-    return {
-        "generator": adam(nets.generator.parameters(), cfg.lr_g, cfg.beta1, cfg.beta2),
-        "discriminator": adam(nets.discriminator.parameters(), cfg.lr_d, cfg.beta1, cfg.beta2),
-        "contrastive": adam(nets.contrastive.parameters(), cfg.lr_h, cfg.beta1, cfg.beta2),
-    }
+Losses = dict[str, Tensor]
 
 
-def train_step(
-    nets: InfoGAN,
-    optimisers: Optimisers,
-    x: Tensor,  # [B, C, H, W] real images in [0, 1]
+def train(
     cfg: Config,
-    phase: Phase,
-    step: Tensor | int,  # 0-d int64: the count of steps done, which keys every random draw
-) -> dict[str, Tensor]:
-    """One step: an H update, a D/Q update and `g_steps` G updates on one batch (Lin et al. 2020, section 3).
+    out: str | Path,
+    device: str = "auto",
+    *,
+    data: Any = None,
+    build: Build | None = None,
+    start_from: str | Path | None = None,
+    checkpoint_every: int = CHECKPOINT_EVERY,
+    cuda_graph: bool = True,
+    stopped: Callable[[], int] = lambda: 0,
+) -> Model:
+    """Train in the run folder `out`, continuing from its checkpoint if it has one, and return the model in eval mode.
 
-    Returns the losses as 0-d tensors. Reads nothing back from the device and skips what has weight 0, so that a
-    CUDA graph can hold a whole step of one phase.
+    A run that was killed and continued ends with the same bits as one that was not, on the same machine and build.
+    `data` is a data set to use in place of the one that `cfg` names. `start_from` is a run whose state before the
+    regularizer this run starts from. `stopped()` is called after every step; a number above 0 saves, and ends the
+    process with exit code 128 plus that number. KeyboardInterrupt saves and passes through. Raises InputError for
+    invalid input, OSError where the folder or the disk refuse.
     """
-    batch, k, device, whole = len(x), cfg.num_codes, x.device, len(x) * parallel.world()
-    generator, discriminator, contrastive = nets.generator, nets.discriminator, nets.contrastive
-    autocast = torch.autocast(device.type, torch.bfloat16, cfg.precision == "bfloat16", cache_enabled=False)
-    c, z = ops.sample_latents(whole, k, cfg.num_noise, cfg.seed, step, device=device)
-    c, z = parallel.shard(c), parallel.shard(z)
-    if phase.cr_weight:
-        pairs = ops.traversal_pairs(whole, k, cfg.num_noise, phase.gap, cfg.seed, step, device=device)
-        c1, c2, pair_z, index = map(parallel.shard, pairs)
-    presence = None
-    if phase.fading:
-        presence = code_presence(k, cfg.code_steps, step, device)
-        c = c * presence
-        if phase.cr_weight:
-            c1, c2 = c1 * presence, c2 * presence
-
-    def generate() -> tuple[Tensor, ...]:
-        # Each half of a pair is a batch of its own to G's batch norm.
-        return (generator(c, z), *((generator(c1, pair_z), generator(c2, pair_z)) if phase.cr_weight else ()))
-
-    def see(images: Tensor) -> Tensor:
-        if not phase.blur:
-            return images
-        return gaussian_blur(images, cfg.blur * (1 - torch.as_tensor(step, device=device) / cfg.blur_steps))
-
-    with autocast:
-        fakes = generate()  # serves H, D and the first update of G: G's weights are the same in all three
-    report = {}
-
-    if phase.cr_weight:
-        with autocast:
-            report["h"] = contrastive(fakes[1].detach(), fakes[2].detach(), index)
-        update(optimisers["contrastive"], report["h"])
-
-    normalised = normalise(discriminator)
-    with autocast:
-        logits, predicted = discriminator(see(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()])), normalised)
-        report["d"] = losses.discriminator_loss(logits[:batch], logits[batch:])
-        loss = report["d"] + cfg.info_weight * losses.info_loss(c, predicted[batch:], cfg.q_deviation, presence)
-    if phase.r1:
-        x = see(x).detach().requires_grad_()
-        logits, _ = discriminator(x, normalised)  # a gradient of a gradient wants float32
-        loss = loss + cfg.r1_weight * cfg.r1_every * losses.r1_penalty(logits, x)
-    update(optimisers["discriminator"], loss)
-
-    with torch.no_grad():  # the updated weights, which G's steps leave alone
-        judge = normalise(discriminator)
-        tell = normalise(contrastive) if phase.cr_weight else None
-    for i in range(cfg.g_steps):
-        with autocast:
-            if i > 0:
-                fakes = generate()
-            logits, predicted = discriminator(see(fakes[0]), judge)
-            report["g"] = losses.generator_loss(logits)
-            report["info"] = losses.info_loss(c, predicted, cfg.q_deviation, presence)
-            loss = report["g"] + cfg.info_weight * report["info"]
-            if phase.cr_weight:
-                report["cr"] = contrastive(fakes[1], fakes[2], index, tell)
-                loss = loss + phase.cr_weight * report["cr"]
-        update(optimisers["generator"], loss)
-
-    judge.advance()  # as in the original, by what the updated weights gave
-    if tell is not None:
-        tell.advance()
-    if nets.average is not None:
-        nets.move_average(cfg.ema)
-    return {name: value.detach() for name, value in report.items()}
+    place, out = cli.device(device), Path(out).expanduser()
+    dataset = datasets.load(cfg.data, cfg.root) if data is None else data
+    identity = str(getattr(dataset, "identity", ""))
+    cfg = resolve(checkpoint.continued_config(out, cfg, identity), place, dataset.image_shape)
+    out.mkdir(parents=True, exist_ok=True)
+    threads = torch.get_num_threads()
+    with lock(out) as acquired:
+        if not acquired:
+            raise InputError(f"another process trains in {out}; wait for its end, or give another --out")
+        torch.set_num_threads(cfg.threads)
+        try:
+            model, optimisers, state = _start(cfg, out, place, dataset, build, start_from)
+            if state["step"] < cfg.steps:
+                _loop(cfg, out, place, dataset, model, optimisers, state, checkpoint_every, cuda_graph, stopped)
+            else:
+                print(f"{out} has finished its {state['step']} steps; give --steps a larger number to continue")
+        finally:
+            torch.set_num_threads(threads)
+    return model.for_use()
 
 
-def restart_h(nets: InfoGAN, optimisers: Optimisers, step: int) -> None:
-    """Makes H and its optimiser new, as the original does where a schedule switches; in place, for CUDA graphs."""
-    nets.restart_contrastive(step)
-    for entry in optimisers["contrastive"].state.values():
-        for value in entry.values():
-            value.zero_()
+def _start(
+    cfg: Config, out: Path, device: torch.device, dataset: Any, build: Build | None, start_from: str | Path | None
+) -> tuple[Model, Any, dict[str, int]]:
+    """Return the model, its optimisers and the state to continue from; write config.json."""
+    model = checkpoint.new_model(cfg, dataset.image_shape, build).to(device)
+    optimisers = ALGORITHMS[cfg.model].make_optimisers(model, cfg)
+    state, folder = {"step": 0, "metrics_bytes": 0}, checkpoint.latest(out)
+    if folder is not None:
+        state = checkpoint.restore(folder, model, optimisers)
+        print(f"continuing from {folder}")
+    elif start_from is not None:
+        trunk = Path(start_from).expanduser()
+        state = checkpoint.restore_trunk(trunk, cfg, model, optimisers)
+        shutil.copyfile(trunk / "metrics.jsonl", out / "metrics.jsonl")
+        print(f"starting from step {state['step']} of {trunk}, before its regularizer")
+    if cfg.cr_weight and cfg.cr_start >= cfg.steps:
+        print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
+    if folder is not None and (before := checkpoint.read_json(out / "config.json")).keys() >= {"made_with"}:
+        about = {name: before[name] for name in before if name not in ("config", "image_shape")}
+    else:
+        about = describe(cfg, device, dataset) | ({"from": str(start_from)} if start_from else {})
+    checkpoint.write_config(out, cfg, dataset.image_shape, about)
+    return model, optimisers, state
 
 
-def capture(take_step: Callable[[Phase], dict[str, Tensor]]) -> Callable[[Phase], dict[str, Tensor]]:
-    """Replays `take_step` as one CUDA graph per phase; the first steps of a phase run eagerly, as a graph demands.
+def _loop(
+    cfg: Config,
+    out: Path,
+    device: torch.device,
+    dataset: Any,
+    model: Model,
+    optimisers: Any,
+    state: dict[str, int],
+    checkpoint_every: int,
+    cuda_graph: bool,
+    stopped: Callable[[], int],
+) -> None:
+    log = Log(out, state)
+    done = torch.tensor(state["step"], dtype=torch.int64, device=device)
+    batch = RealImages(dataset, cfg, device)
+    train_step = ALGORITHMS[cfg.model].train_step
 
-    All on one stream: cuBLAS has a workspace per stream, which the graphs of runs that take turns must not share.
+    def eager_step(phase: Phase) -> Losses:
+        report = train_step(model, optimisers, batch.images(done), cfg, phase, done)
+        done.add_(1)
+        return report
+
+    take_step = capture(eager_step) if device.type == "cuda" and cuda_graph else eager_step
+    step, stop = state["step"], 0
+
+    def save(name: str = "") -> Path:
+        return checkpoint.save(out, model, optimisers, {"step": step, "metrics_bytes": log.size()}, name)
+
+    model.train()
+    with closing(log), training_progress(cfg.steps, step, cfg.threads) as progress:
+        try:
+            while step < cfg.steps and not stop:
+                if cfg.restarts_h(step):
+                    if step == cfg.cr_start:
+                        save(checkpoint.BEFORE_CR)
+                    restart_h(model, optimisers, step)
+                batch.fetch(step)
+                with exact_arithmetic():
+                    report = take_step(cfg.phase(step))
+                step += 1
+                if step % LOG_EVERY == 0 or device.type == "cpu":  # the one read-back: a CPU waits for nothing
+                    values = {name: value.item() for name, value in report.items()}
+                    _check_finite(values, step, out)
+                    progress.update(step, values)
+                    if step % LOG_EVERY == 0:
+                        log.write(step, values)
+                if step % cfg.eval_every == 0 or step == cfg.steps:
+                    with exact_arithmetic(), progress.paused("evaluating"):
+                        scores = evaluate(model.for_use(), dataset, cfg, out, log, step)
+                    progress.print("".join(f"step {step}: {name} {value:.3f}" for name, value in scores.items()))
+                stop = stopped()
+                if step % checkpoint_every == 0 or step == cfg.steps or stop:
+                    save()
+        except KeyboardInterrupt:
+            print(f"stopped in step {step + 1}, saved in {save()}; the same call continues")
+            raise
+    if stop and step < cfg.steps:
+        print(f"stopped after step {step}, saved in {checkpoint.latest(out)}; the same command continues from there")
+        sys.exit(128 + stop)
+    print(f"wrote {out}/: traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/")
+
+
+class RealImages:
+    """The real images of each step. Rendered ones are drawn within the step, on the device. Those of a file are read by
+    the host before it (`fetch`), into memory that a captured CUDA graph knows."""
+
+    def __init__(self, dataset: Any, cfg: Config, device: torch.device):
+        self.dataset, self.cfg = dataset, cfg
+        shape = (cfg.images_per_step, *dataset.image_shape)
+        self.buffer = None if dataset.read is None else torch.empty(shape, dtype=torch.uint8, device=device)
+
+    def _index(self, step: Tensor | int, device: torch.device | str) -> Tensor:
+        return ops.random_index(self.cfg.images_per_step, self.dataset.num_images, self.cfg.seed, step, device=device)
+
+    def fetch(self, step: int) -> None:
+        if self.buffer is not None:
+            images = self.dataset.read(self._index(step, "cpu"))
+            if self.buffer.dtype != images.dtype:  # a data set of float images
+                self.buffer = self.buffer.to(images.dtype)
+            self.buffer.copy_(images.contiguous().pin_memory() if self.buffer.is_cuda else images, non_blocking=True)
+
+    def images(self, done: Tensor) -> Tensor:  # [B, C, H, W] float32 in [0, 1]
+        if self.buffer is None:
+            return self.dataset.images(self._index(done, done.device))
+        return self.buffer.float().div_(self.dataset.levels)
+
+
+def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
+    """Replay `take_step` as one CUDA graph per phase. The first steps of a phase run eagerly, as a graph demands.
+
+    All on one stream: cuBLAS has a workspace per stream, which graphs must not share.
     """
-    graphs: dict[Phase, tuple[torch.cuda.CUDAGraph, dict[str, Tensor]]] = {}
+    graphs: dict[Phase, tuple[torch.cuda.CUDAGraph, Losses]] = {}
     eager_steps: dict[Phase, int] = {}
     stream = torch.cuda.current_stream()
     if stream == torch.cuda.default_stream():  # where nothing can be captured
         stream = torch.cuda.Stream()
 
-    def step(phase: Phase) -> dict[str, Tensor]:
+    def step(phase: Phase) -> Losses:
         if phase not in graphs:
             eager_steps[phase] = eager_steps.get(phase, 0) + 1
             if eager_steps[phase] <= 3:
@@ -157,170 +214,27 @@ def capture(take_step: Callable[[Phase], dict[str, Tensor]]) -> Callable[[Phase]
     return step
 
 
-class _Batch:
-    """The real images of a step. Those that are drawn are drawn within it, on the device; those of a file are read by
-    the host before it (`fetch`), into memory that a captured CUDA graph knows."""
+def evaluate(model: Model, dataset: Any, cfg: Config, out: Path, log: Log, step: int) -> dict[str, float]:
+    """Write samples.png and traversal.png, and log the scores.
 
-    def __init__(self, dataset: datasets.Dataset, cfg: Config, place: torch.device):
-        self.dataset, self.cfg = dataset, cfg
-        shape = (cfg.images_per_step // parallel.world(), *dataset.image_shape)
-        self.held = None if dataset.read is None else torch.empty(shape, dtype=torch.uint8, device=place)
-
-    def _index(self, step: Tensor | int, device: torch.device | str) -> Tensor:
-        index = ops.random_index(self.cfg.images_per_step, self.dataset.num_images, self.cfg.seed, step, device=device)
-        return parallel.shard(index)
-
-    def fetch(self, step: int) -> None:
-        if self.held is None:
-            return
-        assert self.dataset.read is not None
-        images = self.dataset.read(self._index(step, "cpu"))
-        self.held.copy_(images.contiguous().pin_memory() if self.held.is_cuda else images, non_blocking=True)
-
-    def images(self, done: Tensor) -> Tensor:  # [B, C, H, W] float32 in [0, 1]
-        if self.held is None:
-            return self.dataset.images(self._index(done, done.device))
-        return self.held.float().div_(self.dataset.levels)
-
-
-def train(
-    cfg: Config,
-    out: Path | str,
-    device: str = "auto",
-    checkpoint_every: int = 1_000,
-    cuda_graph: bool = True,
-) -> Any:
-    """Trains in the run folder `out`, going on from its checkpoint if it has one, and returns the model.
-
-    A run that was killed and taken up again ends with the same bits as one that was not (same machine, same build).
-    Raises InputError for what the user can mend, OSError where the folder or the disk refuse.
-    """
-    place, out = parallel.start(cli.device(device)), Path(out)
-    with cli.stop_signal() as stopped:
-        return deque(training(cfg, out, place, stopped, checkpoint_every, cuda_graph), maxlen=1).pop()
-
-
-def training(
-    cfg: Config,
-    out: Path,
-    place: torch.device,
-    stopped: Callable[[], int],  # the number of the signal to stop for, or 0
-    checkpoint_every: int = 1_000,
-    cuda_graph: bool = True,
-    shown: bool = True,
-) -> Iterator[Any]:
-    """The loop of `train`, which yields the model after every step, so that several can take turns; `shown`: a bar."""
-    lead = parallel.leads()
-    if parallel.world() > 1 and (cfg.model in ("factor-vae", "beta-tcvae") or cfg.batch_size % parallel.world()):
-        raise InputError(
-            f"{parallel.world()} processes cannot share batches of {cfg.batch_size} of a {cfg.model}; expected a "
-            "multiple of them, and a model whose losses are means over the batch (infogan-cr, beta-vae)"
-        )
-    cfg = resolve(cfg, place)
-    if lead and cfg.cr_weight and cfg.cr_start >= cfg.steps:
-        print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
-    dataset = datasets.load(cfg.data, cfg.root)
-    file = checkpoint.open_run(out, cfg, dataset.image_shape, checkpoint_every) if lead else None
-    parallel.wait()
-    nets: Any = checkpoint.build_model(cfg, dataset.image_shape).to(place)
-    kind = sys.modules[__name__] if cfg.model == "infogan-cr" else vae  # each with make_optimisers and train_step
-    optimisers = kind.make_optimisers(nets, cfg)
-    state: dict[str, Any] = {"step": 0, "metrics_bytes": 0}
-    if (folder := checkpoint.latest(out)) is not None:
-        state = checkpoint.restore(folder, nets, optimisers)
-    if state["step"] < (furthest := parallel.largest(state["step"], place)):
-        raise InputError(f"{out} holds step {state['step']} here, {furthest} elsewhere; processes must see one folder")
-    if state["step"] >= cfg.steps:
-        if lead:
-            print(f"{out} has finished its {state['step']} steps; give --steps a larger number to go on")
-        parallel.finish()
-        yield nets.eval()
-        return
-    if lead and folder is not None:
-        print(f"going on from {folder}")
-    log: Any = Log(file, out, state) if file else None
-    if lead:
-        checkpoint.write_config(out, cfg, dataset.image_shape)  # now that nothing stands against going on
-    done = torch.tensor(state["step"], device=place)
-    batch = _Batch(dataset, cfg, place)
-
-    def take_step(phase: Phase) -> dict[str, Tensor]:
-        report = kind.train_step(nets, optimisers, batch.images(done), cfg, phase, done)
-        parallel.average(report.values())
-        done.add_(1)
-        return report
-
-    take: Any = capture(take_step) if place.type == "cuda" and cuda_graph else take_step
-    nets.train()
-    stop = 0
-    with progress(cfg.steps, state["step"], lead and shown) as show, closing(log) if log else nullcontext():
-        for step in range(state["step"], cfg.steps):
-            if cfg.restarts_h(step):
-                restart_h(nets, optimisers, step)
-            batch.fetch(step)
-            with arithmetic(cfg.precision):
-                report: Any = take(cfg.phase(step))
-            step += 1
-            if step % LOG_EVERY == 0 or place.type == "cpu":  # the one read-back: a CPU waits for nothing
-                report = {name: value.item() for name, value in report.items()}
-                _check_finite(report, step, out)
-            if lead and step % LOG_EVERY == 0:
-                log.write(step, report)
-            show(step, report if step % LOG_EVERY == 0 else None)
-            if lead and (step % cfg.eval_every == 0 or step == cfg.steps):
-                with arithmetic(cfg.precision):
-                    scores, traversal = evaluate(nets, dataset, cfg, out, full=step == cfg.steps)
-                log.write(step, scores)
-                show(step, None, "".join(f"step {step}: {name} {value:.3f}" for name, value in scores.items()))
-                log.picture(step, traversal)
-                nets.train()
-            if parallel.world() == 1 or step % LOG_EVERY == 0:  # all processes stop after the same step
-                stop = parallel.largest(stopped(), place)
-            if lead and (step % checkpoint_every == 0 or step == cfg.steps or stop):
-                state = {"step": step, "metrics_bytes": log.size()}
-                folder = checkpoint.save(out, nets, optimisers, state)
-            if stop:
-                break
-            yield nets
-    take = None  # nccl waits for the end of every graph that holds its calls
-    parallel.finish()
-    if stop and step < cfg.steps:
-        if lead:
-            print(f"stopped after step {step}, saved in {folder}; the same command goes on from there")
-        sys.exit(128 + stop)
-    if lead:
-        files = "traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/, TensorBoard events"
-        print(f"wrote {out}/: {files}")
-    yield nets.eval()
-
-
-def evaluate(nets: Any, dataset: Any, cfg: Config, out: Path, full: bool) -> tuple[dict[str, float], Any]:
-    """Writes samples.png and traversal.png; returns the scores and the latter.
-
-    Where the data has several factors that is the FactorVAE score (paper protocol): while training on a fifth of the
-    groups, at the end (`full`) on the paper's 500 with 73,728 images for the scale.
+    If the data have several factors that is the FactorVAE score (paper protocol): during training on a fifth of the
+    groups, at the end on the paper's 500 with 73,728 images for the standard deviations.
     """
     scores: dict[str, float] = {}
-    moved: list[str] = []
+    labels: list[str] = []
     varying = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
     if len(varying) > 1:
-        sizes: dict[str, Any] = {} if full else {"groups": 100, "scale_samples": 5_000}
-        result = metrics.evaluate(nets, dataset, ("factor_vae",), protocol="paper", seed=cfg.seed, **sizes)
+        sizes: dict[str, Any] = {} if step == cfg.steps else {"groups": 100, "scale_samples": 5_000}
+        result = metrics.evaluate(model, dataset, ("factor_vae",), protocol="paper", seed=cfg.seed, **sizes)
         scores["factor_vae"] = result["factor_vae"]["score"]
-        moved = pictures.moved_factors(result["factor_vae"]["votes"], varying)
-    traversal = pictures.traversal_picture(nets, moved)
+        labels = pictures.followed_factors(result["factor_vae"]["votes"], varying)
+    traversal = pictures.traversal_picture(model, labels)
+    samples = pictures.samples_picture(model)
     pictures.save_picture(traversal, out / "traversal.png")
-    pictures.save_picture(pictures.samples_picture(nets), out / "samples.png")
-    return scores, traversal
-
-
-def resolve(cfg: Config, device: torch.device) -> Config:
-    """`cfg` with what "auto" stands for on this device, and a root that any working folder can use."""
-    if cfg.root is not None:
-        cfg = replace(cfg, root=str(Path(cfg.root).resolve()))
-    if cfg.precision != "auto":
-        return cfg
-    return replace(cfg, precision="bfloat16" if has_bfloat16(device) else "float32")
+    pictures.save_picture(samples, out / "samples.png")
+    log.write(step, scores)
+    log.pictures(step, traversal=traversal, samples=samples)
+    return scores
 
 
 def _check_finite(report: dict[str, float], step: int, out: Path) -> None:
@@ -332,14 +246,47 @@ def _check_finite(report: dict[str, float], step: int, out: Path) -> None:
             )
 
 
+def fit(
+    preset: str | Path | Config = "quick",
+    *,
+    data: Any = None,
+    out: str | Path | None = None,
+    build: Build | None = None,
+    device: str = "auto",
+    start_from: str | Path | None = None,
+    **overrides: Any,
+) -> Model:
+    """Train a model and return it in eval mode.
+
+    preset: the name of a preset, the path of a config.json, or a Config. `overrides` replace its fields.
+    data: a data set of `crgan.data`; default: the one that the configuration names.
+    out: the run folder; default `runs/<preset>...-seed<seed>`. The same call continues from its last checkpoint.
+    build: `build(cfg, image_shape)` returns an untrained model with networks of your own.
+    start_from: a run folder; training starts from its state before the regularizer.
+    Raises InputError for unknown presets, fields and values. KeyboardInterrupt saves and passes through.
+    """
+    name, cfg = ("model", preset) if isinstance(preset, Config) else base_config(str(preset))
+    if unknown := sorted(set(overrides) - {field.name for field in fields(cfg)}):
+        raise InputError(f"unknown field {unknown[0]!r}; expected those of crgan.Config")
+    if data is not None:
+        overrides.setdefault("data", data.name)
+    cfg = replace(cfg, **overrides)
+    return train(cfg, out or default_out(name, cfg), device, data=data, build=build, start_from=start_from)
+
+
+# ---------------------------------------------------------------- the command
+
+
 @dataclass(frozen=True)
 class Arguments:
     config: tyro.conf.OmitArgPrefixes[Config]
     out: Path | None = None
-    """Run folder; default runs/<preset>-seed<seed>. The same command again goes on from its last checkpoint."""
+    """Run folder; default runs/<preset>-seed<seed>. The same command continues from its last checkpoint."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:<number>."""
-    checkpoint_every: int = 1_000
+    start_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Run folder: start from its state just before the regularizer, to compare settings of it from one trunk."""
+    checkpoint_every: int = CHECKPOINT_EVERY
     """Steps between two checkpoints."""
     cuda_graph: bool = True
     """On CUDA, replay the whole step as one captured graph."""
@@ -347,26 +294,42 @@ class Arguments:
     """Print the resolved configuration and exit."""
 
 
+def parse(args: list[str]) -> tuple[str, Arguments]:
+    """Return the preset's name and the parsed flags of `[PRESET | --config FILE] [flags]`."""
+    preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
+    if args[:1] == ["--config"]:
+        preset = args[1] if len(args) > 1 else ""
+        args = args[2:]
+    preset, cfg = base_config(preset)
+    parsed = tyro.cli(
+        Arguments,
+        args=args,
+        default=Arguments(cfg),
+        prog="python -m crgan.train [PRESET | --config FILE]",
+        description=f"Train a model. PRESET is one of {', '.join(PRESETS)} (shown: {preset}).",
+    )
+    cli.at_least(1, checkpoint_every=parsed.checkpoint_every)
+    return preset, parsed
+
+
 def main(args: list[str] | None = None) -> None:
-    """Parses `[PRESET] [flags]` and trains; the preset fixes the defaults of the flags."""
-    args = sys.argv[1:] if args is None else list(args)
     with cli.command_process():
-        preset = cli.take_preset(args)
-        parsed = tyro.cli(
-            Arguments,
-            args=args,
-            default=Arguments(PRESETS[preset]),
-            prog="python -m crgan.train [PRESET]",
-            description=f"Train a model. PRESET is one of {', '.join(PRESETS)} (shown: {preset}).",
-        )
-        cfg = parsed.config
-        cli.at_least(1, checkpoint_every=parsed.checkpoint_every)
-        out = parsed.out or Path("runs") / f"{preset}-seed{cfg.seed}"
+        preset, parsed = parse(sys.argv[1:] if args is None else list(args))
+        cfg, out = parsed.config, parsed.out or default_out(preset, parsed.config)
         if parsed.dry_run:
             shown = resolve(cfg, cli.device(parsed.device)).to_json()
             print(json.dumps({"out": str(out), "device": parsed.device, "config": shown}, indent=2))
             return
-        train(cfg, out, parsed.device, parsed.checkpoint_every, parsed.cuda_graph)
+        with cli.stop_signal() as stopped:
+            train(
+                cfg,
+                out,
+                parsed.device,
+                start_from=parsed.start_from,
+                checkpoint_every=parsed.checkpoint_every,
+                cuda_graph=parsed.cuda_graph,
+                stopped=stopped,
+            )
 
 
 if __name__ == "__main__":

@@ -15,15 +15,13 @@ def contrastive_loss_ref(
     weight: Tensor,  # [K, D]
     bias: Tensor,  # [K]
     index: Tensor,  # [B] int64 in [0, K)
-) -> tuple[Tensor, Tensor]:
-    """Loss and accuracy, in float32 (in float64 for float64 features)."""
+) -> Tensor:
+    """Define the loss in PyTorch: in float64 for float64 features, else in float32."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         logits = features.to(dtype) @ weight.to(dtype).T + bias.to(dtype)  # [B, K]
     log_prob = logits.log_softmax(dim=1).gather(1, index[:, None])
-    batch = max(len(index), 1)  # an empty batch has loss 0 and gradients 0
-    correct = logits.argmax(dim=1) == index
-    return (-log_prob).sum() / batch, correct.sum() / batch
+    return (-log_prob).sum() / max(len(index), 1)  # an empty batch has loss 0 and gradients 0
 
 
 # A program takes `rows` rows, BLOCK_B at a time, with the logits of a block in registers only. What several programs
@@ -57,14 +55,13 @@ def _logits(
 @jit
 def forward_kernel(
     features, weight, bias, index,  # [B, D], [K, D], [K], [B]
-    loss, accuracy,  # shares of the two means, a program's stride apart
+    loss,  # shares of the mean, a program's stride apart
     stride, rows, batch, K: tl.constexpr, D: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     code = tl.arange(0, BLOCK_K)[None, :]
     losses = tl.zeros([BLOCK_B], tl.float32)
-    correct = tl.zeros([BLOCK_B], tl.float32)
     for start in range(program * rows, min(program * rows + rows, batch), BLOCK_B):
         row = start + tl.arange(0, BLOCK_B)
         logits = _logits(features, weight, bias, row, batch, K, D, BLOCK_K, BLOCK_D, PRECISION)
@@ -75,9 +72,7 @@ def forward_kernel(
         target = tl.sum(tl.where(code == label[:, None], logits, 0.0), axis=1)
         target = tl.where((label >= 0) & (label < K), target, float("nan"))
         losses += tl.where(row < batch, log_sum - target, 0.0)
-        correct += tl.where((row < batch) & (tl.argmax(logits, axis=1) == label), 1.0, 0.0)
     tl.store(loss + program * stride, tl.sum(losses, axis=0) / batch)
-    tl.store(accuracy + program * stride, tl.sum(correct, axis=0) / batch)
 
 
 @jit
@@ -157,24 +152,23 @@ def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int
     rows = 64 * triton.cdiv(max(num_codes, triton.cdiv(batch, 1024)), 64)
     programs = triton.cdiv(batch, rows)
     chunks = triton.cdiv(width, tiles["BLOCK_D"]) if kernel is backward_kernel else 1
-    n1, n2 = (out.numel() for out in outs)
+    n1, n2 = [*(out.numel() for out in outs), 0][:2]
     stride = 16 * triton.cdiv(n1 + n2, 16)
-    sums = torch.empty(programs, stride, device=inputs[0].device) if programs > 1 else None
-    targets = outs if sums is None else [sums, sums[:, n1:]]
+    sums = torch.empty(programs, stride, dtype=torch.float32, device=inputs[0].device) if programs > 1 else None
+    targets = outs if sums is None else [sums, sums[:, n1:]][: len(outs)]
     with device_guard(inputs[0].device):
         kernel[programs, chunks](*inputs, *targets, stride, rows, batch, K=num_codes, D=width, **tiles)
         if sums is not None:
             grid = (triton.cdiv(n1 + n2, SUM_CONFIG["BLOCK"]),)
-            sum_kernel[grid](sums, programs, stride, outs[0], n1, outs[1], n2, **SUM_CONFIG)
+            sum_kernel[grid](sums, programs, stride, outs[0], n1, outs[-1], n2, **SUM_CONFIG)
 
 
-def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    new = torch.empty if len(index) else torch.zeros
-    loss, accuracy = (new((), device=features.device) for _ in range(2))
+def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
+    loss = torch.zeros((), dtype=torch.float32, device=features.device)
     if len(index):
         inputs = [t.contiguous() for t in (features, weight, bias, index)]
-        _run(forward_kernel, inputs, [loss, accuracy], (len(index), *weight.shape))
-    return loss, accuracy
+        _run(forward_kernel, inputs, [loss], (len(index), *weight.shape))
+    return loss
 
 
 def contrastive_loss_backward_triton(

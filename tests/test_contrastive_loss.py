@@ -32,9 +32,9 @@ def make(size, types, device="cpu", seed=0):
 
 
 def run(floats, index, impl, upstream=-2.5):
-    """Loss, accuracy and the gradients of upstream * loss."""
-    loss, accuracy = contrastive_loss(*floats, index, impl=impl, return_accuracy=True)
-    return [loss.detach(), accuracy, *torch.autograd.grad(loss * upstream, floats)]
+    """Loss and the gradients of upstream * loss."""
+    loss = contrastive_loss(*floats, index, impl=impl)
+    return [loss.detach(), *torch.autograd.grad(loss * upstream, floats)]
 
 
 def assert_as_exact_as(mine, reference, truth, name):
@@ -58,7 +58,7 @@ def test_kernel_is_as_exact_as_the_reference(size, types, device):
     floats, index = make(size, types, device)
     truth = run([t.detach().double().requires_grad_() for t in floats], index, "ref")
     reference, mine = run(floats, index, "ref"), run(floats, index, "triton")
-    for name, a, b, t in zip(["loss", "accuracy", "d features", "d weight", "d bias"], mine, reference, truth):
+    for name, a, b, t in zip(["loss", "d features", "d weight", "d bias"], mine, reference, truth):
         assert (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
         assert_as_exact_as(a, b, t, name)
 
@@ -81,17 +81,13 @@ def test_known_answers(impl):
     torch.testing.assert_close(weight.grad, bias.grad[:, None].expand(4, 3))
 
     index = torch.tensor([0, 1, 1])  # the logits say 0, 1, 2 with a lead of 100
-    loss, accuracy = contrastive_loss(
-        torch.eye(3), 100 * torch.eye(3), torch.zeros(3), index, impl=impl, return_accuracy=True
-    )
+    loss = contrastive_loss(torch.eye(3), 100 * torch.eye(3), torch.zeros(3), index, impl=impl)
     assert loss.item() == pytest.approx(100 / 3, rel=1e-6)
-    assert accuracy.item() == pytest.approx(2 / 3)
-    assert not accuracy.requires_grad
 
 
 @pytest.mark.parametrize("impl", ["ref", "triton"])
 def test_empty_batch_is_zero(impl):
-    """No pairs: loss, accuracy and gradients are 0, not NaN."""
+    """No pairs: loss and gradients are 0, not NaN."""
     floats, index = make((0, 8, 4), (torch.float32, torch.float32))
     assert all((t == 0).all() for t in run(floats, index, impl))
 
@@ -127,11 +123,9 @@ def test_registration():
 def test_compiles_without_a_graph_break(impl):
     """Forward and backward trace as one graph and give what eager gives."""
     floats, index = make((20, 12, 4), (torch.float32, torch.float32))
-    compiled = torch.compile(
-        lambda *args: contrastive_loss(*args, impl=impl, return_accuracy=True), backend="aot_eager", fullgraph=True
-    )
-    loss, accuracy = compiled(*floats, index)
-    mine = [loss.detach(), accuracy, *torch.autograd.grad(loss * -2.5, floats)]
+    compiled = torch.compile(lambda *args: contrastive_loss(*args, impl=impl), backend="aot_eager", fullgraph=True)
+    loss = compiled(*floats, index)
+    mine = [loss.detach(), *torch.autograd.grad(loss * -2.5, floats)]
     for a, b in zip(mine, run(floats, index, impl)):
         torch.testing.assert_close(a, b)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..device import arithmetic
+from ..device import exact_arithmetic
 from ..errors import InputError
 from ..loading import Member
 from .arrays import codes_array
@@ -260,7 +260,7 @@ def check_names(metrics: Sequence[str]) -> None:
             raise InputError(f"unknown metric {name!r}; expected all, or some of {', '.join(METRICS)}")
 
 
-@arithmetic("float32")  # scores do not hang on the caller's settings
+@exact_arithmetic()  # scores do not hang on the caller's settings
 @torch.no_grad()
 def evaluate(
     model: Any,

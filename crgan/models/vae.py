@@ -1,4 +1,4 @@
-"""Variational autoencoders for pools: FactorVAE, BetaVAE and BetaTCVAE behind the same verbs as the GANs.
+"""FactorVAE, BetaVAE and BetaTCVAE: the model, its optimisers, and one training step.
 
     loss = -E_q(c|x) log p(x|c) + KL(q(c|x) || p(c)) + penalty,   p(c) = N(0, I),   p(x|c) Bernoulli
 
@@ -16,24 +16,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from .. import ops, parallel
+from .. import ops
 from ..config import Config, Phase
-from ..optim import Optimisers, adam, update
-from .networks import _channels, weight_draw
+from .losses import Optimisers, adam, update
+from .model import Model
+from .networks import conv_channels, seeded_generator
 
 TC_BETAS = (0.5, 0.9)  # of the total-correlation discriminator's Adam (Kim and Mnih 2018, appendix A)
 
 
-class VAE(nn.Module):
+class VAE(Model):
     """Encoder and decoder of Kim and Mnih 2018, table 1: four 4x4 convolutions of stride 2, and one hidden layer."""
 
     prior = "normal"
-    num_noise = 0
 
     def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
-        super().__init__()
-        self.cfg, self.num_codes, self.image_shape = cfg, cfg.num_codes, tuple(image_shape)
-        maps = _channels(cfg, image_shape, smallest=4)
+        super().__init__(cfg, image_shape)
+        maps = conv_channels(cfg, image_shape, smallest=4)
         layers: list[nn.Module] = []
         for before, after in pairwise([image_shape[0], *maps]):
             layers += [nn.Conv2d(before, after, 4, 2, 1), nn.ReLU()]
@@ -45,7 +44,7 @@ class VAE(nn.Module):
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
         self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(maps[0], image_shape[0], 4, 2, 1))
         self.discriminator = _tc_discriminator(cfg.num_codes) if cfg.model == "factor-vae" else None
-        draw = weight_draw(cfg.seed)
+        draw = seeded_generator(cfg.seed)
         for module in self.modules():
             if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
                 nn.init.xavier_uniform_(module.weight, generator=draw)
@@ -60,20 +59,18 @@ class VAE(nn.Module):
         mean, log_variance = self.encoder(x.contiguous(memory_format=torch.channels_last)).float().chunk(2, 1)
         return mean, log_variance
 
-    @property
-    def device(self) -> torch.device:
-        return next(self.parameters()).device
-
     @torch.no_grad()
     def generate(
         self,
         codes: Tensor,  # [n, K]
-    ) -> Tensor:
-        """-> images [n, C, H, W], the pixels' means in [0, 1]."""
-        return self.decoder(codes.to(self.device, torch.float32)).sigmoid()
+        seed: int = 0,
+        noise: Tensor | None = None,
+    ) -> Tensor:  # [n, C, H, W] in [0, 1]
+        """Decode codes to the pixels' means; there is no noise. Raises InputError for another type or shape."""
+        return self.decoder(self._codes(codes, self.num_codes)).sigmoid()
 
-    def sample(self, n: int, seed: int) -> Tensor:
-        """-> n images [n, C, H, W] of codes drawn from N(0, I)."""
+    def sample(self, n: int, seed: int = 0) -> Tensor:  # [n, C, H, W] in [0, 1]
+        """Decode n codes drawn from N(0, I)."""
         uniform, _ = ops.sample_latents(n, self.num_codes, 0, seed, 0, device=self.device)
         return self.generate(gaussian(uniform))
 
@@ -81,68 +78,69 @@ class VAE(nn.Module):
     def encode(
         self,
         images: Tensor,  # [n, C, H, W] in [0, 1]
-    ) -> Tensor:
-        """-> codes [n, K], the posterior's mean."""
-        return self.posterior(images.to(self.device, torch.float32))[0]
+    ) -> Tensor:  # [n, K]
+        """Return the posterior's mean. Raises InputError for images of another type, shape or range."""
+        return self.posterior(self._images(images))[0]
 
 
 def _tc_discriminator(num_codes: int) -> nn.Module:
-    """Six layers of 1,000 units to two logits: codes as they are, codes permuted (Kim and Mnih 2018, appendix A)."""
+    """Return six layers of 1,000 units with two logits: joint or permuted codes (Kim and Mnih 2018, appendix A)."""
     layers: list[nn.Module] = []
     for before in (num_codes, *[1000] * 5):
         layers += [nn.Linear(before, 1000), nn.LeakyReLU(0.2)]
     return nn.Sequential(*layers, nn.Linear(1000, 2))
 
 
-def make_optimisers(nets: VAE, cfg: Config) -> Optimisers:
-    """One Adam for encoder and decoder, and one for the discriminator if there is one."""
-    optimisers = {"vae": adam([*nets.encoder.parameters(), *nets.decoder.parameters()], cfg.lr_g, cfg.beta1, cfg.beta2)}
-    if nets.discriminator is not None:
-        optimisers["discriminator"] = adam(nets.discriminator.parameters(), cfg.lr_d, *TC_BETAS)
+def make_optimisers(model: VAE, cfg: Config) -> Optimisers:
+    """Return one Adam for encoder and decoder, and one for FactorVAE's discriminator."""
+    both = [*model.encoder.parameters(), *model.decoder.parameters()]
+    optimisers = {"vae": adam(both, cfg.lr_g, cfg.beta1, cfg.beta2)}
+    if model.discriminator is not None:
+        optimisers["discriminator"] = adam(model.discriminator.parameters(), cfg.lr_d, *TC_BETAS)
     return optimisers
 
 
 def train_step(
-    nets: VAE,
+    model: VAE,
     optimisers: Optimisers,
     x: Tensor,  # [B, C, H, W] images in [0, 1]; FactorVAE: [2 B, ...], the second half for the discriminator
     cfg: Config,
     phase: Phase,
-    step: Tensor | int,  # 0-d int64: the count of steps done, which keys every random draw
+    step: Tensor | int,  # 0-d int64: the number of steps done, which keys every random draw
 ) -> dict[str, Tensor]:
-    """One step: an update of encoder and decoder; for FactorVAE then one of its discriminator (algorithm 2).
+    """Update encoder and decoder; for FactorVAE then its discriminator (Kim and Mnih 2018, algorithm 2).
 
     Returns the losses as 0-d tensors, in nats per image, and reads nothing back from the device.
     """
     batch, k = cfg.batch_size, cfg.num_codes
     autocast = torch.autocast(x.device.type, torch.bfloat16, cfg.precision == "bfloat16", cache_enabled=False)
     uniform, keys = ops.sample_latents(batch, 2 * k, k, cfg.seed, step, device=x.device)
-    noise, other_noise = parallel.shard(gaussian(uniform)).chunk(2, 1)
+    noise, other_noise = gaussian(uniform).chunk(2, 1)
     with autocast:
-        mean, log_variance = nets.posterior(x[:batch])
+        mean, log_variance = model.posterior(x[:batch])
         codes = mean + noise * (log_variance / 2).exp()
-        logits = nets.decoder(codes)
+        logits = model.decoder(codes)
     report = {"reconstruction": reconstruction_loss(logits.float(), x[:batch]), "kl": gaussian_kl(mean, log_variance)}
-    if nets.discriminator is not None:
+    if model.discriminator is not None:
         with autocast:
-            judged = nets.discriminator(codes).float()
-        report["tc"] = (judged[:, 0] - judged[:, 1]).mean()
-        penalty = cfg.gamma * report["tc"]
+            density = model.discriminator(codes).float()
+        report["total_correlation"] = (density[:, 0] - density[:, 1]).mean()
+        penalty = cfg.gamma * report["total_correlation"]
     elif cfg.model == "beta-tcvae":
-        report["tc"] = total_correlation(codes, mean, log_variance)
-        penalty = (cfg.beta - 1) * report["tc"]
+        report["total_correlation"] = total_correlation(codes, mean, log_variance)
+        penalty = (cfg.beta - 1) * report["total_correlation"]
     else:
         penalty = (cfg.beta - 1) * report["kl"]
     update(optimisers["vae"], report["reconstruction"] + report["kl"] + penalty)
 
-    if nets.discriminator is not None:
+    if model.discriminator is not None:
         with torch.no_grad(), autocast:
-            mean, log_variance = nets.posterior(x[batch:])
+            mean, log_variance = model.posterior(x[batch:])
         permuted = permute_dims(mean + other_noise * (log_variance / 2).exp(), keys)
         with autocast:
-            judged = nets.discriminator(torch.cat([codes.detach(), permuted])).float()
+            density = model.discriminator(torch.cat([codes.detach(), permuted])).float()
         label = torch.arange(2 * batch, device=x.device) // batch
-        report["discriminator"] = cross_entropy(judged, label)
+        report["discriminator"] = cross_entropy(density, label)
         update(optimisers["discriminator"], report["discriminator"])
     return {name: value.detach() for name, value in report.items()}
 
@@ -150,7 +148,7 @@ def train_step(
 def gaussian(
     uniform: Tensor,  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)
 ) -> Tensor:
-    """N(0, 1) by inversion; half a grid step aside, so that it is finite and symmetric."""
+    """Transform to N(0, 1) by inversion. Half a grid step keeps the values finite and symmetric."""
     return math.sqrt(2) * torch.erfinv(uniform + 2.0**-24)
 
 
@@ -158,7 +156,7 @@ def permute_dims(
     codes: Tensor,  # [B, K]
     keys: Tensor,  # [B, K] random numbers: their order in each column is its permutation
 ) -> Tensor:
-    """Permutes each column on its own: a sample of prod_j q(c_j) (Kim and Mnih 2018, algorithm 1)."""
+    """Permute each column independently: a sample of prod_j q(c_j) (Kim and Mnih 2018, algorithm 1)."""
     return codes.gather(0, keys.argsort(dim=0, stable=True))
 
 
@@ -166,7 +164,7 @@ def reconstruction_loss(
     logits: Tensor,  # [B, C, H, W] of the pixels
     x: Tensor,  # [B, C, H, W] in [0, 1]
 ) -> Tensor:
-    """-log p(x|c) of independent Bernoulli pixels, summed over an image, averaged over the batch."""
+    """Return -log p(x|c) of independent Bernoulli pixels, summed over each image, averaged over the batch."""
     return binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
 
 
@@ -174,7 +172,7 @@ def gaussian_kl(
     mean: Tensor,  # [B, K]
     log_variance: Tensor,  # [B, K]
 ) -> Tensor:
-    """KL(N(mean, variance) || N(0, 1)), summed over the codes, averaged over the batch."""
+    """Return KL(N(mean, variance) || N(0, 1)), summed over the codes, averaged over the batch."""
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean()
 
 
@@ -183,10 +181,9 @@ def total_correlation(
     mean: Tensor,  # [B, K]
     log_variance: Tensor,  # [B, K]
 ) -> Tensor:
-    """E log q(c) - sum_j log q(c_j), q the mixture of the batch's posteriors.
+    """Return E log q(c) - sum_j log q(c_j), with q the mixture of the batch's posteriors.
 
-    Chen et al. 2018 (eq. S3) weight by the size of the data set besides, which moves the value by a constant and
-    leaves the gradient.
+    Chen et al. 2018 (eq. S3) also weight by the size of the data set. That adds a constant and leaves the gradient.
     """
     deviation = codes[:, None] - mean[None]  # [B, B, K]: code b under posterior a
     log_density = -0.5 * (deviation.square() / log_variance.exp() + log_variance + math.log(2 * math.pi))

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..device import arithmetic
+from ..device import exact_arithmetic
 from ..errors import InputError
 from ..loading import Member
 from ..metrics.arrays import varies
@@ -239,7 +239,7 @@ class Pool:
         for j in range(len(self)):
             self.measure(j, range(len(self)), self.sizes.groups)
 
-    @arithmetic("float32")  # scores do not hang on the caller's settings
+    @exact_arithmetic()  # scores do not hang on the caller's settings
     def measure(self, j: int, encoders: Iterable[int], groups: int) -> Array:
         """Brings each of `encoders` up to the first `groups` groups of generator j; returns their B[:, j]."""
         encoders = list(encoders)

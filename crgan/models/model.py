@@ -1,0 +1,72 @@
+"""The base class of the models that crgan trains: what training, metrics and selection ask of a model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ..config import Config
+from ..errors import InputError
+
+
+class Model(nn.Module):
+    """A generator of images from codes and an encoder of images to codes.
+
+    Subclasses implement `generate`, `sample` and `encode`. Images are float [n, C, H, W] in [0, 1] on the way in, on
+    any device, and on the model's device on the way out.
+    """
+
+    prior = "uniform"  # of each code: "uniform" on [-1, 1), or "normal"
+
+    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+        super().__init__()
+        self.cfg, self.image_shape = cfg, tuple(image_shape)
+        self.num_codes, self.num_noise = cfg.num_codes, cfg.num_noise
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        raise NotImplementedError
+
+    def encode(self, images: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def for_use(self) -> "Model":
+        """Return what is saved for users: this model in eval mode, or a copy of it that is cheaper to run."""
+        return self.eval()
+
+    def _codes(self, codes: Tensor, width: int, what: str = "codes") -> Tensor:
+        """Check codes or noise [n, width] and move them to the model."""
+        if not isinstance(codes, Tensor) or not codes.is_floating_point() or codes.shape[1:] != (width,):
+            raise InputError(f"{what} are {_describe(codes)}; expected a float tensor [n, {width}]")
+        return codes.to(self.device, torch.float32)
+
+    def _images(self, images: Tensor) -> Tensor:
+        """Check images and move them to the model."""
+        expected = f"a float tensor [n, {', '.join(map(str, self.image_shape))}] in [0, 1]"
+        if not isinstance(images, Tensor) or not images.is_floating_point() or images.shape[1:] != self.image_shape:
+            raise InputError(f"images are {_describe(images)}; expected {expected}")
+        if images.device.type == "cpu" and images.numel() and (high := images.amax().item()) > 2:
+            raise InputError(f"images reach {high:g}; expected {expected}: divide 8-bit values by 255")
+        return images.to(self.device, torch.float32)
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[nn.Module]:
+    """Context manager: put `network` into eval mode, and give each part its own mode back afterwards."""
+    training = [module for module in network.modules() if module.training]
+    try:
+        yield network.eval()
+    finally:
+        for module in training:
+            module.training = True
