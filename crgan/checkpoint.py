@@ -36,28 +36,28 @@ def load(run: str | Path, device: str | torch.device = "cpu", build: Build | Non
     checkpoint cannot be read.
     """
     run = Path(run).expanduser()
+    cfg, image_shape = read_config(run.parent.parent if run.name == BEFORE_CR else run)
+    model = new_model(cfg, image_shape, build)
     for attempt in range(3):
         checkpoint = run if run.name == BEFORE_CR else latest(run)
-        home = run.parent.parent if run.name == BEFORE_CR else run
-        cfg, image_shape = read_config(home)
         if checkpoint is None:
             raise InputError(f"{run} has no checkpoint yet; let its training continue, or leave it out")
-        model = new_model(cfg, image_shape, build)
         try:
             _load_model(model, checkpoint / "model.safetensors")
-            break
         except InputError:
             if checkpoint.exists() or attempt == 2:
                 raise
             time.sleep(0.1)  # training has just replaced this checkpoint by a newer one
-    if run.name != BEFORE_CR and (step := _step(checkpoint)) < cfg.steps:
-        warnings.warn(f"{run} has trained {step:,} of its {cfg.steps:,} steps", stacklevel=2)
+            continue
+        if checkpoint != run and (step := _step(checkpoint)) < cfg.steps:
+            warnings.warn(f"{run} has trained {step:,} of its {cfg.steps:,} steps", stacklevel=2)
+        break
     return model.for_use().to(device)
 
 
 def new_model(cfg: Config, image_shape: Shape, build: Build | None = None) -> Model:
     """Return the untrained model, in float32 on the CPU whatever torch's defaults are."""
-    with float32_defaults():
+    with float32_defaults(), torch.device("cpu"):
         return (build or build_model)(cfg, image_shape)
 
 
@@ -175,6 +175,8 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
         _save_file(tensors, temporary / "model.safetensors")
         _save_file(_optimiser_tensors(optimisers), temporary / "optimisers.safetensors")
         write_json(temporary / "state.json", state)
+        if name:  # of the same step, if the run was killed after it
+            shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         flush(final.parent)
     except BaseException:

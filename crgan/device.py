@@ -18,7 +18,8 @@ def has_bfloat16(device: torch.device) -> bool:
 @contextmanager
 def exact_arithmetic() -> Iterator[None]:
     """Context manager: deterministic cuDNN algorithms, and no TF32 in matrix products and convolutions."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    matmul = torch.backends.cuda.matmul
     settings: list[tuple[Any, str, Any]] = [
         (cudnn, "deterministic", True),
         (cudnn, "benchmark", False),
@@ -37,11 +38,10 @@ def exact_arithmetic() -> Iterator[None]:
 
 @contextmanager
 def float32_defaults() -> Iterator[None]:
-    """Context manager: modules and tensors are made in float32 on the CPU, whatever the caller's torch defaults are."""
+    """Context manager: tensors are made in float32, whatever the caller's default dtype is."""
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        with torch.device("cpu"):
-            yield
+        yield
     finally:
         torch.set_default_dtype(dtype)

@@ -16,11 +16,11 @@ from torch import Tensor
 from . import checkpoint, cli, metrics, ops, pictures
 from . import data as datasets
 from .config import CHECKPOINT_EVERY, PRESETS, Config, Phase
-from .device import exact_arithmetic
+from .device import exact_arithmetic, float32_defaults
 from .errors import InputError
 from .files import lock
 from .log import Log, training_progress
-from .models import ALGORITHMS, Build, Model
+from .models import ALGORITHMS, Build, InfoGAN, Model, Optimisers
 from .models.infogan import restart_h
 from .runs import base_config, default_out, describe, resolve
 
@@ -56,104 +56,110 @@ def train(
     cfg = resolve(checkpoint.continued_config(out, cfg, identity), place, dataset.image_shape)
     out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
-    with lock(out) as acquired:
+    with lock(out) as acquired, float32_defaults():
         if not acquired:
             raise InputError(f"another process trains in {out}; wait for its end, or give another --out")
         torch.set_num_threads(cfg.threads)
         try:
-            model, optimisers, state = _start(cfg, out, place, dataset, build, start_from)
-            if state["step"] < cfg.steps:
-                _loop(cfg, out, place, dataset, model, optimisers, state, checkpoint_every, cuda_graph, stopped)
-            else:
-                print(f"{out} has finished its {state['step']} steps; give --steps a larger number to continue")
+            run = _start(cfg, out, place, dataset, build, start_from)
+            with closing(run.log):
+                if run.step < cfg.steps:
+                    _loop(run, checkpoint_every, cuda_graph, stopped)
+                else:
+                    print(f"{out} has finished its {run.step} steps; give --steps a larger number to continue")
         finally:
             torch.set_num_threads(threads)
-    return model.for_use()
+    return run.model.for_use()
+
+
+@dataclass
+class Run:
+    """A run in progress."""
+
+    cfg: Config
+    out: Path
+    device: torch.device
+    dataset: Any
+    model: Model
+    optimisers: Optimisers
+    log: Log
+    step: int  # number of steps done
+
+    def save(self, name: str = "") -> Path:
+        state = {"step": self.step, "metrics_bytes": self.log.size()}
+        return checkpoint.save(self.out, self.model, self.optimisers, state, name)
 
 
 def _start(
     cfg: Config, out: Path, device: torch.device, dataset: Any, build: Build | None, start_from: str | Path | None
-) -> tuple[Model, Any, dict[str, int]]:
-    """Return the model, its optimisers and the state to continue from; write config.json."""
+) -> Run:
+    """Build the model, restore what there is to continue from, and write config.json."""
     model = checkpoint.new_model(cfg, dataset.image_shape, build).to(device)
     optimisers = ALGORITHMS[cfg.model].make_optimisers(model, cfg)
     state, folder = {"step": 0, "metrics_bytes": 0}, checkpoint.latest(out)
+    about = describe(cfg, device, dataset)
     if folder is not None:
         state = checkpoint.restore(folder, model, optimisers)
+        about |= {name: value for name, value in checkpoint.read_json(out / "config.json").items() if name in about}
         print(f"continuing from {folder}")
     elif start_from is not None:
         trunk = Path(start_from).expanduser()
         state = checkpoint.restore_trunk(trunk, cfg, model, optimisers)
         shutil.copyfile(trunk / "metrics.jsonl", out / "metrics.jsonl")
+        about["from"] = str(trunk)
         print(f"starting from step {state['step']} of {trunk}, before its regularizer")
     if cfg.cr_weight and cfg.cr_start >= cfg.steps:
         print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
-    if folder is not None and (before := checkpoint.read_json(out / "config.json")).keys() >= {"made_with"}:
-        about = {name: before[name] for name in before if name not in ("config", "image_shape")}
-    else:
-        about = describe(cfg, device, dataset) | ({"from": str(start_from)} if start_from else {})
-    checkpoint.write_config(out, cfg, dataset.image_shape, about)
-    return model, optimisers, state
-
-
-def _loop(
-    cfg: Config,
-    out: Path,
-    device: torch.device,
-    dataset: Any,
-    model: Model,
-    optimisers: Any,
-    state: dict[str, int],
-    checkpoint_every: int,
-    cuda_graph: bool,
-    stopped: Callable[[], int],
-) -> None:
     log = Log(out, state)
-    done = torch.tensor(state["step"], dtype=torch.int64, device=device)
-    batch = RealImages(dataset, cfg, device)
+    checkpoint.write_config(out, cfg, dataset.image_shape, about)  # now that nothing stands against continuing
+    return Run(cfg, out, device, dataset, model, optimisers, log, state["step"])
+
+
+def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[], int]) -> None:
+    cfg, model, out = run.cfg, run.model, run.out
+    done = torch.tensor(run.step, dtype=torch.int64, device=run.device)
+    batch = RealImages(run.dataset, cfg, run.device)
     train_step = ALGORITHMS[cfg.model].train_step
 
     def eager_step(phase: Phase) -> Losses:
-        report = train_step(model, optimisers, batch.images(done), cfg, phase, done)
+        report = train_step(model, run.optimisers, batch.images(done), cfg, phase, done)
         done.add_(1)
         return report
 
-    take_step = capture(eager_step) if device.type == "cuda" and cuda_graph else eager_step
-    step, stop = state["step"], 0
-
-    def save(name: str = "") -> Path:
-        return checkpoint.save(out, model, optimisers, {"step": step, "metrics_bytes": log.size()}, name)
-
+    on_cpu = run.device.type == "cpu"
+    take_step = eager_step if on_cpu or not cuda_graph else capture(eager_step)
+    stop = 0
     model.train()
-    with closing(log), training_progress(cfg.steps, step, cfg.threads) as progress:
+    with training_progress(cfg.steps, run.step, cfg.threads) as progress:
         try:
-            while step < cfg.steps and not stop:
-                if cfg.restarts_h(step):
-                    if step == cfg.cr_start:
-                        save(checkpoint.BEFORE_CR)
-                    restart_h(model, optimisers, step)
-                batch.fetch(step)
+            while run.step < cfg.steps and not stop:
+                if cfg.restarts_h(run.step):
+                    assert isinstance(model, InfoGAN)
+                    if run.step == cfg.cr_start:
+                        run.save(checkpoint.BEFORE_CR)
+                    restart_h(model, run.optimisers, run.step)
+                batch.fetch(run.step)
                 with exact_arithmetic():
-                    report = take_step(cfg.phase(step))
-                step += 1
-                if step % LOG_EVERY == 0 or device.type == "cpu":  # the one read-back: a CPU waits for nothing
+                    report = take_step(cfg.phase(run.step))
+                run.step += 1
+                if run.step % LOG_EVERY == 0 or on_cpu:  # the one read-back: a CPU waits for nothing
                     values = {name: value.item() for name, value in report.items()}
-                    _check_finite(values, step, out)
-                    progress.update(step, values)
-                    if step % LOG_EVERY == 0:
-                        log.write(step, values)
-                if step % cfg.eval_every == 0 or step == cfg.steps:
+                    _check_finite(values, run)
+                    progress.update(run.step, values)
+                    if run.step % LOG_EVERY == 0:
+                        run.log.write(run.step, values)
+                if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
                     with exact_arithmetic(), progress.paused("evaluating"):
-                        scores = evaluate(model.for_use(), dataset, cfg, out, log, step)
-                    progress.print("".join(f"step {step}: {name} {value:.3f}" for name, value in scores.items()))
+                        scores = evaluate(run)
+                    progress.print("".join(f"step {run.step}: {name} {value:.3f}" for name, value in scores.items()))
                 stop = stopped()
-                if step % checkpoint_every == 0 or step == cfg.steps or stop:
-                    save()
+                if run.step % checkpoint_every == 0 or run.step == cfg.steps or stop:
+                    run.save()
         except KeyboardInterrupt:
-            print(f"stopped in step {step + 1}, saved in {save()}; the same call continues")
+            print(f"stopped in step {run.step + 1}, saved in {run.save()}; the same call continues")
             raise
-    if stop and step < cfg.steps:
-        print(f"stopped after step {step}, saved in {checkpoint.latest(out)}; the same command continues from there")
+    if stop and run.step < cfg.steps:
+        print(f"stopped after step {run.step}, saved in {checkpoint.latest(out)}; the same command continues")
         sys.exit(128 + stop)
     print(f"wrote {out}/: traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/")
 
@@ -214,35 +220,35 @@ def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
     return step
 
 
-def evaluate(model: Model, dataset: Any, cfg: Config, out: Path, log: Log, step: int) -> dict[str, float]:
-    """Write samples.png and traversal.png, and log the scores.
+def evaluate(run: Run) -> dict[str, float]:
+    """Write samples.png and traversal.png; log and return the scores.
 
     If the data have several factors that is the FactorVAE score (paper protocol): during training on a fifth of the
     groups, at the end on the paper's 500 with 73,728 images for the standard deviations.
     """
+    dataset, cfg, model = run.dataset, run.cfg, run.model.for_use()
     scores: dict[str, float] = {}
     labels: list[str] = []
     varying = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
     if len(varying) > 1:
-        sizes: dict[str, Any] = {} if step == cfg.steps else {"groups": 100, "scale_samples": 5_000}
+        sizes: dict[str, Any] = {} if run.step == cfg.steps else {"groups": 100, "scale_samples": 5_000}
         result = metrics.evaluate(model, dataset, ("factor_vae",), protocol="paper", seed=cfg.seed, **sizes)
         scores["factor_vae"] = result["factor_vae"]["score"]
         labels = pictures.followed_factors(result["factor_vae"]["votes"], varying)
-    traversal = pictures.traversal_picture(model, labels)
-    samples = pictures.samples_picture(model)
-    pictures.save_picture(traversal, out / "traversal.png")
-    pictures.save_picture(samples, out / "samples.png")
-    log.write(step, scores)
-    log.pictures(step, traversal=traversal, samples=samples)
+    traversal, samples = pictures.traversal_picture(model, labels), pictures.samples_picture(model)
+    pictures.save_picture(traversal, run.out / "traversal.png")
+    pictures.save_picture(samples, run.out / "samples.png")
+    run.log.write(run.step, scores)
+    run.log.pictures(run.step, traversal=traversal, samples=samples)
     return scores
 
 
-def _check_finite(report: dict[str, float], step: int, out: Path) -> None:
-    for name, value in report.items():
+def _check_finite(losses: dict[str, float], run: Run) -> None:
+    for name, value in losses.items():
         if not abs(value) < float("inf"):
             raise InputError(
-                f"the loss {name} is {value} at step {step}; the last good checkpoint is "
-                f"{checkpoint.latest(out) or 'none'}: start anew with smaller learning rates, in another --out"
+                f"the loss {name} is {value} at step {run.step}; the last good checkpoint is "
+                f"{checkpoint.latest(run.out) or 'none'}: start anew with smaller learning rates, in another --out"
             )
 
 

@@ -25,12 +25,12 @@ def test_info_loss_sums_over_codes_and_averages_over_the_batch():
     assert losses.info_loss(codes, torch.zeros(2, 2)).item() == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize("deviation", ["one", "fitted"])
-def test_info_loss_counts_each_code_by_its_weight(deviation):
+@pytest.mark.parametrize("q_std", ["one", "fitted"])
+def test_info_loss_counts_each_code_by_its_weight(q_std):
     g = torch.Generator().manual_seed(0)
     codes, predicted = torch.rand(2, 16, 3, generator=g)
-    each = [losses.info_loss(codes[:, [k]], predicted[:, [k]], deviation).item() for k in range(3)]
-    weighted = losses.info_loss(codes, predicted, deviation, torch.tensor([1.0, 0.25, 0.0])).item()
+    each = [losses.info_loss(codes[:, [k]], predicted[:, [k]], q_std).item() for k in range(3)]
+    weighted = losses.info_loss(codes, predicted, q_std, torch.tensor([1.0, 0.25, 0.0])).item()
     assert weighted == pytest.approx(each[0] + each[1] / 4)
 
 

@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from crgan import PRESETS, InputError, ops
-from crgan.checkpoint import build_model
+from crgan.models import InfoGAN, build_model
+from crgan.models.infogan import make_optimisers, restart_h
 from crgan.models.networks import (
     BlockConv2d,
     BlockConvTranspose2d,
     ContrastiveDiscriminator,
     Discriminator,
     Generator,
-    InfoGAN,
+    fold_spectral_norm,
     gaussian_blur,
     normalise,
 )
@@ -43,7 +44,7 @@ def test_shapes_and_ranges(preset, shape):
     assert images.shape == (6, *shape)
     assert 0 <= images.min() < images.max() <= 1
     assert model.encode(images).shape == (6, cfg.num_codes)
-    features = model.contrastive.trunk(torch.cat([images, images], 1), normalise(model.contrastive).weights)
+    features = model.contrastive.trunk(torch.cat([images, images], 1))
     assert features.shape == (6, model.contrastive.head.in_features)
 
 
@@ -86,7 +87,7 @@ def test_initial_weights():
 
 
 def normed_layers(network):
-    return list(normalise(network).weights)
+    return [network.get_submodule(name.removesuffix(".weight")) for name in normalise(network).weights]
 
 
 @pytest.mark.parametrize(("where", "layers"), [("all", 8), ("trunk", 5), ("none", 0)])
@@ -99,14 +100,14 @@ def test_normalised_weights_are_those_of_their_layers():
     network = InfoGAN(PAPER, DSPRITES).contrastive
     for _ in range(100):
         normalise(network).advance()
-    for layer, weight in normalise(network).weights.items():
+    for name, weight in normalise(network).weights.items():
+        layer = network.get_submodule(name.removesuffix(".weight"))
         truth = layer.weight / torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
         torch.testing.assert_close(weight, truth, rtol=1e-2, atol=1e-3)
     images, index = torch.rand(2, 4, *DSPRITES), torch.tensor([0, 1, 2, 3])
-    loss = network(*images, index)
-    with torch.no_grad():
-        for layer, weight in normalise(network).weights.items():
-            layer.weight.copy_(weight)
+    loss = normalise(network)(*images, index)
+    fold_spectral_norm(network)
+    assert not normalise(network).weights
     torch.testing.assert_close(loss, network(*images, index), rtol=1e-3, atol=1e-3)
 
 
@@ -118,8 +119,8 @@ def test_spectral_norm_reads_the_weights_where_they_lie(preset, monkeypatch):
     model = InfoGAN(PRESETS[preset], (3, 64, 64))
     for network in (model.discriminator, model.contrastive):
         given.clear()
-        layers = normalise(network).weights
-        assert [m.data_ptr() for m in given] == [layer.weight.data_ptr() for layer in layers]
+        weights = [network.get_parameter(name) for name in normalise(network).weights]
+        assert [m.data_ptr() for m in given] == [weight.data_ptr() for weight in weights]
         assert all(m.is_contiguous() for m in given)
 
 
@@ -127,7 +128,7 @@ def test_the_singular_vector_moves_only_when_told():
     network = Discriminator(PAPER, DSPRITES)
     before = [layer.u.clone() for layer in normed_layers(network)]
     images = torch.rand(4, *DSPRITES)
-    first, second = network(images), network(images)
+    first, second = normalise(network)(images), normalise(network)(images)
     assert torch.equal(first[0], second[0])
     assert all(torch.equal(u, layer.u) for u, layer in zip(before, normed_layers(network)))
     normalise(network).advance()
@@ -144,9 +145,9 @@ def test_seeds_fix_the_weights_and_h_starts_anew():
     first, second = InfoGAN(PAPER, DSPRITES), InfoGAN(PAPER, DSPRITES)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters()))
     before = first.contrastive.head.weight.clone()
-    first.restart_contrastive(10)
+    restart_h(first, make_optimisers(first, PAPER), 10)
     assert not torch.equal(first.contrastive.head.weight, before)
-    second.restart_contrastive(10)
+    restart_h(second, make_optimisers(second, PAPER), 10)
     assert torch.equal(first.contrastive.head.weight, second.contrastive.head.weight)
 
 
@@ -177,7 +178,7 @@ def test_every_seed_has_first_weights_of_its_own(preset):
         cfg = replace(PRESETS[preset], seed=seed, width=2, hidden=8)
         model = build_model(cfg, (3, 16, 16) if preset == "quick" else (1, 64, 64))
         if preset != "factorvae-dsprites":
-            model.restart_contrastive(5)
+            restart_h(model, make_optimisers(model, cfg), 5)
         return {name: value for name, value in model.named_parameters() if name.endswith("weight") and value.dim() > 1}
 
     models = [first_weights(seed) for seed in (0, 1, 2, 65_536, 2**31 - 1)]

@@ -8,7 +8,7 @@ import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from crgan import PRESETS, Config, InputError, checkpoint, data, load, ops
-from crgan.models import vae
+from crgan.models import build_model, vae
 from crgan.train import train
 
 KINDS = ("factorvae-dsprites", "betavae-dsprites", "betatcvae-dsprites")
@@ -21,7 +21,7 @@ def tiny(preset):
 
 def nets_and_images(cfg):
     dataset = data.load(cfg.data)
-    nets = checkpoint.build_model(cfg, dataset.image_shape).train()
+    nets = build_model(cfg, dataset.image_shape).train()
     return nets, vae.make_optimisers(nets, cfg), dataset.images(torch.arange(cfg.images_per_step) * 9973)
 
 
@@ -104,14 +104,14 @@ def test_total_correlation_knows_independent_from_copied_codes():
 
 
 def test_networks_are_those_of_the_table():
-    nets = checkpoint.build_model(PRESETS["factorvae-dsprites"], (1, 64, 64))
+    nets = build_model(PRESETS["factorvae-dsprites"], (1, 64, 64))
     sizes = {name: sum(p.numel() for p in part.parameters()) for name, part in nets.named_children()}
     convolutions = [(1 * 16 + 1) * 32, (32 * 16 + 1) * 32, (32 * 16 + 1) * 64, (64 * 16 + 1) * 64]
     assert sizes["encoder"] == sum(convolutions) + (1024 + 1) * 128 + (128 + 1) * 20
     transposed = [64 * 16 * 64 + 64, 64 * 16 * 32 + 32, 32 * 16 * 32 + 32, 32 * 16 * 1 + 1]
     assert sizes["decoder"] == (10 + 1) * 128 + (128 + 1) * 1024 + sum(transposed)
     assert sizes["discriminator"] == 11 * 1000 + 5 * 1001 * 1000 + 1001 * 2
-    assert checkpoint.build_model(PRESETS["betavae-dsprites"], (1, 64, 64)).discriminator is None
+    assert build_model(PRESETS["betavae-dsprites"], (1, 64, 64)).discriminator is None
 
 
 @pytest.mark.parametrize("preset", KINDS)

@@ -214,7 +214,8 @@ def restart_h(model: InfoGAN, optimisers: Optimisers, step: int) -> None:
     In place, as a captured CUDA graph knows the memory. H's singular vectors stay, as in the original. The new weights
     depend on the seed and the step alone.
     """
-    fresh = copy.deepcopy(model.contrastive).to("cpu", memory_format=torch.contiguous_format)  # draws fill it in order
+    fresh = copy.deepcopy(model.contrastive).cpu()
+    fresh.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # draws fill it in this order
     initialise(fresh, seeded_generator(model.cfg.seed, 2, step), model.cfg.init, keep_vectors=True)
     model.contrastive.load_state_dict(fresh.state_dict())
     for entry in optimisers["contrastive"].state.values():
