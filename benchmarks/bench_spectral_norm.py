@@ -5,8 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from crgan import PRESETS
-from crgan.models.networks import Discriminator
-from crgan.models.networks import normalise as layers_of
+from crgan.models.networks import Discriminator, normalise
 from crgan.ops import spectral_norm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -18,9 +17,8 @@ PROVIDERS = ["reference", "compile"] + (["triton"] if DEVICE == "cuda" else [])
 def test_spectral_norm(measure, work, provider):
     """The bytes counted are the least: a pass reads all matrices and writes as many numbers, and the gradients too."""
     g = torch.Generator().manual_seed(0)
-    shapes = [
-        layer.weight.flatten(1).shape for layer in layers_of(Discriminator(PRESETS["dsprites"], (1, 64, 64))).weights
-    ]
+    weights = normalise(Discriminator(PRESETS["dsprites"], (1, 64, 64))).weights
+    shapes = [weight.flatten(1).shape for weight in weights.values()]
     matrices = [torch.randn(shape, generator=g).to(DEVICE).requires_grad_() for shape in shapes]
     vectors = [normalize(torch.randn(shape[0], generator=g), dim=0).to(DEVICE) for shape in shapes]
     upstream = [torch.randn(shape, generator=g).to(DEVICE) for shape in shapes]

@@ -17,18 +17,20 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from crgan import PRESETS, checkpoint, data, ops
+from crgan import PRESETS, data, ops
 from crgan.cli import keep_memory
 from crgan.config import Phase
-from crgan.device import arithmetic, has_bfloat16
-from crgan.train import capture, make_optimisers, train_step
+from crgan.device import exact_arithmetic, has_bfloat16
+from crgan.models import build_model
+from crgan.models.infogan import make_optimisers, train_step
+from crgan.train import capture
 
 PAPER = PRESETS["dsprites"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAST = "bfloat16" if has_bfloat16(torch.device(DEVICE)) else "float32"  # emulated, bfloat16 takes 12 times as long
 PROVIDERS = list(dict.fromkeys(["plain", "float32", FAST]))
 if DEVICE == "cuda":
-    PROVIDERS += ["float32-graph", "tf32-graph", "bfloat16-graph"]
+    PROVIDERS += ["float32-graph", "bfloat16-graph"]
 seconds: dict[tuple[str, str], float] = {}
 flops: dict[tuple[str, bool], int] = {}  # of a step, by the regularizer and whether it is plain
 
@@ -121,19 +123,19 @@ def make_step(provider, cr_weight):
         keep_memory()  # as the command does; plain PyTorch, timed before, has the allocator as it comes
         precision, _, graph = provider.partition("-")
         cfg, phase = replace(PAPER, precision=precision), Phase(cr_weight, 0.0, False, False)
-        nets = checkpoint.build_model(cfg, dataset.image_shape).to(DEVICE).train()
-        optimisers = make_optimisers(nets, cfg)
+        model = build_model(cfg, dataset.image_shape).to(DEVICE).train()
+        optimisers = make_optimisers(model, cfg)
 
         def eager(phase):
-            report = train_step(nets, optimisers, batch(), cfg, phase, done)
+            report = train_step(model, optimisers, batch(), cfg, phase, done)
             done.add_(1)
             return report
 
         step = capture(eager) if graph else eager
 
         def take():
-            with arithmetic(precision):
-                return step(phase)["g"]
+            with exact_arithmetic():
+                return step(phase)["generator"]
 
     return take
 
@@ -201,24 +203,3 @@ def test_training_step_seconds(benchmark, provider, cr):
             f"\nwhole schedule, {provider}: {schedule[provider] / 3600:.2f} h, "
             f"{schedule['plain'] / schedule[provider]:.2f}x plain PyTorch"
         )
-
-
-@pytest.mark.benchmark(group="a step of each of N models in turns, dSprites, batch 64")
-@pytest.mark.parametrize("models", [1, 2] if DEVICE == "cpu" else [1, 4, 16])
-def test_models_in_turns_seconds(benchmark, models):
-    """As `python -m crgan.sweep --parallel N` trains them: on a GPU each on a stream of its own."""
-    steps = [make_step(f"{FAST}-graph" if DEVICE == "cuda" else FAST, 0.0) for _ in range(models)]
-    streams = [torch.cuda.Stream() if DEVICE == "cuda" else None for _ in range(models)]
-
-    def turn():
-        losses = []
-        for step, stream in zip(steps, streams):
-            with torch.cuda.stream(stream):
-                losses.append(step())
-        return losses
-
-    timed = waiting(turn)
-    assert all(loss.isfinite() for _ in range(5) for loss in timed())
-    benchmark.pedantic(timed, rounds=6 if DEVICE == "cpu" else 100)
-    rate = benchmark.extra_info["model_steps_per_second"] = round(models / benchmark.stats.stats.median, 1)
-    print(f"\n{models} models in turns: {rate} steps of a model per second")

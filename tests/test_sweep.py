@@ -11,11 +11,11 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from crgan.together import Task, train_together
 
 from crgan import PRESETS, InputError, checkpoint
 from crgan import sweep as sweeps
 from crgan.sweep import Run, expand, main
-from crgan.together import Task, train_together
 from crgan.train import train
 
 COMMON = ["data=circular_dsprites", "num_codes=2", "width=4", "hidden=8", "batch_size=4", "cr_start=10"]

@@ -407,7 +407,7 @@ def test_mistakes_end_in_one_sentence(tmp_path, capsys):
     assert "cr_weight is inf; expected a finite number" in refused(capsys, "quick", "--cr-weight", "inf")
     assert "num_codes is 300; expected at most 256" in refused(capsys, "quick", "--num-codes", 300)
     assert "gap_switch is -5; expected" in refused(capsys, "--gap-switch", -5)
-    assert "gap is 2.0; expected a contrastive gap in [0, 2)" in refused(capsys, "--gap", 2.0)
+    assert "gap is 2.0; expected a number in [0, 2)" in refused(capsys, "--gap", 2.0)
     assert "--device is 'cuda:7' but torch sees" in refused(capsys, "--device", "cuda:7", "--out", tmp_path / "a")
     assert "--device is 'gpu'; expected" in refused(capsys, "--device", "gpu", "--out", tmp_path / "a")
     assert not (tmp_path / "a").exists()

@@ -55,8 +55,8 @@ def fold_spectral_norm(network: nn.Module) -> None:
 class BlockConv2d(nn.Conv2d):
     """A 4x4 convolution of stride 2 and padding 1, computed with 2x2 taps on 2x2 blocks of pixels.
 
-    Libraries are slow on images of one or two channels: on a CPU a float32 step of the dsprites preset takes 0.14 s
-    with blocks and 0.16 s without.
+    Libraries are slow on images of one or two channels: blocks make a step of the dsprites preset on a CPU 5 to 10 %
+    faster, in float32 and in bfloat16.
     """
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
