@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import checkpoint, cli, metrics, ops, pictures
 from . import data as datasets
-from .config import CHECKPOINT_EVERY, PRESETS, Config, Phase
+from .config import CHECKPOINT_EVERY, PRESETS, TOPICS, Config, Phase
 from .device import exact_arithmetic, float32_defaults
 from .errors import InputError
 from .files import lock
@@ -284,56 +284,64 @@ def fit(
 
 
 @dataclass(frozen=True)
-class Arguments:
-    config: tyro.conf.OmitArgPrefixes[Config]
+class Flags:
+    """Flags of this command that are no fields of the configuration.
+
+    Args:
+        out: Run folder; default runs/<preset>-seed<seed>. The same command continues from its last checkpoint.
+        device: auto, cpu, cuda or cuda:<number>.
+        start_from: Run folder. Start from its state just before the regularizer, to compare settings of it.
+        checkpoint_every: Steps between two checkpoints.
+        cuda_graph: On CUDA, replay the whole step as one captured graph.
+        dry_run: Print the resolved configuration and exit.
+    """
+
     out: Path | None = None
-    """Run folder; default runs/<preset>-seed<seed>. The same command continues from its last checkpoint."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:<number>."""
     start_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    """Run folder: start from its state just before the regularizer, to compare settings of it from one trunk."""
     checkpoint_every: int = CHECKPOINT_EVERY
-    """Steps between two checkpoints."""
     cuda_graph: bool = True
-    """On CUDA, replay the whole step as one captured graph."""
     dry_run: bool = False
-    """Print the resolved configuration and exit."""
 
 
-def parse(args: list[str]) -> tuple[str, Arguments]:
-    """Return the preset's name and the parsed flags of `[PRESET | --config FILE] [flags]`."""
+def parse(args: list[str]) -> tuple[str, Config, Flags]:
+    """Parse `[PRESET | --config FILE] [flags]`; returns the preset's name too."""
     preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
     if args[:1] == ["--config"]:
-        preset = args[1] if len(args) > 1 else ""
-        args = args[2:]
+        preset, args = "".join(args[1:2]), args[2:]
     preset, cfg = base_config(preset)
+    values = vars(cfg)
+    defaults = [topic(**{field.name: values[field.name] for field in fields(topic)}) for topic in TOPICS]
+    groups = [(kind.__name__.lower(), tyro.conf.OmitArgPrefixes[kind]) for kind in (*TOPICS, Flags)]  # type: ignore[index]
+    arguments = make_dataclass("arguments", groups)
     parsed = tyro.cli(
-        Arguments,
+        arguments,
         args=args,
-        default=Arguments(cfg),
+        default=arguments(*defaults, Flags()),
         prog="python -m crgan.train [PRESET | --config FILE]",
         description=f"Train a model. PRESET is one of {', '.join(PRESETS)} (shown: {preset}).",
     )
-    cli.at_least(1, checkpoint_every=parsed.checkpoint_every)
-    return preset, parsed
+    *topics, flags = vars(parsed).values()
+    cli.at_least(1, checkpoint_every=flags.checkpoint_every)
+    return preset, Config(**{name: value for topic in topics for name, value in vars(topic).items()}), flags
 
 
 def main(args: list[str] | None = None) -> None:
     with cli.command_process():
-        preset, parsed = parse(sys.argv[1:] if args is None else list(args))
-        cfg, out = parsed.config, parsed.out or default_out(preset, parsed.config)
-        if parsed.dry_run:
-            shown = resolve(cfg, cli.device(parsed.device)).to_json()
-            print(json.dumps({"out": str(out), "device": parsed.device, "config": shown}, indent=2))
+        preset, cfg, flags = parse(sys.argv[1:] if args is None else list(args))
+        out = flags.out or default_out(preset, cfg)
+        if flags.dry_run:
+            shown = resolve(cfg, cli.device(flags.device)).to_json()
+            print(json.dumps({"out": str(out), "device": flags.device, "config": shown}, indent=2))
             return
         with cli.stop_signal() as stopped:
             train(
                 cfg,
                 out,
-                parsed.device,
-                start_from=parsed.start_from,
-                checkpoint_every=parsed.checkpoint_every,
-                cuda_graph=parsed.cuda_graph,
+                flags.device,
+                start_from=flags.start_from,
+                checkpoint_every=flags.checkpoint_every,
+                cuda_graph=flags.cuda_graph,
                 stopped=stopped,
             )
 
