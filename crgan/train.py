@@ -164,7 +164,9 @@ class _Batch:
     def __init__(self, dataset: datasets.Dataset, cfg: Config, place: torch.device):
         self.dataset, self.cfg = dataset, cfg
         shape = (cfg.images_per_step // parallel.world(), *dataset.image_shape)
-        self.held = None if dataset.read is None else torch.empty(shape, dtype=torch.uint8, device=place)
+        first = torch.zeros(1, dtype=torch.int64, device="cpu")
+        dtype = None if dataset.read is None else dataset.stored(first).dtype
+        self.held = None if dtype is None else torch.empty(shape, dtype=dtype, device=place)
 
     def _index(self, step: Tensor | int, device: torch.device | str) -> Tensor:
         index = ops.random_index(self.cfg.images_per_step, self.dataset.num_images, self.cfg.seed, step, device=device)
@@ -173,14 +175,13 @@ class _Batch:
     def fetch(self, step: int) -> None:
         if self.held is None:
             return
-        assert self.dataset.read is not None
-        images = self.dataset.read(self._index(step, "cpu"))
+        images = self.dataset.stored(self._index(step, "cpu"))
         self.held.copy_(images.contiguous().pin_memory() if self.held.is_cuda else images, non_blocking=True)
 
     def images(self, done: Tensor) -> Tensor:  # [B, C, H, W] float32 in [0, 1]
         if self.held is None:
             return self.dataset.images(self._index(done, done.device))
-        return self.held.float().div_(self.dataset.levels)
+        return self.dataset.to_float(self.held)
 
 
 def train(
