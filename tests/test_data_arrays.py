@@ -1,4 +1,4 @@
-"""Data sets of a user's own: images in memory, his own readers, and what a map-style data set can do."""
+"""A user's own data sets: images in memory, own readers, and what a map-style data set can do."""
 
 import numpy as np
 import pytest

@@ -7,11 +7,12 @@ import resource
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 
+import data_files as files
 import h5py
 import numpy as np
 import pytest
 import torch
-from data_files import BINARY, arrays, as_float, everything, refused, use_small_files, write_grid
+from data_files import arrays, as_float, everything, refused, use_small_files, write_grid
 
 from crgan.data import READERS, load, storage
 from crgan.errors import InputError
@@ -26,7 +27,7 @@ def cache(monkeypatch, tmp_path_factory):
 @pytest.mark.parametrize("name", READERS)
 def test_a_missing_file_comes_with_a_way_to_get_it(tmp_path, name):
     refused(name, tmp_path, READERS[name].files[0], READERS[name].publisher)
-    if name not in BINARY:
+    if name not in files.BINARY:
         with pytest.raises(InputError, match="--root"):
             load(name)
 
@@ -44,6 +45,60 @@ def test_names_and_roots(tmp_path, monkeypatch):
     write_grid(tmp_path, "dsprites")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load("dsprites", "~").source == str(tmp_path / READERS["dsprites"].files[0])
+
+
+def changed(change):
+    """Write a NORB file of a changed array."""
+    return lambda array: files.norb_bytes(change(array))
+
+
+BLANK = np.zeros((40, 64, 64, 3), np.int32)
+BROKEN = [
+    ("dsprites", {"imgs": None, "pictures": np.zeros(3, np.uint8)}, "imgs"),
+    ("dsprites", {"imgs": np.zeros((72, 32, 32), np.uint8)}, "imgs: shape should be (72, 64, 64), got (72, 32, 32)"),
+    ("dsprites", {"imgs": np.zeros((72, 64, 64), np.complex64)}, "complex64"),
+    ("dsprites", {"imgs": arrays("dsprites")[0] * 255}, "255"),
+    ("dsprites", {"imgs": arrays("dsprites")[0] / 2}, "fractions"),
+    ("dsprites", {"latents_values": np.zeros((72, 6), np.int64)}, "int64"),
+    ("dsprites", {"latents_values": arrays("dsprites")[1][::-1]}, "in order"),
+    ("shapes3d", {"images": np.zeros((192, 64, 64), np.uint8)}, "images"),
+    ("cars3d", {"change": lambda im: im[:64]}, "car_000_mesh.mat: im"),
+    ("cars3d", {"change": lambda im: im.astype(np.float64)}, "float64"),
+    ("cars3d", {"cars": 3}, "24, got 18"),
+    ("cars3d", {"cut": 500}, "nips2015-analogy-data.tar.gz"),
+    ("smallnorb", {"dat": lambda a: files.norb_bytes(a)[:-5]}, "dat.mat"),
+    ("smallnorb", {"dat": changed(lambda a: a.astype(np.int32))}, "507333717"),
+    ("smallnorb", {"cat": lambda a: files.norb_bytes(a)[:-5]}, "cat.mat"),
+    ("smallnorb", {"cat": changed(lambda a: a + 5)}, "category"),
+    ("smallnorb", {"info": changed(lambda a: a[:, :3])}, "(60, 3)"),
+    ("smallnorb", {"info": changed(lambda a: a + 1)}, "azimuths"),
+    ("teapots", {"images": BLANK + 256}, "256"),
+    ("teapots", {"images": BLANK * np.nan}, "nan"),
+    ("teapots", {"images": BLANK[:, :3]}, "(40, 3, 64, 3)"),
+    ("teapots", {"values": files.teapot_values(5)}, "gts"),
+    ("teapots", {"values": files.teapot_values(40) + 7}, "0 to 9"),
+    ("teapots", {"values": files.teapot_values(40) * np.nan}, "0 to 9"),
+    ("celeba", {"size": (100, 100)}, "(178, 218)"),
+    ("celeba", {"count": 4}, "img_align_celeba.zip"),
+    ("celeba", {"damage": True}, "000001.jpg"),
+    ("celeba", {"values": "0 1"}, "got [0, 1]"),
+    ("celeba", {"names": "Young"}, "columns"),
+    ("celeba", {"first": 2}, "order"),
+    ("mnist", {"form": "idx", "images": files.idx_bytes(files.DIGITS)[:-7]}, "train-images"),
+    ("mnist", {"form": "idx", "images": files.idx_bytes(files.DIGITS, kind=13)}, "first four bytes"),
+    ("mnist", {"form": "idx", "images": files.idx_bytes(files.DIGITS[:, :20])}, "(20, 28)"),
+    ("rmnist", {"form": "idx", "labels": files.idx_bytes(files.LABELS[:5])}, "12, got 5"),
+    ("rmnist", {"form": "idx", "labels": files.idx_bytes(files.LABELS + 5)}, "digit"),
+    ("rbmn", {"form": "idx", "images": files.idx_bytes(files.DIGITS[:0])}, "0, got 12"),
+    ("adrenalmnist3d", {"val_labels": np.zeros((3, 1), np.uint8)}, "11"),
+    ("adrenalmnist3d", {"test_labels": np.full((3, 1), 2, np.uint8)}, "label runs from 0 to 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "how", "says"), BROKEN)
+def test_broken_files(tmp_path, name, how, says):
+    files.WRITERS[name](tmp_path, **how)
+    refused(name, tmp_path, says)
 
 
 def test_truncated_files(tmp_path, cache):

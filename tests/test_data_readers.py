@@ -255,60 +255,6 @@ def test_adrenalmnist3d(tmp_path):
     assert dataset.factors(torch.tensor([6 * 28 + 11])).tolist() == [[label[6, 0], 11]]
 
 
-def changed(change):
-    """Write a NORB file of a changed array."""
-    return lambda array: files.norb_bytes(change(array))
-
-
-BLANK = np.zeros((40, 64, 64, 3), np.int32)
-BROKEN = [
-    ("dsprites", {"imgs": None, "pictures": np.zeros(3, np.uint8)}, "imgs"),
-    ("dsprites", {"imgs": np.zeros((72, 32, 32), np.uint8)}, "imgs: shape should be (72, 64, 64), got (72, 32, 32)"),
-    ("dsprites", {"imgs": np.zeros((72, 64, 64), np.complex64)}, "complex64"),
-    ("dsprites", {"imgs": files.arrays("dsprites")[0] * 255}, "255"),
-    ("dsprites", {"imgs": files.arrays("dsprites")[0] / 2}, "fractions"),
-    ("dsprites", {"latents_values": np.zeros((72, 6), np.int64)}, "int64"),
-    ("dsprites", {"latents_values": files.arrays("dsprites")[1][::-1]}, "in order"),
-    ("shapes3d", {"images": np.zeros((192, 64, 64), np.uint8)}, "images"),
-    ("cars3d", {"change": lambda im: im[:64]}, "car_000_mesh.mat: im"),
-    ("cars3d", {"change": lambda im: im.astype(np.float64)}, "float64"),
-    ("cars3d", {"cars": 3}, "24, got 18"),
-    ("cars3d", {"cut": 500}, "nips2015-analogy-data.tar.gz"),
-    ("smallnorb", {"dat": lambda a: files.norb_bytes(a)[:-5]}, "dat.mat"),
-    ("smallnorb", {"dat": changed(lambda a: a.astype(np.int32))}, "507333717"),
-    ("smallnorb", {"cat": lambda a: files.norb_bytes(a)[:-5]}, "cat.mat"),
-    ("smallnorb", {"cat": changed(lambda a: a + 5)}, "category"),
-    ("smallnorb", {"info": changed(lambda a: a[:, :3])}, "(60, 3)"),
-    ("smallnorb", {"info": changed(lambda a: a + 1)}, "azimuths"),
-    ("teapots", {"images": BLANK + 256}, "256"),
-    ("teapots", {"images": BLANK * np.nan}, "nan"),
-    ("teapots", {"images": BLANK[:, :3]}, "(40, 3, 64, 3)"),
-    ("teapots", {"values": files.teapot_values(5)}, "gts"),
-    ("teapots", {"values": files.teapot_values(40) + 7}, "0 to 9"),
-    ("teapots", {"values": files.teapot_values(40) * np.nan}, "0 to 9"),
-    ("celeba", {"size": (100, 100)}, "(178, 218)"),
-    ("celeba", {"count": 4}, "img_align_celeba.zip"),
-    ("celeba", {"damage": True}, "000001.jpg"),
-    ("celeba", {"values": "0 1"}, "got [0, 1]"),
-    ("celeba", {"names": "Young"}, "columns"),
-    ("celeba", {"first": 2}, "order"),
-    ("mnist", {"form": "idx", "images": files.idx_bytes(files.DIGITS)[:-7]}, "train-images"),
-    ("mnist", {"form": "idx", "images": files.idx_bytes(files.DIGITS, kind=13)}, "first four bytes"),
-    ("mnist", {"form": "idx", "images": files.idx_bytes(files.DIGITS[:, :20])}, "(20, 28)"),
-    ("rmnist", {"form": "idx", "labels": files.idx_bytes(files.LABELS[:5])}, "12, got 5"),
-    ("rmnist", {"form": "idx", "labels": files.idx_bytes(files.LABELS + 5)}, "digit"),
-    ("rbmn", {"form": "idx", "images": files.idx_bytes(files.DIGITS[:0])}, "0, got 12"),
-    ("adrenalmnist3d", {"val_labels": np.zeros((3, 1), np.uint8)}, "11"),
-    ("adrenalmnist3d", {"test_labels": np.full((3, 1), 2, np.uint8)}, "label runs from 0 to 1"),
-]
-
-
-@pytest.mark.parametrize(("name", "how", "says"), BROKEN)
-def test_broken_files(tmp_path, name, how, says):
-    files.WRITERS[name](tmp_path, **how)
-    refused(name, tmp_path, says)
-
-
 @pytest.mark.parametrize("name", [name for name in NAMES if name in files.WRITERS])
 def test_the_callers_default_type_and_device_do_not_matter(tmp_path, name):
     files.WRITERS[name](tmp_path)
