@@ -42,7 +42,7 @@ def default_out(preset: str, cfg: Config) -> Path:
 
 def resolve(cfg: Config, device: torch.device, image_shape: tuple[int, ...] | None = None) -> Config:
     """Return `cfg` with the values that "auto" stands for on this machine, and an absolute root."""
-    if cfg.root is not None:
+    if cfg.root:
         cfg = replace(cfg, root=str(Path(cfg.root).expanduser().resolve()))
     if cfg.precision == "auto":
         cfg = replace(cfg, precision="bfloat16" if has_bfloat16(device) else "float32")
@@ -54,8 +54,8 @@ def resolve(cfg: Config, device: torch.device, image_shape: tuple[int, ...] | No
 def describe(cfg: Config, device: torch.device, dataset: Any) -> dict[str, Any]:
     """Return what config.json records of the data and of the machine."""
     return {
-        "source": getattr(dataset, "source", "given from Python"),
-        "data_identity": str(getattr(dataset, "identity", "")),
+        "source": dataset.source,
+        "data_identity": dataset.identity,
         "made_with": {
             "crgan": version("crgan"),
             "torch": torch.__version__,

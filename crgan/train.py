@@ -13,9 +13,10 @@ import torch
 import tyro
 from torch import Tensor
 
-from . import checkpoint, cli, metrics, ops, pictures
+from . import checkpoint, cli, metrics, pictures
 from . import data as datasets
 from .config import CHECKPOINT_EVERY, PRESETS, TOPICS, Config, Phase
+from .data.batches import RealImages
 from .device import exact_arithmetic, float32_defaults
 from .errors import InputError
 from .files import lock
@@ -35,7 +36,7 @@ def train(
     out: str | Path,
     device: str = "auto",
     *,
-    data: Any = None,
+    data: datasets.Dataset | None = None,
     build: Build | None = None,
     start_from: str | Path | None = None,
     checkpoint_every: int = CHECKPOINT_EVERY,
@@ -52,8 +53,7 @@ def train(
     """
     place, out = cli.device(device), Path(out).expanduser()
     dataset = datasets.load(cfg.data, cfg.root) if data is None else data
-    identity = str(getattr(dataset, "identity", ""))
-    cfg = resolve(checkpoint.continued_config(out, cfg, identity), place, dataset.image_shape)
+    cfg = resolve(checkpoint.continued_config(out, cfg, dataset.identity), place, dataset.image_shape)
     out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     with lock(out) as acquired, float32_defaults():
@@ -79,7 +79,7 @@ class Run:
     cfg: Config
     out: Path
     device: torch.device
-    dataset: Any
+    dataset: datasets.Dataset
     model: Model
     optimisers: Optimisers
     log: Log
@@ -118,7 +118,7 @@ def _start(
 def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[], int]) -> None:
     cfg, model, out = run.cfg, run.model, run.out
     done = torch.tensor(run.step, dtype=torch.int64, device=run.device)
-    batch = RealImages(run.dataset, cfg, run.device)
+    batch = RealImages(run.dataset, cfg.images_per_step, cfg.seed, run.device)
     train_step = ALGORITHMS[cfg.model].train_step
 
     def eager_step(phase: Phase) -> Losses:
@@ -162,31 +162,6 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
         print(f"stopped after step {run.step}, saved in {checkpoint.latest(out)}; the same command continues")
         sys.exit(128 + stop)
     print(f"wrote {out}/: traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/")
-
-
-class RealImages:
-    """The real images of each step. Rendered ones are drawn within the step, on the device. Those of a file are read by
-    the host before it (`fetch`), into memory that a captured CUDA graph knows."""
-
-    def __init__(self, dataset: Any, cfg: Config, device: torch.device):
-        self.dataset, self.cfg = dataset, cfg
-        shape = (cfg.images_per_step, *dataset.image_shape)
-        self.buffer = None if dataset.read is None else torch.empty(shape, dtype=torch.uint8, device=device)
-
-    def _index(self, step: Tensor | int, device: torch.device | str) -> Tensor:
-        return ops.random_index(self.cfg.images_per_step, self.dataset.num_images, self.cfg.seed, step, device=device)
-
-    def fetch(self, step: int) -> None:
-        if self.buffer is not None:
-            images = self.dataset.read(self._index(step, "cpu"))
-            if self.buffer.dtype != images.dtype:  # a data set of float images
-                self.buffer = self.buffer.to(images.dtype)
-            self.buffer.copy_(images.contiguous().pin_memory() if self.buffer.is_cuda else images, non_blocking=True)
-
-    def images(self, done: Tensor) -> Tensor:  # [B, C, H, W] float32 in [0, 1]
-        if self.buffer is None:
-            return self.dataset.images(self._index(done, done.device))
-        return self.buffer.float().div_(self.dataset.levels)
 
 
 def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
@@ -255,7 +230,7 @@ def _check_finite(losses: dict[str, float], run: Run) -> None:
 def fit(
     preset: str | Path | Config = "quick",
     *,
-    data: Any = None,
+    data: datasets.Dataset | None = None,
     out: str | Path | None = None,
     build: Build | None = None,
     device: str = "auto",
@@ -312,8 +287,8 @@ def parse(args: list[str]) -> tuple[str, Config, Flags]:
     preset, cfg = base_config(preset)
     values = vars(cfg)
     defaults = [topic(**{field.name: values[field.name] for field in fields(topic)}) for topic in TOPICS]
-    groups = [(kind.__name__.lower(), tyro.conf.OmitArgPrefixes[kind]) for kind in (*TOPICS, Flags)]  # type: ignore[index]
-    arguments = make_dataclass("arguments", groups)
+    omit: Any = tyro.conf.OmitArgPrefixes
+    arguments = make_dataclass("arguments", [(kind.__name__.lower(), omit[kind]) for kind in (*TOPICS, Flags)])
     parsed = tyro.cli(
         arguments,
         args=args,

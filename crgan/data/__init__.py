@@ -1,16 +1,17 @@
-"""Data sets by name: some are drawn from their factors, some read from published files."""
+"""Data sets by name: some are rendered from their factors, some read from published files."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from functools import partial
+import os
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
-from crgan.data import digits, grids, objects, pictures, shapes3d, sprites
-from crgan.data.dataset import Dataset
-from crgan.errors import InputError
+from ..errors import InputError
+from . import digits, photos, published, shapes3d, sprites
+from .arrays import from_images
+from .dataset import Dataset
+from .storage import find
 
-__all__ = ["NAMES", "RENDERED", "Dataset", "load"]
+__all__ = ["NAMES", "READERS", "RENDERED", "Dataset", "from_images", "load"]
 
 RENDERED = {
     "squares": sprites.squares,
@@ -18,31 +19,38 @@ RENDERED = {
     "circular_dsprites": sprites.circular_dsprites,
     "shapes3d_like": shapes3d.shapes3d_like,
 }
-_READ: dict[str, Callable[[str | Path | None], Dataset]] = {
-    **{name: partial(grids.published, name) for name in grids.PUBLISHED},
-    "cars3d": objects.cars3d,
-    "smallnorb": objects.smallnorb,
-    "teapots": objects.teapots,
-    "celeba": pictures.celeba,
-    "mnist": digits.mnist,
-    "rmnist": digits.rmnist,
-    "rbmn": digits.rbmn,
-    "adrenalmnist3d": digits.adrenalmnist3d,
-    "folder": pictures.folder,
-}
-NAMES = tuple({**RENDERED, **_READ})
+READERS = {**published.READERS, **photos.READERS, **digits.READERS}
+NAMES = tuple({**RENDERED, **READERS, "folder": None})
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:
-    """The data set of that name, one of `NAMES`.
+    """Return the data set of that name, one of `NAMES`.
 
-    Without `root`, sets that can be drawn from their factors are; the others need the folder of their
-    published files. Raises InputError for an unknown name and for a file that is missing or not as published.
+    Without `root`, data sets that can be rendered from their factors are. The others are read from the folder `root` of
+    their published files, "folder" from all pictures in `root`. Raises InputError for an unknown name, and for a file
+    that is missing or not as published.
     """
     if name not in NAMES:
-        raise InputError(f"unknown data set {name!r}; choose one of {', '.join(NAMES)}")
-    if name in RENDERED and root is None:
-        return RENDERED[name]()
-    if name not in _READ:
-        raise InputError(f"{name} is drawn from its factors and has no files: leave root (--root) out")
-    return _READ[name](root)
+        close = get_close_matches(str(name), NAMES, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(NAMES)}"
+        raise InputError(f"unknown data set {name!r}; {hint}")
+    if root is None and name in RENDERED:
+        return replace(RENDERED[name](), source="rendered", identity="rendered")
+    if root is not None and name not in READERS and name != "folder":
+        raise InputError(f"{name} is rendered from its factors and has no files: leave root (--root) out")
+    if root == "":
+        raise InputError(f'root (--root) is ""; expected the folder of the files of {name}')
+    path = None if root is None else Path(os.path.expanduser(root))
+    if name == "folder":
+        if path is None or not path.is_dir():
+            raise InputError(f"folder needs a folder of images as root (--root), got {root}")
+        return replace(photos.folder(path), source=os.path.abspath(path))
+    reader = READERS[name]
+    path = find(name, path, reader.files, reader.publisher)
+    try:
+        dataset = reader.read(path)
+    except InputError as error:
+        if str(path.parent) in str(error):
+            raise
+        raise InputError(f"{path}: {error}") from error
+    return replace(dataset, source=os.path.abspath(path), identity=f"{path.name}, {path.stat().st_size} bytes")

@@ -1,6 +1,7 @@
-"""Flat sets drawn from their factors: dSprites and circular dSprites re-rendered, coloured squares."""
+"""Flat data sets, rendered from their factors: dSprites, circular dSprites, coloured squares.
 
-from __future__ import annotations
+The caller's default type and device must not matter, so every new tensor names its own.
+"""
 
 from functools import cache
 from math import cos, pi, sin
@@ -8,7 +9,7 @@ from math import cos, pi, sin
 import torch
 from torch import Tensor
 
-from crgan.data.dataset import Dataset, grid
+from .dataset import Dataset, grid
 
 DSPRITES = {"color": 1, "shape": 3, "scale": 6, "orientation": 40, "posX": 32, "posY": 32}
 CIRCULAR = {"angle": 40, "radius": 27}
@@ -16,7 +17,7 @@ SQUARES = {"posX": 16, "posY": 16, "size": 8, "colour": 10}
 
 
 def dsprites() -> Dataset:
-    """dSprites (Matthey et al. 2017) re-rendered: 1x64x64, {0, 1}, the published grid of 737,280 images.
+    """Make dSprites (Matthey et al. 2017) re-rendered: 1x64x64, {0, 1}, the published grid of 737,280 images.
 
     About 99.9 % of the lit pixels agree with the published file.
     """
@@ -51,8 +52,10 @@ def _render_dsprites(factors: Tensor) -> Tensor:
 
 
 def circular_dsprites() -> Dataset:
-    """Circular dSprites (Lin et al. 2020) re-rendered: 1x64x64, {0, 1}, a disc of radius 5 px at 40 angles
-    and 27 distances from the centre."""
+    """Make circular dSprites (Lin et al. 2020) re-rendered: 1x64x64, {0, 1}.
+
+    A disc of radius 5 px stands at 40 angles and 27 distances from the centre.
+    """
     return grid("circular_dsprites", CIRCULAR, (1, 64, 64), render=_render_circular)
 
 
@@ -62,8 +65,7 @@ def _circular_corners(device: torch.device) -> Tensor:
     # a rounding error below a whole pixel widened the disc by one; 1e-9 steps over that.)
     turns = [2 * pi * (k / CIRCULAR["angle"]) for k in range(CIRCULAR["angle"])]
     at = [[(32 + r * cos(t), 32 + r * sin(t)) for r in range(CIRCULAR["radius"])] for t in turns]
-    # Worked out on the CPU: runs on several CUDA streams share what is cached, and a copy waits till it is there.
-    return torch.tensor(at, dtype=torch.float64).sub(5 - 1e-9).long().to(device)
+    return torch.tensor(at, dtype=torch.float64, device="cpu").sub(5 - 1e-9).long().to(device)
 
 
 def _render_circular(factors: Tensor) -> Tensor:
@@ -74,7 +76,7 @@ def _render_circular(factors: Tensor) -> Tensor:
 
 
 def squares() -> Dataset:
-    """Coloured squares on black, 3x16x16: side 2 to 7 px, wholly inside the image, red to blue through purple.
+    """Make coloured squares on black, 3x16x16: side 2 to 7 px, wholly inside the image, red to blue through purple.
 
     Red and blue add up to 1, so that colour and size do not share the brightness; an edge pixel holds the share
     that is covered. Small, with four independent factors: the quick set.
@@ -83,12 +85,12 @@ def squares() -> Dataset:
 
 
 def _render_squares(factors: Tensor) -> Tensor:
-    half = 1 + factors[:, 2:3, None] * (2.5 / 7)
-    centre = 3.5 + factors[:, :2, None] * (9 / 15)
+    half = 1 + factors[:, 2:3, None].float() * (2.5 / 7)
+    centre = 3.5 + factors[:, :2, None].float() * (9 / 15)
     pixel = torch.arange(16, device=factors.device)
     # Share of each pixel's width, and height, that the square covers: [n, 2, 16].
     cover = (torch.minimum(pixel + 1, centre + half) - torch.maximum(pixel, centre - half)).clamp_(0, 1)
-    blue = factors[:, 3] / 9
+    blue = factors[:, 3].float() / 9
     colour = torch.stack([1 - blue, torch.zeros_like(blue), blue], 1)
     return colour[:, :, None, None] * (cover[:, 1, :, None] * cover[:, 0, None, :])[:, None]
 
@@ -101,5 +103,5 @@ def _paste(
     n, h, w = window.shape
     row = torch.arange(h, device=corner.device)[:, None] * size + torch.arange(w, device=corner.device)
     where = (corner[:, 1] * size + corner[:, 0])[:, None, None] + row
-    out = torch.zeros(n, size * size, device=corner.device)
+    out = torch.zeros(n, size * size, dtype=torch.float32, device=corner.device)
     return out.scatter_(1, where.flatten(1), window.flatten(1).float()).view(n, 1, size, size)
