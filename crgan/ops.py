@@ -6,6 +6,7 @@ can run here. An implementation asked for by name runs or raises; only "auto" fa
 
 import functools
 import importlib
+import warnings
 from collections.abc import Callable, Sequence
 
 import torch
@@ -138,9 +139,9 @@ def _extension_obstacle(codes: Tensor) -> str:
 
 
 # ---------------------------------------------------------------- sampling
-# Philox 4x32-10 keyed by seed and step: an op of equal arguments gives the same bits on every device and by every
-# implementation, and no state exists. `step` is an int, or a 0-d int64 tensor on `device`, which lets a captured
-# CUDA graph draw anew at each replay.
+# Philox 4x32-10 keyed by seed and step: equal arguments give the same bits on every device and in every implementation,
+# and there is no generator state. `step` is an int, or a 0-d int64 tensor on `device`, so that a captured CUDA graph
+# draws new numbers at each replay.
 
 
 def sample_latents(
@@ -153,10 +154,10 @@ def sample_latents(
     device: torch.device | str,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
+    """Draw codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
 
-    Raises InputError on a negative size, a seed outside [0, 2^64), a step tensor of another kind, and where the
-    named `impl` cannot run.
+    Raises InputError for a negative size, a seed outside [0, 2^64), a step tensor of another type or
+    shape, and if the named `impl` cannot run.
     """
     draw = _sampler("sample_latents", impl, torch.device(device), seed, step, batch, num_codes, num_noise)
     return draw(batch, num_codes, num_noise, seed, step, torch.device(device))
@@ -165,7 +166,7 @@ def sample_latents(
 def random_index(
     n: int, high: int, seed: int, step: int | Tensor, *, device: torch.device | str, impl: str = "auto"
 ) -> Tensor:
-    """n indices, int64, independent and uniform on [0, high) (to a bias below high / 2^32).
+    """Draw n indices, int64, independent and uniform on [0, high), with a bias below high / 2^32.
 
     Raises InputError unless 1 <= high <= 2^31, and as `sample_latents` does.
     """
@@ -186,14 +187,14 @@ def traversal_pairs(
     device: torch.device | str,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Paired latent traversals for the contrastive regularizer (Lin et al. 2020, InfoGAN-CR, section 3).
+    """Draw paired latent traversals for the contrastive regularizer (Lin et al. 2020, InfoGAN-CR, section 3).
 
     Returns c1 and c2 [B, K] float32 in [-1, 1], z [B, Z] float32 on [-1, 1), shared by the pair, and index [B]
     int64, uniform on [0, K): the code that the pair shares, c1[b, index[b]] == c2[b, index[b]], uniform on
     [-1, 1). All other codes differ by at least `gap` (0 <= gap < 2): two values drawn from
     [-1 + gap/2, 1 - gap/2] are pushed apart by gap/2 each. Range and gap hold exactly in float32.
 
-    Raises InputError on a gap outside [0, 2), no codes, and as `sample_latents` does.
+    Raises InputError for a gap outside [0, 2), for no codes, and as `sample_latents` does.
     """
     if not 0 <= gap < 2:
         raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")
@@ -227,10 +228,18 @@ _SAMPLERS = {
 
 
 def _choose_kernel(op: str, impl: str, device: torch.device, obstacle: str = "") -> str:
-    """ref or triton; Triton's interpreter serves tests, so "auto" never takes it."""
+    """Return ref or triton. Triton's interpreter is for tests, so "auto" never takes it."""
     if impl == "auto" and device.type != "cuda":
         return "ref"
-    return choose_impl(op, impl, {"triton": obstacle or triton_obstacle(device)})
+    missing = triton_obstacle(device)
+    if impl == "auto" and missing and not torch.compiler.is_compiling():
+        _warn_once(f"{missing}; the slower reference runs in place of the Triton kernels")
+    return choose_impl(op, impl, {"triton": obstacle or missing})
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, stacklevel=4)
 
 
 # ---------------------------------------------------------------- contrastive loss
@@ -250,7 +259,7 @@ def contrastive_loss(
     in float32 whatever the types, which may differ (autocast features, float32 weights). Each gradient has its
     argument's type. An empty batch has loss and gradients 0.
 
-    Raises InputError on shapes or types that do not fit, and where the named `impl` cannot run. The kernel is
+    Raises InputError for shapes or types that do not fit, and if the named `impl` cannot run. The kernel is
     differentiable once: a second derivative raises RuntimeError.
     """
     batch, width = features.shape if features.ndim == 2 else (-1, -1)
@@ -316,13 +325,13 @@ def spectral_norm(
     *,
     impl: str = "auto",
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """W / sigma(W) of each layer, and its next u, by one power iteration (Miyato et al. 2018, algorithm 1).
+    """Return W / sigma(W) of each layer and its next u, by one power iteration (Miyato et al. 2018, algorithm 1).
 
     v = W^T u / |W^T u|, next u = W v / |W v|, sigma = next_u^T W v = |W v|. Gradients flow through the iteration, as in
-    the original InfoGAN-CR; the next u has none. One call serves all layers of a network, in three launches and two
+    the original InfoGAN-CR; the next u has none. One call handles all layers of a network, in three launches and two
     for the gradients.
 
-    Raises InputError on shapes, types or devices that do not fit, and where the named `impl` cannot run. The kernel is
+    Raises InputError for shapes, types or devices that do not fit, and if the named `impl` cannot run. The kernel is
     differentiable once: a second derivative raises RuntimeError.
     """
     matrices, vectors = list(matrices), list(vectors)

@@ -208,7 +208,7 @@ except ValueError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("True\ntraversal_pairs(impl='triton'): Triton is not there")
+    assert done.stdout.startswith("True\ntraversal_pairs(impl='triton'): Triton is not installed")
 
 
 @pytest.mark.gpu
@@ -224,3 +224,15 @@ def test_graph_draws_anew_at_each_replay():
         graph.replay()
         expected = traversal_pairs(64, 5, 5, 0.1, 3, value, device="cpu")
         assert all(torch.equal(a.cpu(), b) for a, b in zip(drawn, expected))
+
+
+def test_a_gpu_without_a_c_compiler_takes_the_reference_and_says_so_once(monkeypatch):
+    from crgan import ops
+
+    monkeypatch.setattr(_triton, "HAS_COMPILER", False)
+    ops._warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="C compiler") as caught:
+        assert [ops._choose_kernel("traversal_pairs", "auto", torch.device("cuda")) for _ in range(2)] == ["ref"] * 2
+    assert len(caught) == 1
+    with pytest.raises(InputError, match="C compiler"):
+        ops._choose_kernel("traversal_pairs", "triton", torch.device("cuda"))
