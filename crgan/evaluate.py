@@ -18,7 +18,7 @@ from . import data as datasets
 from .errors import InputError
 from .files import write_json
 from .loading import open_models
-from .metrics.protocol import check_names
+
 
 
 def evaluate(
