@@ -781,6 +781,6 @@ def test_trains_on_it_and_scores_it(tmp_path, monkeypatch, name, device):
     assert ('{"step": 6, "factor_vae": ' in (run / "metrics.jsonl").read_text()) == several
     metric, part = ("factor_vae", "score") if several else ("reconstruction", "psnr")
     evaluate((str(run),), metrics_=(metric,), device=device)  # on the data that the run remembers
-    scores = json.loads((run / "metrics.json").read_text())
+    ((scores,),) = json.loads((run / "metrics.json").read_text()).values()
     assert scores["data"] == name
     assert np.isfinite(scores["metrics"][metric][part])

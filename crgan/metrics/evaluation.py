@@ -212,7 +212,7 @@ def evaluate(
     if unknown := [size for size in sizes if size not in known]:
         raise InputError(f"unknown size {unknown[0]!r}; expected some of {', '.join(known)}")
     settings = replace(PROTOCOLS[protocol], **sizes)
-    seed = whole_number("seed", seed, 0)
+    seed = whole_number("seed", seed, 0, 2**32 - 1)
     opened = _opened(model, dataset)
     names = metric_names(metrics, dataset, model)
     if batch_size is None:

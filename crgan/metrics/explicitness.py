@@ -29,7 +29,7 @@ def explicitness(
     std, active = (part.numpy() for part in active_dimensions(x))
     scale = (1 / np.where(active, std, 1) if standardise else 1) * active  # a constant code becomes 0
     mean = x.mean(0, dtype=float)  # the intercept is free, so the shift only speeds the fit up
-    x, test_x = ((part - mean) * scale for part in (x, test_x))
+    x, test_x = (((part - mean) * scale).astype(x.dtype) for part in (x, test_x))
     per_factor = []
     for column, truth in zip(y.T, test_y.T):
         classifier = LogisticRegression(max_iter=1000).fit(x, column)

@@ -55,8 +55,8 @@ def mutual_information(codes: Any, factors: Any, bins: int) -> tuple[Array, Arra
     for column, continuous in zip(classes.T, is_continuous(classes)):
         present, column = np.unique(discretise(column, bins) if continuous else column, return_inverse=True)
         cells = (np.arange(len(binned))[:, None] * bins + binned) * len(present) + column  # [K, N]
-        joint = np.bincount(cells.ravel(), minlength=len(binned) * bins * len(present))
-        joint = joint.reshape(len(binned), bins, len(present)) / len(points)
+        counts = np.bincount(cells.ravel(), minlength=len(binned) * bins * len(present))
+        joint = counts.reshape(len(binned), bins, len(present)) / len(points)
         entropies.append(_entropy(joint[0].sum(0)))
         information.append(_entropy(joint.sum(2)) + entropies[-1] - _entropy(joint.reshape(len(binned), -1)))
     return np.stack(information, 1).clip(min=0), np.stack(entropies)

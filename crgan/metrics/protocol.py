@@ -1,16 +1,18 @@
 """The two evaluation protocols."""
 
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import Any
+
+import numpy as np
 
 from ..errors import InputError
 
 
-def whole_number(name: str, value: Any, least: int) -> int:
-    """Return `value` as an int. Raises InputError where it is not whole or less than `least`."""
-    if not isinstance(value, Real) or value % 1 != 0 or value < least:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}")
+def whole_number(name: str, value: Any, least: int, most: int = 2**53) -> int:
+    """Return `value` as an int. Raises InputError where it is not whole, less than `least` or more than `most`."""
+    if not isinstance(value, int | float | np.integer | np.floating) or value % 1 != 0 or not least <= value <= most:
+        limit = f"of at least {least}" if most == 2**53 else f"from {least} to {most}"
+        raise InputError(f"{name} is {value!r}; expected a whole number {limit}")
     return int(value)
 
 
