@@ -165,15 +165,9 @@ DATASET = ("images", "factors", "factor_names", "factor_sizes", "num_images", "i
 
 
 def _opened(model: Any, dataset: Any) -> Member:
-    """Return the model behind checks of what it returns. Raises InputError where it and the data set do not fit."""
-    if missing := [name for name in DATASET if not hasattr(dataset, name)]:
-        raise InputError(
-            f"the data set is {dataset!r}, without {missing[0]}; "
-            f"expected an object with {', '.join(DATASET)}, such as crgan.data.load(name)"
-        )
+    """Return the model behind checks of what it returns. Raises InputError where it does not take the images."""
     if not isinstance(model, Member):
-        verbs = {verb for verb in ("sample", "generate", "encode") if callable(getattr(model, verb, None))}
-        whole = len(verbs) == 3 or "encode" not in verbs
+        whole = all(callable(getattr(model, verb, None)) for verb in ("sample", "generate"))
         model = Member("the model", model if whole else _Encoder(model, dataset), "unhashed")
     if tuple(dataset.image_shape) != model.image_shape:
         raise InputError(
@@ -213,8 +207,15 @@ def evaluate(
         raise InputError(f"unknown size {unknown[0]!r}; expected some of {', '.join(known)}")
     settings = replace(PROTOCOLS[protocol], **sizes)
     seed = whole_number("seed", seed, 0, 2**32 - 1)
-    opened = _opened(model, dataset)
+    if missing := [name for name in DATASET if not hasattr(dataset, name)]:
+        raise InputError(
+            f"the data set is {dataset!r}, without {missing[0]}; "
+            f"expected an object with {', '.join(DATASET)}, such as crgan.data.load(name)"
+        )
+    if not callable(getattr(model, "encode", None)):
+        raise InputError(f"the model is {model!r}, which has no encode(); expected an object that has it")
     names = metric_names(metrics, dataset, model)
+    opened = _opened(model, dataset)
     if batch_size is None:
         batch_size = 128 if opened.device.type == "cpu" else 500
     samples = Samples(opened, dataset, settings, seed, whole_number("batch_size", batch_size, 1), progress)
