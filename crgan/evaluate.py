@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -62,12 +61,10 @@ def evaluate(
     load = cache(datasets.load)
     with Progress() as bar:
         for model in models:
-            name, folder = data, root
+            config = getattr(model.model, "cfg", None)
+            name, folder = (data, root) if data or not config else (config.data, root or config.root)
             if name is None:
-                config = getattr(model.model, "cfg", None)
-                if config is None:
-                    raise InputError(f"{model.name} does not say which data it was trained on; give --data NAME")
-                name, folder = config.data, root or config.root
+                raise InputError(f"{model.name} does not say which data it was trained on; give --data NAME")
             dataset = load(name, folder)
             source = getattr(dataset, "source", None) or (folder and str(Path(folder).resolve()))
             head = {"data": dataset.name, "source": source, "protocol": protocol, "seed": seed}
@@ -87,7 +84,8 @@ def evaluate(
             # Written after each model: one that cannot be scored does not cost the scores of those before it.
             content = _read(file)
             entry = _entry(content, key, head)
-            entry["name"], entry["metrics"] = model.name, entry["metrics"] | _plain(scores)
+            lists = json.loads(json.dumps(scores, default=np.ndarray.tolist))
+            entry["name"], entry["metrics"] = model.name, entry["metrics"] | lists
             write_json(file, content)
             results[model.name] = {name: entry["metrics"][name] for name in names}
     _print_table(results, protocol)
@@ -126,13 +124,6 @@ def _entry(content: dict[str, list[dict[str, Any]]], key: str, head: dict[str, A
             return entry
     entries.append({"name": "", **head, "metrics": {}})
     return entries[-1]
-
-
-def _plain(value: Any) -> Any:
-    """Return arrays as lists, as JSON takes them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
 
 
 if __name__ == "__main__":

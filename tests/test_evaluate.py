@@ -18,19 +18,8 @@ from crgan.loading import Member
 from crgan.metrics import METRICS, PROTOCOLS, applicable, evaluate
 from crgan.metrics.sampling import Samples
 
-SMALL = dict(
-    groups=60,
-    heldout_groups=30,
-    pair_groups=60,
-    heldout_pair_groups=30,
-    group_size=20,
-    scale_samples=500,
-    points=600,
-    test_points=300,
-    dci="lasso",
-    dhsic_points=300,
-    reconstructed=100,
-)
+SMALL = dict(groups=60, heldout_groups=30, pair_groups=60, heldout_pair_groups=30, group_size=20, scale_samples=500)
+SMALL |= dict(points=600, test_points=300, dci="lasso", dhsic_points=300)
 EYE = np.eye(3).tolist()
 
 
@@ -102,13 +91,6 @@ def test_groups_share_one_factor_and_pairs_one_value_each(dataset, protocol):
     assert equal.all(1).gather(1, factor[:, None]).all()
     assert equal.all(1).sum() == 30
     assert (pairs[:, :, 0].var(1) > 0).all()  # the shared value differs from pair to pair
-
-
-def test_groups_are_uniform_over_the_other_factors():
-    codes, factor = samples(Grid(), group_size=400).groups(90, 0)
-    others = (codes[factor == 1][..., 0] * 8).long()  # the 3 values of another factor, 12,000 images
-    share = others.flatten().bincount(minlength=3) / others.numel()
-    assert (share - 1 / 3).abs().max() < 4 * math.sqrt(2 / 9 / others.numel())
 
 
 def test_scores_depend_on_the_seed_alone():
@@ -212,9 +194,9 @@ def test_generated_images_are_drawn_alike_in_any_batches_and_held_to_their_range
 
 
 def test_reconstruction_of_images_that_a_model_can_rebuild():
-    scores = evaluate(Disc(), data.load("circular_dsprites"), ("reconstruction", "factor_vae"), **SMALL)
-    assert scores["reconstruction"]["ssim"] > 0.9
-    assert scores["reconstruction"]["psnr"] > 25
+    found = evaluate(Disc(), data.load("circular_dsprites"), "reconstruction", reconstructed=100)["reconstruction"]
+    assert found["ssim"] > 0.9
+    assert found["psnr"] > 25
 
 
 def test_arguments_that_make_no_sense_are_named():
@@ -276,13 +258,9 @@ def refused(capsys, *args):
 
 def test_a_run_is_scored_on_its_own_data_and_keeps_its_scores(run_folder, capsys):
     run(run_folder, "--metrics", "mig,dhsic", "factor_vae", "--seed", 3, "--device", "cpu")
-    (((entry),),) = scores_in(run_folder).values()
-    assert (entry["name"], entry["data"], entry["protocol"], entry["seed"]) == (
-        str(run_folder),
-        "circular_dsprites",
-        "paper",
-        3,
-    )
+    ((entry,),) = scores_in(run_folder).values()
+    head = {"name": str(run_folder), "data": "circular_dsprites", "protocol": "paper", "seed": 3}
+    assert head.items() <= entry.items()
     assert list(entry["metrics"]) == ["mig", "dhsic", "factor_vae"]
     assert np.sum(entry["metrics"]["factor_vae"]["votes"]) == 500
     lines = capsys.readouterr().out.splitlines()

@@ -162,15 +162,12 @@ def test_two_codes_for_one_factor_are_disentangled_but_not_complete():
     assert metrics.mig(codes, GRID)["gaps"] == pytest.approx([0, 1, 1, 1])
     assert metrics.sap(codes, GRID, continuous=range(4))["score"] == pytest.approx(0.75)
     assert metrics.modularity(codes, GRID)["score"] == pytest.approx(1.0)
+    for score in SCORES.values():  # a single code, a single factor
+        assert 0 <= score(codes[:, :1], GRID)["score"] <= 1
+        assert 0 <= score(codes, GRID[:, :1])["score"] <= 1
     scores = metrics.dci(codes, GRID, predictor="forest")
     assert scores["disentanglement"] > 0.95
     assert scores["per_factor"][0] < 0.7 < scores["per_factor"][1:].min()
-
-
-def test_a_single_code_and_a_single_factor():
-    for score in SCORES.values():
-        assert 0 <= score(IDENTITY[:, :1], GRID)["score"] <= 1
-        assert 0 <= score(IDENTITY, GRID[:, :1])["score"] <= 1
 
 
 def test_dhsic_separates_independent_codes_from_dependent_ones():

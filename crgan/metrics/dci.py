@@ -34,7 +34,7 @@ def dci(
     Returns score (the disentanglement), disentanglement, completeness, informativeness, importance [K, F],
     per_code [K], per_factor [F]. Raises InputError for an unknown predictor.
     """
-    from joblib import Parallel, delayed
+    from joblib import Parallel, cpu_count, delayed
 
     if predictor not in PREDICTORS:
         raise InputError(f"unknown DCI predictor {predictor!r}; expected one of {', '.join(PREDICTORS)}")
@@ -42,8 +42,9 @@ def dci(
     continuous = is_continuous(y)
     if predictor != "boosting":
         (x, test_x), (y, test_y) = _standardise(x, test_x), _standardise(y, test_y)
-    # scikit-learn's trees work outside the interpreter's lock
-    fitted = Parallel(n_jobs=-1, prefer="threads")(
+    # Boosting holds the interpreter's lock, so threads would not help; small fits take less than a process to start.
+    jobs = min(cpu_count(), y.shape[1]) if predictor == "boosting" and len(x) > 2000 else 1
+    fitted = Parallel(jobs)(
         delayed(_fit)(predictor, f, continuous[f], x, y[:, f], test_x, test_y[:, f]) for f in range(y.shape[1])
     )
     importance = np.stack([columns for columns, _ in fitted], 1)
@@ -76,7 +77,7 @@ def _fit(
         model = Lasso(0.02).fit(x, y)
         importance = np.abs(model.coef_)
     else:
-        model = RandomForestRegressor(max_depth=FOREST_DEPTHS[min(f, 4)], random_state=0).fit(x, y)
+        model = RandomForestRegressor(max_depth=FOREST_DEPTHS[min(f, 4)], random_state=0, n_jobs=-1).fit(x, y)
         importance = model.feature_importances_
     return importance, 1 - np.sqrt(np.mean((model.predict(test_x) - test_y) ** 2))
 
