@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -18,7 +17,6 @@ from . import data as datasets
 from .errors import InputError
 from .files import write_json
 from .loading import open_models
-from .metrics.protocol import check_names
 
 
 def evaluate(
@@ -31,133 +29,101 @@ def evaluate(
     out: Path | None = None,
     seed: int = 0,
     device: str = "auto",
-    batch_size: int = 500,
+    batch_size: int | None = None,
 ) -> None:
-    """Scores models by the metrics of disentanglement and prints a table; what metrics.json has is not computed again.
+    """Score models by disentanglement metrics and print a table. Scores that metrics.json holds are not computed again.
 
     Args:
         runs: Run folders, model archives or module:function, as for crgan.select.
-        metrics_: Metrics by name, or all that apply to the data.
+        metrics_: Metrics by name, or all that apply to the data; dci_boosting, dci_lasso or dci_forest for a predictor.
         protocol: Sizes and variants: paper (the original of InfoGAN-CR) or dlib (disentanglement_lib).
         data: Data set; default the one that each model was trained on.
         root: Folder of the data set's published files.
         out: Folder for one metrics.json of all models; default one in each run folder.
         seed: Seed of the samples.
         device: auto, cpu, cuda or cuda:<number>.
-        batch_size: Images encoded at a time.
+        batch_size: Images encoded at a time; default 128 on a CPU, 500 on a GPU.
     """
     if not runs:
         raise InputError("no RUN is given; put run folders, model archives or module:function before --metrics")
-    cli.at_least(1, batch_size=batch_size)
-    metrics_ = tuple(name for text in metrics_ for name in text.split(","))
-    check_names(metrics_)
-    if not metrics_:
+    asked = tuple(name for text in metrics_ for name in text.split(",") if name)
+    if not asked:
         raise InputError("--metrics names none; give names, or leave it out for all that apply")
-    if not 0 <= seed < 2**31:
-        raise InputError(f"--seed is {seed}; expected a number from 0 to 2^31 - 1")
-    members = open_models(runs, cli.device(device))
-    for member in members:
-        if out is None and not Path(member.name).is_dir():
-            raise InputError(f"{member.name} is no folder to write metrics.json into; give --out DIR")
-    if out is not None and (out / "config.json").exists():
+    models = open_models(runs, cli.device(device))
+    if out is None:
+        if elsewhere := [model.name for model in models if not Path(model.name).is_dir()]:
+            raise InputError(f"{elsewhere[0]} is no folder to write metrics.json into; give --out DIR")
+    elif (out / "config.json").exists():
         raise InputError(f"{out} is a run folder, whose scores are its own; leave --out out, or give another")
-    if out is not None:
+    else:
         out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {}
+    results: dict[str, dict[str, Any]] = {}
     load = cache(datasets.load)
     with Progress() as bar:
-        for member in members:
-            config = getattr(member.model, "cfg", None)
-            if data is not None:
-                name, place = data, root
-            elif config is not None:
-                name, place = config.data, root or config.root
-            else:
-                raise InputError(f"{member.name} does not say which data it was trained on; give --data NAME")
-            dataset = load(name, place)
-            head = {
-                "data": dataset.name,
-                "root": place and str(Path(place).resolve()),
-                "protocol": protocol,
-                "seed": seed,
-                "model": member.fingerprint,
-            }
-            file, known = _known_scores(out, member.name, head)
-            task = bar.add_task(escape(member.name))
+        for model in models:
+            config = getattr(model.model, "cfg", None)
+            name, folder = (data, root) if data or not config else (config.data, root or config.root)
+            if name is None:
+                raise InputError(f"{model.name} does not say which data it was trained on; give --data NAME")
+            dataset = load(name, folder)
+            source = getattr(dataset, "source", None) or (folder and str(Path(folder).resolve()))
+            head = {"data": dataset.name, "source": source, "protocol": protocol, "seed": seed}
+            file, key = (out or Path(model.name)) / "metrics.json", model.fingerprint
+            names = metrics.metric_names(asked, dataset, model)
+            known = _entry(_read(file), key, head)["metrics"]
+            due = [name for name in names if name not in known]
+            if found := [name for name in names if name in known]:
+                bar.console.print(f"{model.name}: {', '.join(found)} from {file}", highlight=False, markup=False)
+            task = bar.add_task(escape(model.name))
 
-            def progress(what: str, done: int, total: int, task: Any = task, name: str = member.name) -> None:
+            def progress(what: str, done: int, total: int, task: Any = task, name: str = model.name) -> None:
                 bar.update(task, description=escape(f"{name}: {what}"), completed=done, total=total)
 
-            fitting = metrics.applicable(dataset)
-            wanted = [name for given in metrics_ for name in (fitting if given == "all" else [given])]
-            due = [name for name in wanted if name not in known]
-            if len(due) < len(wanted):
-                found = ", ".join(name for name in wanted if name in known)
-                bar.console.print(f"{member.name}: {found} as {file} has it", highlight=False, markup=False)
-            scores = metrics.evaluate(member, dataset, due, protocol, seed, batch_size=batch_size, progress=progress)
-            bar.update(task, description=escape(member.name), completed=1, total=1)
-            known |= _plain(scores)
-            results[member.name] = {**head, "metrics": {name: known[name] for name in wanted}}
-            kept = {**head, "metrics": known}
-            # After each model: one that cannot be scored does not cost the scores of those before it.
-            write_json(file, kept if out is None else _read(file) | {member.name: kept})
-    console = Console()
+            scores = metrics.evaluate(model, dataset, due, protocol, seed, batch_size=batch_size, progress=progress)
+            bar.update(task, description=escape(model.name), completed=1, total=1)
+            # Written after each model: one that cannot be scored does not cost the scores of those before it.
+            content = _read(file)
+            entry = _entry(content, key, head)
+            lists = json.loads(json.dumps(scores, default=np.ndarray.tolist))
+            entry["name"], entry["metrics"] = model.name, entry["metrics"] | lists
+            write_json(file, content)
+            results[model.name] = {name: entry["metrics"][name] for name in names}
+    _print_table(results, protocol)
     written = ", ".join(f"{folder}/metrics.json" for folder in (results if out is None else [out]))
-    for first in range(0, len(results), 4):  # side by side as many as fit 80 columns
+    Console().print(f"wrote {written}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _print_table(results: dict[str, dict[str, Any]], protocol: str) -> None:
+    for first in range(0, len(results), 4):  # as many side by side as fit 80 columns
         beside = dict(list(results.items())[first : first + 4])
-        table = Table(
-            "metric", *(Column(escape(name), overflow="fold") for name in beside), title=f"{protocol} protocol"
-        )
-        for name in dict.fromkeys(name for result in beside.values() for name in result["metrics"]):
-            for part, label in shown(name):
-                cells = [result["metrics"].get(name, {}).get(part) for result in beside.values()]
-                table.add_row(label, *("" if cell is None else f"{cell:.4f}" for cell in cells))
-        console.print(table)
-    console.print(f"wrote {written}", soft_wrap=True, highlight=False, markup=False)
+        columns = [Column(escape(name), overflow="fold") for name in beside]
+        table = Table("metric", "better", *columns, title=f"{protocol} protocol")
+        for metric in dict.fromkeys(metric for result in beside.values() for metric in result):
+            for part, label, better in metrics.rows(metric):
+                cells = [result.get(metric, {}).get(part) for result in beside.values()]
+                table.add_row(label, better, *("" if cell is None else f"{cell:.4f}" for cell in cells))
+        Console().print(table)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the entries of metrics.json by the cache key of their model; of earlier checkpoints too."""
     try:
         content = json.loads(file.read_text()) if file.exists() else {}
-        if isinstance(content, dict):
-            return content
-    except ValueError:
-        pass
-    raise InputError(f"{file} is no JSON object any more; move it away or give --out DIR")
+        for entry in (entry for entries in content.values() for entry in entries):
+            entry["metrics"].keys()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{file} is damaged, or of another version; move it away or give --out DIR") from None
+    return content
 
 
-def _known_scores(out: Path | None, name: str, head: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """The file for a model's scores and the metrics in it that stay: those of the same model, data and draws.
-
-    A model that was trained on since loses its old scores; scores under another protocol are not written over."""
-    file = (out or Path(name)) / "metrics.json"
-    before = _read(file) if out is None else _read(file).get(name, {})
-    if before.get("model") != head["model"]:
-        return file, {}
-    for field in ("data", "root", "protocol", "seed"):
-        if before.get(field) != head[field]:
-            raise InputError(
-                f"{file} holds scores of {name} with {field} {before.get(field)}, "
-                f"now it is {head[field]}; give --out DIR"
-            )
-    return file, before.get("metrics", {})
-
-
-def shown(name: str) -> list[tuple[str, str]]:
-    """(key, label) of the rows of a metric in the table."""
-    more = {
-        "dci": ("disentanglement", "completeness", "informativeness"),
-        "inception": ("score", "confidence", "mode_kl"),
-        "reconstruction": ("psnr", "ssim"),
-    }
-    return [(part, f"{name} {part}") for part in more.get(name, ())] or [("score", name)]
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists, as JSON takes them."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
+def _entry(content: dict[str, list[dict[str, Any]]], key: str, head: dict[str, Any]) -> dict[str, Any]:
+    """Return the entry of the model, data and draws that `head` names; a new one in `content` where there is none."""
+    entries = content.setdefault(key, [])
+    for entry in entries:
+        if all(entry.get(name) == value for name, value in head.items()):
+            return entry
+    entries.append({"name": "", **head, "metrics": {}})
+    return entries[-1]
 
 
 if __name__ == "__main__":

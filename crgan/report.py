@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from . import cli
 from .checkpoint import load
 from .errors import InputError
-from .evaluate import shown
 from .files import write_atomically
 from .fingerprint import fingerprint_of
+from .metrics import rows
 from .select import sentences
 
 STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em 1em .2em 0;text-align:left}"
@@ -72,14 +72,19 @@ def _scores(folder: Path) -> str:
     file = folder / "metrics.json"
     if not file.is_file():
         return ""
-    found = json.loads(file.read_text())
-    rows = [("metric", "score")]
-    for name, result in found["metrics"].items():
-        rows += [(label, _short(result[part])) for part, label in shown(name) if part in result]
-    when = ", of an earlier checkpoint"
-    with suppress(InputError):  # where there is none now
-        when *= found["model"] != fingerprint_of(load(folder))
-    return f"<h2>{html.escape(found['data'])}, {found['protocol']} protocol{when}</h2>{_table(rows)}"
+    current = None
+    with suppress(InputError):  # where there is no checkpoint now
+        current = fingerprint_of(load(folder))
+    parts = []
+    for key, entries in json.loads(file.read_text()).items():
+        for entry in entries:
+            table = [("metric", "better", "score")]
+            for name, result in entry["metrics"].items():
+                table += [(label, better, _short(result[part])) for part, label, better in rows(name) if part in result]
+            when = ", of an earlier checkpoint" * (key != current)
+            title = f"{entry['data']}, {entry['protocol']} protocol, seed {entry['seed']}{when}"
+            parts.append(f"<h2>{html.escape(title)}</h2>{_table(table)}")
+    return "".join(parts)
 
 
 def _selection(folder: Path) -> str:

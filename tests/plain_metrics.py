@@ -33,31 +33,25 @@ def beta_vae(pairs, factor, heldout=None):
     def features(pairs):
         return np.array([np.mean(np.abs(p[:, 0] - p[:, 1]), 0) for p in pairs])
 
-    x = features(pairs)
-    classifier = LogisticRegression().fit(x, factor)
-    if heldout is None:
-        return classifier.score(x, factor)
-    return classifier.score(features(heldout[0]), heldout[1])
+    held_pairs, held_factor = heldout or (pairs, factor)
+    return LogisticRegression().fit(features(pairs), factor).score(features(held_pairs), held_factor)
 
 
 def discretise(values, bins=20):
-    edges = np.histogram(values, bins)[1][:-1]
-    return np.digitize(values, edges)
+    return np.digitize(values, np.histogram(values, bins)[1][:-1])
 
 
-def mutual_information(codes, factors, bins=20):
+def mutual_information(codes, factors):
     out = np.zeros((codes.shape[1], factors.shape[1]))
     for k in range(codes.shape[1]):
-        binned = discretise(codes[:, k], bins)
         for f in range(factors.shape[1]):
-            out[k, f] = mutual_info_score(factors[:, f], binned)
+            out[k, f] = mutual_info_score(factors[:, f], discretise(codes[:, k]))
     return out
 
 
 def mig(codes, factors):
     info = np.sort(mutual_information(codes, factors), 0)
-    entropies = [mutual_info_score(column, column) for column in factors.T]
-    return np.mean((info[-1] - info[-2]) / entropies)
+    return np.mean((info[-1] - info[-2]) / [mutual_info_score(column, column) for column in factors.T])
 
 
 def modularity(codes, factors):
@@ -69,43 +63,31 @@ def modularity(codes, factors):
 
 
 def explicitness(codes, factors, test=None, standardise=False):
-    test_codes, test_factors = (codes, factors) if test is None else test
+    test_codes, test_factors = test or (codes, factors)
     if standardise:
         mean, std = codes.mean(0), codes.std(0)
         codes, test_codes = (codes - mean) / std, (test_codes - mean) / std
     areas = []
     for f in range(factors.shape[1]):
         classifier = LogisticRegression().fit(codes, factors[:, f])
-        probability = classifier.predict_proba(test_codes)
         truth = test_factors[:, f, None] == classifier.classes_
-        areas.append(roc_auc_score(truth.astype(int), probability))
+        areas.append(roc_auc_score(truth.astype(int), classifier.predict_proba(test_codes)))
     return np.mean(areas)
 
 
-def importance_scores(importance):
-    """Disentanglement and completeness weighted by importance [K, F], as in disentanglement_lib."""
+def dci_boosting(codes, factors, test):
+    """As disentanglement_lib: disentanglement and completeness weighted by importance, and accuracy."""
+    models = [GradientBoostingClassifier(random_state=0).fit(codes, y) for y in factors.T]
+    importance = np.array([model.feature_importances_ for model in models]).T  # [K, F]
     d = 1 - entropy(importance.T + 1e-11, base=importance.shape[1])
     c = 1 - entropy(importance + 1e-11, base=importance.shape[0])
-    total = importance.sum()
-    return d @ importance.sum(1) / total, c @ importance.sum(0) / total
-
-
-def dci_boosting(codes, factors, test):
-    importance, accuracy = [], []
-    for f in range(factors.shape[1]):
-        model = GradientBoostingClassifier(random_state=0).fit(codes, factors[:, f])
-        importance.append(model.feature_importances_)
-        accuracy.append(model.score(test[0], test[1][:, f]))
-    return *importance_scores(np.array(importance).T), np.mean(accuracy)
+    rows, columns = importance.sum(1) / importance.sum(), importance.sum(0) / importance.sum()
+    return d @ rows, c @ columns, np.mean([model.score(test[0], y) for model, y in zip(models, test[1].T)])
 
 
 def dci_lasso(codes, factors):
     """Eastwood and Williams' own: codes and factors standardised; completeness unweighted."""
-
-    def standard(x):
-        return (x - x.mean(0)) / x.std(0)
-
-    codes, factors = standard(codes.astype(float)), standard(factors.astype(float))
+    codes, factors = ((x - x.mean(0)) / x.std(0) for x in (codes.astype(float), factors.astype(float)))
     importance = np.abs([Lasso(0.02).fit(codes, y).coef_ for y in factors.T]).T
     d = [1 - entropy(row, base=len(row)) if row.sum() else 0.0 for row in importance]
     c = [1 - entropy(column, base=len(column)) if column.sum() else 0.0 for column in importance.T]
@@ -113,7 +95,7 @@ def dci_lasso(codes, factors):
 
 
 def sap(codes, factors, test=None, continuous=()):
-    test_codes, test_factors = (codes, factors) if test is None else test
+    test_codes, test_factors = test or (codes, factors)
     score = np.zeros((codes.shape[1], factors.shape[1]))
     for k in range(codes.shape[1]):
         for f in range(factors.shape[1]):
@@ -127,12 +109,12 @@ def sap(codes, factors, test=None, continuous=()):
     return np.mean(ordered[-1] - ordered[-2])
 
 
-def irs(codes, factors, quantile=0.99, bins=20):
+def irs(codes, factors, quantile=0.99):
     codes = codes[:, codes.var(0) > 0].astype(float)
     largest = np.abs(codes - codes.mean(0)).max(0)
     spread = np.zeros((codes.shape[1], factors.shape[1]))
     for f in range(factors.shape[1]):
-        classes = discretise(factors[:, f], bins)
+        classes = discretise(factors[:, f])
         for value in np.unique(classes):
             same = codes[classes == value]
             spread[:, f] += np.quantile(np.abs(same - same.mean(0)), quantile, 0) / len(np.unique(classes))

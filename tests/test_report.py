@@ -56,17 +56,20 @@ def test_scores_of_a_run_say_whether_they_are_of_this_checkpoint(tmp_path, capsy
     checkpoint.save(tmp_path, model, {}, {"step": 1})
     (tmp_path / "metrics.jsonl").touch()
     scores = {"mig": {"score": 0.123456}, "dci": {"score": 0.5, "disentanglement": 0.5, "completeness": 0.25}}
-    result = {"data": "squares", "protocol": "paper", "model": fingerprint_of(model), "metrics": scores}
-    (tmp_path / "metrics.json").write_text(json.dumps(result))
+    result = {"data": "squares", "protocol": "paper", "seed": 0, "metrics": scores}
+    (tmp_path / "metrics.json").write_text(json.dumps({fingerprint_of(model): [result]}))
     text = page(tmp_path)
-    assert "squares, paper protocol</h2><table><tr><td>metric</td><td>score</td></tr><tr><td>mig</td>" in text
+    assert (
+        "squares, paper protocol, seed 0</h2><table><tr><td>metric</td><td>better</td><td>score</td></tr><tr><td>mig"
+        in text
+    )
     assert "<td>0.1235</td>" in text
-    assert "<td>dci completeness</td><td>0.2500</td>" in text
+    assert "<td>dci completeness</td><td>higher</td><td>0.2500</td>" in text
     torch.nn.init.zeros_(model.discriminator.real[0].weight)
     checkpoint.save(tmp_path, model, {}, {"step": 2})
-    assert "squares, paper protocol, of an earlier checkpoint</h2>" in page(tmp_path)
+    assert "squares, paper protocol, seed 0, of an earlier checkpoint</h2>" in page(tmp_path)
     shutil.rmtree(tmp_path / "checkpoint")
-    assert "squares, paper protocol, of an earlier checkpoint</h2>" in page(tmp_path)
+    assert "squares, paper protocol, seed 0, of an earlier checkpoint</h2>" in page(tmp_path)
 
 
 def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(run):

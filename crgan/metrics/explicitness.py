@@ -3,11 +3,8 @@
 from typing import Any
 
 import numpy as np
-import torch
 
-from ..threads import core_each
-from .arrays import fit_and_test
-from .logistic import fit_logistic
+from .arrays import active_dimensions, fit_and_test
 
 
 def explicitness(
@@ -17,43 +14,27 @@ def explicitness(
     test: tuple[Any, Any] | None = None,  # (codes, factors) to score on; None: the same
     standardise: bool = False,
 ) -> dict[str, Any]:
-    """Explicitness in [0, 1] (Ridgeway and Mozer 2018, Learning Deep Disentangled Embeddings, section 3).
+    """Compute Explicitness in [0, 1] (Ridgeway and Mozer 2018, Learning Deep Disentangled Embeddings, section 3).
 
-    Mean over factors, and over the values of each, of the area under the ROC curve of multinomial logistic
-    regression, one value against the rest; 0.5 is chance (the area itself, as in disentanglement_lib, not
-    rescaled to [0, 1] as in the paper). `standardise`: subtract the mean and divide by the deviation of the
-    training codes first. Values that `test` lacks or has alone are left out, 0.5
-    where that is all. Returns score and per_factor [F].
+    Mean over factors, and over the values of each, of the area under the ROC curve of multinomial logistic regression
+    (scikit-learn's, C = 1), one value against the rest. Chance is 0.5: as in disentanglement_lib, the area is not
+    rescaled to [0, 1] as in the paper. `standardise` divides by the standard deviation of the training codes first.
+    Values that `test` lacks or has alone are left out; a factor with no other counts 0.5. Returns score and
+    per_factor [F].
     """
-    codes, factors, test_codes, test_factors = fit_and_test(codes, factors, test)
-    if standardise:
-        std, mean = torch.std_mean(codes.double(), 0, correction=0)
-        std = torch.where(std > 0, std, 1.0)
-        codes, test_codes = (codes - mean) / std, (test_codes - mean) / std
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
 
-    def area(f: int) -> float:
-        values, classes = factors[:, f].unique(return_inverse=True)
-        logits = fit_logistic(codes, classes, len(values))
-        scores = torch.softmax(logits(test_codes), 0).cpu().numpy()  # [C, N]
-        truth = values.cpu().numpy()[:, None] == test_factors[:, f].cpu().numpy()
-        areas = [area for area in map(roc_area, scores, truth) if not np.isnan(area)]
-        return float(np.mean(areas or [0.5]))
-
-    if codes.is_cuda:  # on the caller's stream
-        per_factor = list(map(area, range(factors.shape[1])))
-    else:
-        with core_each(torch.get_num_threads()) as threads:  # one fit's many small steps would not keep several busy
-            per_factor = list(threads.map(area, range(factors.shape[1])))
+    x, y, test_x, test_y = fit_and_test(codes, factors, test)
+    std, active = (part.numpy() for part in active_dimensions(x))
+    scale = (1 / np.where(active, std, 1) if standardise else 1) * active  # a constant code becomes 0
+    mean = x.mean(0, dtype=float)  # the intercept is free, so the shift only speeds the fit up
+    x, test_x = (((part - mean) * scale).astype(x.dtype) for part in (x, test_x))
+    per_factor = []
+    for column, truth in zip(y.T, test_y.T):
+        classifier = LogisticRegression(max_iter=1000).fit(x, column)
+        probability = classifier.predict_proba(test_x)
+        found = [c for c, value in enumerate(classifier.classes_) if 0 < (truth == value).sum() < len(truth)]
+        areas = [roc_auc_score(truth == classifier.classes_[c], probability[:, c]) for c in found]
+        per_factor.append(np.mean(areas) if areas else 0.5)
     return {"score": float(np.mean(per_factor)), "per_factor": np.array(per_factor)}
-
-
-def roc_area(
-    score: np.ndarray,  # [N]
-    positive: np.ndarray,  # [N] bool
-) -> float:
-    """Area under the ROC curve: how often a positive has the higher score, ties counting half. NaN: one class."""
-    wins, others = np.sort(score[positive]), np.sort(score[~positive])  # sorted queries stay in cache
-    if not len(wins) or not len(others):
-        return float("nan")
-    below = np.searchsorted(others, wins, "left").sum() + np.searchsorted(others, wins, "right").sum()
-    return float(below / 2 / (len(wins) * len(others)))

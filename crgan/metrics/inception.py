@@ -13,12 +13,11 @@ from .arrays import codes_array
 def inception(
     probabilities: Any,  # [N, C] class probabilities of generated images, rows summing to 1
 ) -> dict[str, Any]:
-    """Inception score exp(mean KL(p(y|x) || p(y))), from 1 to C (Salimans et al. 2016, section 4), with the shape
-    classifier of InfoGAN-CR in place of Inception.
+    """Compute the inception score exp(mean KL(p(y|x) || p(y))), from 1 to C (Salimans et al. 2016, section 4).
 
-    Also log_std, the deviation of that KL; confidence, the mean of max_y p(y|x); mode_kl, the KL divergence
-    of the share of images named each shape from uniform (0: all alike, log C: one shape only); modes [C],
-    those shares.
+    InfoGAN-CR takes a classifier of dSprites' shapes in place of Inception. Returns score; log_std, the standard
+    deviation of that KL; confidence, the mean of max_y p(y|x); modes [C], the share of images classified as each shape;
+    mode_kl, its KL divergence from uniform (0: all alike, log C: one shape only).
     """
     p = codes_array(probabilities, "probabilities", "N C").double()
     kl = (p * (p.clamp(min=1e-12).log() - p.mean(0).clamp(min=1e-12).log())).sum(1)
@@ -33,17 +32,19 @@ def inception(
 
 
 class ShapeClassifier(nn.Sequential):
-    """Images [N, 1, 64, 64] -> probabilities [N, 3] of square, ellipse, heart.
+    """Map images [N, 1, 64, 64] to probabilities [N, 3] of square, ellipse, heart.
 
-    Looks at the 32 x 32 pixels about the centre of mass, so that it need not learn every position: a few
-    hundred steps name all shapes of dSprites.
+    The network sees the 32 x 32 pixels around the centre of mass, so it need not learn every position and a few hundred
+    steps suffice.
     """
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
+        dtype = torch.float32
         for i, o in ((1, 8), (8, 16), (16, 32)):
-            layers += [nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU()]
-        super().__init__(*layers, nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 3))
+            layers += [nn.Conv2d(i, o, 3, 2, 1, bias=False, dtype=dtype), nn.BatchNorm2d(o, dtype=dtype), nn.ReLU()]
+        layers += [nn.Flatten(), nn.Linear(512, 64, dtype=dtype), nn.ReLU(), nn.Linear(64, 3, dtype=dtype)]
+        super().__init__(*layers)
 
     def logits(self, x: Tensor) -> Tensor:
         return super().forward(self._centred(x))
@@ -66,7 +67,7 @@ class ShapeClassifier(nn.Sequential):
 
 @cache
 def shape_classifier(device: str = "cpu", steps: int = 250) -> tuple[ShapeClassifier, float]:
-    """The classifier trained on re-rendered dSprites, and its accuracy on 10,000 further images; once a process."""
+    """Train the classifier on rendered dSprites, once per process; return it and its accuracy on 10,000 more images."""
     from ..data import load
 
     dataset = load("dsprites")

@@ -1,4 +1,4 @@
-"""PSNR and SSIM: how much of an image survives G(Q(x))."""
+"""PSNR and SSIM: how much of an image survives encoding and generating."""
 
 from typing import Any
 
@@ -14,12 +14,14 @@ def reconstruction(
     images: Any,  # [N, C, H, W] in [0, 1]
     rebuilt: Any,  # [N, C, H, W] in [0, 1]
 ) -> dict[str, Any]:
-    """Mean over images of PSNR = 10 log10(1 / MSE) in decibels, an exact copy counting 100 dB, and of SSIM in
-    [-1, 1] (Wang et al. 2004, Image Quality Assessment, eq. 13: Gaussian window 11 x 11 of deviation 1.5, K1
-    = 0.01, K2 = 0.03, windows inside the image). Returns score (the PSNR), psnr, ssim. Raises InputError for
-    images of unlike shapes or smaller than 11 x 11.
+    """Compute the mean PSNR and SSIM of reconstructed images.
+
+    PSNR = 10 log10(1 / MSE) in decibels; an exact copy counts 100 dB. SSIM in [-1, 1] after Wang et al. 2004, Image
+    Quality Assessment, eq. 13: Gaussian window 11 x 11 of standard deviation 1.5, K1 = 0.01, K2 = 0.03, windows inside
+    the image. Returns score (the PSNR), psnr, ssim. Raises InputError for images of different shapes or smaller than
+    11 x 11.
     """
-    x, y = codes_array(images, "images", "N C H W").float(), codes_array(rebuilt, "rebuilt", "N C H W").float()
+    x, y = (codes_array(*given, "N C H W").to(torch.float32) for given in ((images, "images"), (rebuilt, "rebuilt")))
     if x.shape != y.shape or min(x.shape[2:]) < 11:
         raise InputError(
             f"images are {list(x.shape)}, rebuilt ones {list(y.shape)}; expected the same, 11 x 11 or more"
@@ -32,7 +34,7 @@ def reconstruction(
 
 def _ssim(x: Tensor, y: Tensor) -> Tensor:  # [n, C, H, W] -> [n]
     n, _, height, width = x.shape
-    offsets = torch.arange(-5.0, 6.0, device=x.device)
+    offsets = torch.arange(-5.0, 6.0, dtype=x.dtype, device=x.device)
     window = torch.softmax(-offsets.square() / (2 * 1.5**2), 0)
     stacked = torch.cat([x, y, x * x, y * y, x * y]).reshape(-1, 1, height, width)
     blurred = functional.conv2d(functional.conv2d(stacked, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
