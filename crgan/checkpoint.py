@@ -64,9 +64,9 @@ def new_model(cfg: Config, image_shape: Shape, build: Build | None = None) -> Mo
 # ---------------------------------------------------------------- config.json
 
 
-def write_config(run: Path, cfg: Config, image_shape: Shape, about: dict[str, Any]) -> None:
+def write_config(run: Path, cfg: Config, image_shape: Shape, about: dict[str, Any] | None = None) -> None:
     """Write config.json: the configuration, the shape of the images, and where the run was made (`about`)."""
-    write_json(run / "config.json", {"config": cfg.to_json(), "image_shape": list(image_shape), **about})
+    write_json(run / "config.json", {"config": cfg.to_json(), "image_shape": list(image_shape), **(about or {})})
 
 
 def read_config(run: Path) -> tuple[Config, Shape]:
