@@ -1,6 +1,7 @@
 """`python -m crgan.evaluate RUN...`: scores models on a data set."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -160,5 +161,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | torch.Tensor) else value
 
 
+def main(args: Sequence[str] | None = None) -> None:
+    cli.run("crgan.evaluate", evaluate, args)
+
+
 if __name__ == "__main__":
-    cli.run("crgan.evaluate", evaluate)
+    main()
