@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from crgan import PRESETS, data, ops
-from crgan.cli import keep_memory
+from crgan.cli import tune_malloc
 from crgan.config import Phase
 from crgan.device import exact_arithmetic, has_bfloat16
 from crgan.models import build_model
@@ -120,7 +120,7 @@ def make_step(provider, cr_weight):
             return plain.step(batch(), cr_weight)
 
     else:
-        keep_memory()  # as the command does; plain PyTorch, timed before, has the allocator as it comes
+        tune_malloc()  # as the command does; plain PyTorch, timed before, has the allocator as it comes
         precision, _, graph = provider.partition("-")
         cfg, phase = replace(PAPER, precision=precision), Phase(cr_weight, 0.0, False, False)
         model = build_model(cfg, dataset.image_shape).to(DEVICE).train()

@@ -1,13 +1,18 @@
 """crgan: disentangled generative models with PyTorch, and the choice of the best one without labels."""
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from . import data, metrics
-from .checkpoint import load
-from .config import PRESETS, Config
-from .errors import InputError
-from .ops import contrastive_loss, traversal_pairs, vote_table
-from .selection.centrality import cross_scores, model_centrality, similarity
+if TYPE_CHECKING:
+    from . import data, metrics
+    from .checkpoint import load
+    from .config import PRESETS, Config
+    from .errors import InputError
+    from .exporting import export
+    from .ops import contrastive_loss, traversal_pairs, vote_table
+    from .selection.centrality import cross_scores, model_centrality, similarity
+
+    __version__: str
 
 __all__ = [
     "PRESETS",
@@ -17,6 +22,7 @@ __all__ = [
     "contrastive_loss",
     "cross_scores",
     "data",
+    "export",
     "load",
     "metrics",
     "model_centrality",
@@ -25,4 +31,32 @@ __all__ = [
     "vote_table",
 ]
 
-__version__ = version("crgan")
+# Imported when they are first used: `crgan --help` must not wait for torch.
+_MODULES = {
+    "checkpoint": ("load",),
+    "config": ("PRESETS", "Config"),
+    "errors": ("InputError",),
+    "exporting": ("export",),
+    "ops": ("contrastive_loss", "traversal_pairs", "vote_table"),
+    "selection.centrality": ("cross_scores", "model_centrality", "similarity"),
+}
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("crgan")
+    elif name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    elif name in ("data", "metrics"):
+        return import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

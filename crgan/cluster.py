@@ -5,16 +5,17 @@ had in hand. What a worker runs lives here, so that it is found by name on every
 import logging
 import os
 import socket
+import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Callable, Generator, Mapping, Sequence
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from . import cli
 from .errors import InputError
 from .loading import Member, members_of, open_models
 from .selection.centrality import Pair, Pool, Sizes
@@ -48,14 +49,14 @@ def scatter(
     threads: int,
     gpus: float = 0.0,
     tick: float = 0.5,
-) -> Iterator[tuple[Key, Any] | None]:
+) -> Generator[tuple[Key, Any] | None, None, None]:
     """Runs work(threads, *arguments) for each piece, anywhere; yields (key, its result or exception) as they end.
 
     Also yields None every `tick` seconds. Each piece takes `threads` cores and a share `gpus` of a GPU.
     """
     import ray
 
-    options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": RETRIES}
+    options = {"num_cpus": threads, "num_gpus": gpus, "max_retries": RETRIES, "retry_exceptions": [ChildProcessError]}
     remote = ray.remote(work).options(**options)
     waiting = {remote.remote(threads, *arguments): key for key, arguments in pieces.items()}
     while waiting:
@@ -70,21 +71,32 @@ def scatter(
         yield None
 
 
-def run_command(threads: int, main: Callable[[list[str]], None], flags: list[str], log: str) -> int:
-    """A command inside this worker, so that both die together; returns its exit code."""
-    torch.set_num_threads(threads)  # sums are split among threads: as many as in a local run give its bits
-    with open(log, "a", buffering=1) as file, redirect_stdout(file), redirect_stderr(file):
-        print(f"on {os.uname().nodename}, process {os.getpid()}")
-        try:
-            main(flags)
-        except SystemExit as stop:
-            if not isinstance(stop.code, int) or stop.code > 128:  # told to stop, not failed: goes on elsewhere
-                raise
-            return stop.code
-        except Exception:
-            traceback.print_exc(file=sys.stderr)
-            return 1
-    return 0
+def start_python(arguments: Sequence[str], log: str | Path, environment: Mapping[str, str]) -> subprocess.Popen:
+    """Start `python ARGUMENTS`, its output appended to `log`; it ends, as at SIGTERM, when this process is gone."""
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", *arguments], stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, env=os.environ | environment | {cli.PARENT: str(os.getpid())},
+        )  # fmt: skip
+
+
+def run_python(threads: int, arguments: Sequence[str], log: str) -> int:
+    """Run `python ARGUMENTS` as a child of this worker and return its exit code.
+
+    Raises ChildProcessError, after which Ray starts the command again, if a signal ended it.
+    """
+    with open(log, "a") as file:
+        file.write(f"on {os.uname().nodename}, process {os.getpid()}\n")
+    # As many threads as in a local run give its bits: sums are split among them.
+    process = start_python(arguments, log, {"OMP_NUM_THREADS": str(threads)})
+    try:
+        code = process.wait()
+    finally:  # where this task is cancelled
+        process.terminate()
+        process.wait()
+    if code < 0 or code > 128:
+        raise ChildProcessError(f"its process was ended by signal {-code if code < 0 else code - 128}")
+    return code
 
 
 class ClusterPool(Pool):

@@ -1,6 +1,7 @@
 """Raised for invalid input; commands print the message and exit with code 2."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class InputError(ValueError):
@@ -11,9 +12,10 @@ class NotFiniteError(InputError):
     """Codes that are not finite: no metric is defined on them."""
 
 
-def suggestion(name: str, options: Iterable[str]) -> str:
-    """Return '; did you mean ...?' for the option closest to `name`, or nothing if none is close."""
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, list(options), 1)
-    return f"; did you mean {close[0]}?" if close else ""
+def check_name(what: str, name: str, names: Iterable[str]) -> None:
+    """Raise InputError, with a suggestion, unless `name` is one of `names`."""
+    names = list(names)
+    if name not in names:
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise InputError(f"there is no {what} {name!r}; {hint}expected one of {', '.join(names)}")

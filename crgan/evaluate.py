@@ -1,6 +1,7 @@
 """`python -m crgan.evaluate RUN...`: scores models on a data set."""
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -126,5 +127,9 @@ def _entry(content: dict[str, list[dict[str, Any]]], key: str, head: dict[str, A
     return entries[-1]
 
 
+def main(args: Sequence[str] | None = None) -> None:
+    cli.run("crgan.evaluate", evaluate, args)
+
+
 if __name__ == "__main__":
-    cli.run("crgan.evaluate", evaluate)
+    main()

@@ -35,6 +35,11 @@ def choose_impl(op: str, impl: str, obstacles: dict[str, str]) -> str:
     return impl
 
 
+def describe(device: torch.device) -> str:
+    """Return which implementation of the training ops runs on `device`."""
+    return "triton" if device.type == "cuda" and not triton_obstacle(device) else "reference"
+
+
 # ---------------------------------------------------------------- vote table
 
 

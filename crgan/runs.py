@@ -14,21 +14,16 @@ import torch
 from . import checkpoint
 from .config import PRESETS, Config
 from .device import has_bfloat16
-from .errors import InputError, suggestion
+from .errors import check_name
 
 
 def base_config(preset: str) -> tuple[str, Config]:
-    """Return the name and configuration of a preset, or those of a config.json."""
-    if preset in PRESETS:
-        return preset, PRESETS[preset]
+    """Return the name and configuration of a preset, or those of the config.json of a run."""
     path = Path(preset).expanduser()
-    if path.suffix == ".json":
-        if path.name != "config.json" or not path.is_file():
-            raise InputError(f"there is no configuration {preset!r}; expected the config.json of a run folder")
+    if path.name == "config.json":
         return path.parent.name, checkpoint.read_config(path.parent)[0]
-    raise InputError(
-        f"there is no preset {preset!r}{suggestion(preset, PRESETS)}; expected one of {', '.join(PRESETS)}"
-    )
+    check_name("preset", preset, PRESETS)
+    return preset, PRESETS[preset]
 
 
 def default_out(preset: str, cfg: Config) -> Path:

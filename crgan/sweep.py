@@ -1,404 +1,329 @@
 """A pool of runs: `python -m crgan.sweep PRESET --seeds 0:10 --set cr_weight=0.5,1,2 --out DIR`.
 
-Every run is `python -m crgan.train` with flags of its own, in a folder of its own; what is finished is skipped and
-what was begun goes on, so the same command again completes a sweep.
+Every run is a process `python -m crgan.train` with flags of its own, in a folder of its own. The same command again
+skips what is finished and continues what was begun.
 """
 
-import ctypes
 import hashlib
-import io
 import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
-from contextlib import redirect_stderr
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
-from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
-import torch
 import tyro
-from rich.console import Group
-from rich.live import Live
-from rich.table import Column, Table
-from rich.text import Text
 
-from . import checkpoint, cli, cluster, train
-from . import data as datasets
+from . import cli
 from .config import PRESETS, Config
-from .errors import InputError
+from .errors import InputError, check_name
 from .files import write_json
 
-SHOWN = 40  # rows of the live table
 SCORE = "factor_vae"
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+STATES = ("running", "failed", "done", "waiting")
+MAX_ROWS = 40  # of the live table
+TAIL = 1 << 16  # bytes at the end of metrics.jsonl that hold its last score
+Ends = Generator[tuple[str, int | Exception] | None, None, None]
+"""The name of a run that has ended and its exit code; None a few times a second."""
 
 
 @dataclass
 class Run:
-    """One run of a sweep, and what its files tell of it."""
+    """One run of a sweep, and what its files say of it."""
 
     name: str
-    flags: list[str]  # of crgan.train, --out and --device not among them
+    arguments: list[str]  # of python
     cfg: Config
     out: Path
     state: str = "waiting"
     step: int = 0
     score: float | None = None
-    started: tuple[float, int] | None = None  # time and step when it was first seen to move
-    read: int = 0  # bytes of metrics.jsonl
 
     @property
     def log(self) -> Path:
         return self.out.parent / ".sweep" / f"{self.name}.log"
 
     def finished(self) -> bool:
-        try:
+        """Return whether its folder holds the last step of its configuration."""
+        from . import checkpoint
+
+        with suppress(InputError):  # if something is wrong there, the run itself will say it
             before, _ = checkpoint.read_config(self.out)
-        except InputError:  # if something is wrong there, the run itself will say it
-            return False
-        folder = checkpoint.latest(self.out)
-        same = replace(self.cfg, precision=before.precision) if self.cfg.precision == "auto" else self.cfg
-        return before == same and folder is not None and folder.name == f"step-{self.cfg.steps:09d}"
+            same = replace(self.cfg, precision=before.precision) if self.cfg.precision == "auto" else self.cfg
+            folder = checkpoint.latest(self.out)
+            return before == same and folder is not None and folder.name == f"step-{self.cfg.steps:09d}"
+        return False
 
     def look(self) -> None:
-        """Reads what was written since the last look."""
-        try:
-            with (self.out / "metrics.jsonl").open("rb") as file:
-                if file.seek(0, 2) < self.read:  # cut back to the checkpoint that the run goes on from
-                    self.read = 0
-                file.seek(self.read)
-                lines = file.read().split(b"\n")[:-1]
-        except OSError:
-            return
-        self.read += sum(len(line) + 1 for line in lines)
-        for line in lines:
-            try:
+        """Read the last step and score from metrics.jsonl."""
+        path = self.out / "metrics.jsonl"
+        for line in path.read_bytes()[-TAIL:].split(b"\n") if path.exists() else ():
+            with suppress(ValueError, KeyError, TypeError):  # half a line, or damaged by a power cut
                 values = json.loads(line)
-            except ValueError:  # damaged by a power cut; the run will cut it off
-                continue
-            self.step, self.score = values["step"], values.get(SCORE, self.score)
-        if lines and self.started is None:
-            self.started = time.monotonic(), self.step
-
-    def rate(self) -> float | None:
-        """Steps per second since it was first seen to move."""
-        if self.started is None or self.step <= self.started[1]:
-            return None
-        return (self.step - self.started[1]) / (time.monotonic() - self.started[0])
+                self.step, self.score = values["step"], values.get(SCORE, self.score)
 
 
-def expand(preset: str, out: Path, settings: Sequence[str], seeds: str = "", listed: Path | None = None) -> list[Run]:
-    """The runs of a grid: rows of the list x values of each setting x seeds.
+# ---------------------------------------------------------------- the grid
 
-    `settings` are texts "field=value,value"; `seeds` is "first:end" or "seed,seed"; `listed` holds a JSON object of
-    fields per line, or an array of such. Raises InputError for what is no field, no value of it, or given twice.
+
+def expand(
+    preset: str,
+    out: Path,
+    settings: Sequence[str] = (),
+    seeds: str = "",
+    listed: Path | None = None,
+    flags: Sequence[str] = (),
+) -> list[Run]:
+    """Return the runs of a grid: rows of the list x values of each setting x seeds.
+
+    `settings` are strings "field=value,value"; `seeds` is "first:end" or "seed,seed"; `listed` holds a JSON object of
+    fields per line, or an array of them; `flags` of crgan.train apply to every run. A run is named after its settings
+    and its seed. Raises InputError for an unknown field, a field given twice and a bad value.
     """
-    axes: dict[str, list[Any]] = {}
-    for setting in settings:
+    from . import data
+
+    axes: dict[str, Sequence[Any]] = {}
+    for setting in [*settings, *([f"seed={_seeds(seeds)}"] if seeds else [])]:
         field, _, values = setting.partition("=")
-        field = field.replace("-", "_")  # as the flags of crgan.train have it
-        if field in axes:
+        if (field := field.replace("-", "_")) in axes:  # as the flags of crgan.train are written
             raise InputError(f"{field} is set twice; give its values in one --set {field}=value,value")
-        axes[field] = [_value(field, text) for text in values.split(",")]
+        axes[field] = values.split(",")
     rows = _rows(listed) if listed else [{}]
-    if seeds:
-        if "seed" in axes:
-            raise InputError("seeds are given by --set seed= and by --seeds; give them once")
-        axes["seed"] = _seeds(seeds)
     if twice := sorted({field for row in rows for field in row} & set(axes)):
         raise InputError(f"{twice[0]} is given by {listed} and by a flag; give it once")
-    if not any("seed" in row for row in rows):
-        axes.setdefault("seed", [PRESETS[preset].seed])
+    for field in {*axes, *(field for row in rows for field in row)}:
+        check_name("field of the configuration", field, [f.name for f in fields(Config)])
     runs: dict[str, Run] = {}
     for row, values in product(rows, product(*axes.values())):
         chosen = row | dict(zip(axes, values))
-        chosen["seed"] = chosen.pop("seed", PRESETS[preset].seed)  # last in the name
-        name = _folder(",".join(f"{field}={value}" for field, value in chosen.items()))
+        own = [*flags, *(f"--{field.replace('_', '-')}={value}" for field, value in chosen.items())]
+        cfg = parse_run([preset, *own])
+        check_name("data set", cfg.data, data.NAMES)
+        named = [field for field in chosen if field != "seed"] + ["seed"]
+        name = ",".join(f"{field}={str(getattr(cfg, field)).removesuffix('.0')}" for field in named).replace("/", "_")
+        if len(name.encode()) >= 200:  # file systems take 255 bytes
+            name = f"{name.encode()[:100].decode(errors='ignore')},{hashlib.sha256(name.encode()).hexdigest()[:16]}"
         if name in runs:
             raise InputError(f"the run {name} is in this sweep twice; give each setting once")
-        if chosen.get("root"):
-            chosen["root"] = str(Path(chosen["root"]).resolve())  # a worker has a working folder of its own
-        if (data := chosen.get("data")) and data not in datasets.NAMES:
-            raise InputError(f"data={data} is no data set; expected one of {', '.join(datasets.NAMES)}")
-        flags = [preset, *(part for field, value in chosen.items() for part in _flag(field, value))]
-        runs[name] = Run(name, flags, replace(PRESETS[preset], **chosen), out.resolve() / name)
+        if cfg.root:
+            cfg = replace(cfg, root=str(Path(cfg.root).expanduser().resolve()))
+            own.append(f"--root={cfg.root}")  # of two, the last counts
+        folder = out.resolve() / name
+        runs[name] = Run(name, ["-m", "crgan.train", preset, *own, "--out", str(folder)], cfg, folder)
     return list(runs.values())
 
 
-def _folder(name: str) -> str:
-    """A name that file systems take, which allow 255 bytes."""
-    short = name.replace("/", "_")
-    return short if len(short.encode()) < 200 else f"{short[:100]},{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+def parse_run(args: Sequence[str]) -> Config:
+    """Return the configuration that crgan.train makes of a preset and flags; a bad flag ends the process."""
+    from .train import parse
+
+    return parse([*args])[1]
 
 
-@cache
-def _value(field: str, text: str) -> Any:
-    """`text` as crgan.train would read it for that field."""
-    hints = get_type_hints(Config)
-    if field not in {f.name for f in fields(Config)}:
-        raise InputError(f"{field!r} is no field of the configuration; expected one of {', '.join(hints)}")
+def _seeds(text: str) -> str:
+    """Return the seeds that "first:end" or "seed,seed" stand for, with commas."""
+    first, colon, end = text.partition(":")
     try:
-        with redirect_stderr(io.StringIO()):
-            kind: Any = tyro.conf.Positional[hints[field]]  # type: ignore[valid-type,misc]
-            return tyro.cli(kind, args=[text])
-    except SystemExit:
-        raise InputError(f"{field}={text}: {text!r} is no value of {field}; see python -m crgan.train --help") from None
-
-
-def _flag(field: str, value: Any) -> list[str]:
-    option = field.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
-    return [f"--{option}", str(value)]
-
-
-def _seeds(text: str) -> list[int]:
-    try:
-        first, colon, end = text.partition(":")
-        seeds = list(range(int(first), int(end))) if colon else [int(seed) for seed in text.split(",")]
+        seeds = [*range(int(first), int(end))] if colon else [int(seed) for seed in text.split(",")]
+        if not seeds:
+            raise ValueError
     except ValueError:
-        seeds = []
-    if not seeds:
-        raise InputError(f"--seeds is {text!r}; expected first:end, as in 0:10, or a list, as in 0,3,7")
-    return seeds
+        raise InputError(f"--seeds is {text!r}; expected first:end, as in 0:10, or a list, as in 0,3,7") from None
+    return ",".join(map(str, seeds))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text().strip()
+        text = path.expanduser().read_text().strip()
         rows = json.loads(text if text.startswith("[") else f"[{','.join(filter(str.strip, text.splitlines()))}]")
         if not rows:
             raise ValueError("it is empty")
-        return [{field: _value(field, str(value)) for field, value in row.items()} for row in rows]
+        return [{field.replace("-", "_"): value for field, value in row.items()} for row in rows]
     except (ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is no list of runs ({error}); expected a JSON object of fields per line") from None
 
 
-# ---------------------------------------------------------------- where they run
+# ---------------------------------------------------------------- running
 
 
-def run_here(
-    runs: Sequence[Run], device: str, checkpoint_every: int, jobs: int, parallel: int, threads: int, gpus: int
-) -> Generator[None, None, None]:
-    """Trains `runs` in `jobs` processes at once, each with `parallel` runs in turns, pinned to `threads` cores and to
-    one GPU if there are any.
+def run_here(runs: Sequence[Run], jobs: int, threads: int, gpus: int) -> Ends:
+    """Train `runs`, `jobs` at once, each with `threads` CPU threads and, where there are any, one of the `gpus`.
 
-    Yields a few times a second. When closed or interrupted it lets the processes save and end.
+    When it is closed or interrupted, the runs save and end.
     """
-    cores, libc, begun = sorted(os.sched_getaffinity(0)), ctypes.CDLL(None), time.time()
+    from .cluster import start_python
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-    # A process with one run ends with it and gives way to the next; one with several takes them all in turn.
-    waiting = [[run] for run in runs] if parallel == 1 else [list(runs[n::jobs]) for n in range(min(jobs, len(runs)))]
-    active = dict[int, tuple[list[Run], subprocess.Popen]]()
+    waiting, active = list(runs), dict[int, tuple[Run, Any]]()
     try:
         while waiting or active:
             for slot in range(jobs):
                 if slot not in active and waiting:
-                    share = waiting.pop(0)
-                    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "WORLD_SIZE": "1"}  # each run its own
+                    run, environment = waiting.pop(0), {"OMP_NUM_THREADS": str(threads)}
                     if gpus:
                         environment["CUDA_VISIBLE_DEVICES"] = visible[slot % gpus]
-                    own = {cores[(slot * threads + i) % len(cores)] for i in range(threads)}
-
-                    def tie(own: set[int] = own) -> None:  # to its cores, and to the life of this process
-                        os.sched_setaffinity(0, own)
-                        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-                    tasks = [{"config": run.cfg.to_json(), "out": str(run.out), "log": str(run.log)} for run in share]
-                    given = {"at_once": parallel, "device": device, "checkpoint_every": checkpoint_every}
-                    with share[0].log.open("ab") as log:  # for what goes wrong before the first run begins
-                        process = subprocess.Popen(
-                            [sys.executable, "-X", "faulthandler", "-m", "crgan.together"], stdin=subprocess.PIPE,
-                            stdout=log, stderr=subprocess.STDOUT, env=environment, preexec_fn=tie,
-                        )  # fmt: skip
-                    assert process.stdin is not None
-                    process.stdin.write(json.dumps(given | {"tasks": tasks}).encode())
-                    process.stdin.close()
-                    active[slot] = share, process
-            yield
+                    active[slot] = run, start_python(run.arguments, run.log, environment)
+            yield None
             time.sleep(0.2)
-            for slot, (share, process) in list(active.items()):
-                ended = process.poll() is not None
-                mark_begun(share, begun)
-                for run in share:
-                    if (ended or run.step >= run.cfg.steps) and run.finished():
-                        run.state = "done"
-                    elif ended:
-                        run.state = "failed"
-                        if process.returncode < 0:
-                            with run.log.open("a") as last:
-                                number = -process.returncode
-                                last.write(f"its process was ended by signal {number} ({signal.strsignal(number)})\n")
-                if ended:
+            for slot, (run, process) in list(active.items()):
+                if (code := process.poll()) is not None:
                     del active[slot]
+                    yield run.name, ChildProcessError(f"its process was ended by signal {-code}") if code < 0 else code
     finally:
         for _, process in active.values():
-            process.send_signal(signal.SIGTERM)  # a second one, after Ctrl-C in a terminal, changes nothing
+            process.terminate()
         for _, process in active.values():
             process.wait()
 
 
-def mark_begun(runs: Sequence[Run], begun: float) -> None:
-    """By their logs, which a run touches when it begins."""
-    for run in runs:
-        if run.state == "waiting" and run.log.exists() and run.log.stat().st_mtime >= begun:
-            run.state = "running"
+def watch(runs: Sequence[Run], ends: Ends) -> None:
+    """Note how the runs do until all have ended, in a table on a terminal and in a line a minute elsewhere."""
+    from rich.live import Live
 
-
-def run_on_cluster(runs: Sequence[Run], flags: list[str], threads: int, gpus: float) -> Generator[None, None, None]:
-    """Trains `runs` on the Ray cluster that `cluster.connect` has joined; yields a few times a second."""
-    begun = time.time()
-    pieces = {run.name: (train.main, [*run.flags, "--out", str(run.out), *flags], str(run.log)) for run in runs}
+    looked = printed = time.time()
+    begun = looked - 1  # the clock of a file system may be behind
     named = {run.name: run for run in runs}
-    for ended in cluster.scatter(cluster.run_command, pieces, threads, gpus):
-        if ended is not None:
-            name, result = ended
-            if isinstance(result, Exception):
-                with named[name].log.open("a") as log:
-                    log.write(f"{result}\n")
-            named[name].state = "done" if result == 0 else "failed"
-            continue
-        mark_begun(runs, begun)  # Ray does not say
-        yield
+    with closing(ends), Live(_table(runs), auto_refresh=False) as live:
+        for ended in ends:
+            if ended is not None:
+                run, result = named[ended[0]], ended[1]
+                run.look()
+                run.state = "failed" if result else "done"
+                if isinstance(result, Exception):
+                    with run.log.open("a") as log:
+                        log.write(f"{result}\n")
+            elif time.time() > looked + 1:
+                looked = time.time()
+                for run in runs:
+                    if run.state == "waiting" and run.log.exists() and run.log.stat().st_mtime >= begun:
+                        run.state = "running"  # wherever it does
+                    if run.state == "running":
+                        run.look()
+                live.update(_table(runs), refresh=live.console.is_terminal)
+                if not live.console.is_terminal and looked > printed + 60:
+                    printed = looked
+                    print(_table(runs).caption, flush=True)
+        live.update(_table(runs), refresh=True)
+    if not live.console.is_terminal:
+        print()  # there the last table ends without one
+
+
+def _table(runs: Sequence[Run]) -> Any:
+    from rich.table import Column, Table
+
+    counts = Counter(run.state for run in runs)
+    summary = f"{len(runs)} runs: " + ", ".join(f"{counts[state]} {state}" for state in STATES)
+    table = Table(Column("run", overflow="fold"), "state", "step", SCORE, caption=summary, caption_justify="left")
+    for run in sorted(runs, key=lambda run: STATES.index(run.state))[:MAX_ROWS]:
+        score = "" if run.score is None else f"{run.score:.3f}"
+        table.add_row(run.name, run.state, f"{run.step:,} / {run.cfg.steps:,}", score)
+    return table
 
 
 # ---------------------------------------------------------------- the command
 
 
-def table(runs: Sequence[Run]) -> Group:
-    counts = Counter(run.state for run in runs)
-    states = ("running", "failed", "done", "waiting")
-    text = Text(f"{len(runs)} runs: " + ", ".join(f"{counts[state]} {state}" for state in states))
-    rows = Table(Column("run", overflow="fold"), "state", "step", "steps/s", SCORE)
-    for run in sorted(runs, key=lambda run: states.index(run.state))[:SHOWN]:
-        rate = run.rate() if run.state == "running" else None
-        rows.add_row(
-            run.name, run.state, f"{run.step:,} / {run.cfg.steps:,}", "" if rate is None else f"{rate:.1f}",
-            "" if run.score is None else f"{run.score:.3f}",
-        )  # fmt: skip
-    return Group(rows, text)
+def sweep(
+    preset: str = "quick",
+    /,
+    *,
+    out: Path,
+    seeds: str = "",
+    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = (),
+    list: Path | None = None,
+    jobs: int | None = None,
+    threads: int = 1,
+    per_gpu: int = 1,
+    device: str = "auto",
+    ray: str | None = None,
+    dry_run: bool = False,
+    flags: Annotated[tuple[str, ...], tyro.conf.Suppress] = (),
+) -> None:
+    """Train a pool of models. Every flag of crgan.train is accepted and applies to all runs.
 
-
-@dataclass(frozen=True)
-class Arguments:
-    out: Path
-    """Folder of the sweep; a run folder for each run is made in it."""
-    seeds: str = ""
-    """Seeds, as first:end or as a list with commas; default the preset's."""
-    set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """field=value,value: a setting that every combination takes a value of. May be given several times."""
-    list: Path | None = None
-    """File with a JSON object of fields per line, for settings that form no grid."""
-    jobs: int | None = None
-    """Processes at once on this machine; default one per `threads` cores, or one per GPU."""
-    threads: int = 1
-    """CPU cores of a run. The last bits of a result depend on it."""
-    parallel: int = 1
-    """Runs that share a GPU: they take turns in one process, each on a CUDA stream of its own; on Ray, processes."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
-    checkpoint_every: int = 1_000
-    """Steps between two checkpoints."""
-    ray: str | None = None
-    """Address of a Ray cluster that sees `out` on shared storage, or auto; default: this machine alone."""
-    dry_run: bool = False
-    """Print the command of each run and exit."""
-
-
-def sweep(preset: str, given: Arguments) -> list[Run]:
-    """Trains all runs that are not finished and returns all, each with its state and score."""
-    counts = ("threads", "parallel", "checkpoint_every", "jobs")
-    cli.at_least(1, **{name: getattr(given, name) for name in counts})
-    if given.device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device is {given.device!r}; expected auto, cpu or cuda: a sweep takes all GPUs it sees")
-    runs = expand(preset, given.out, given.set, given.seeds, given.list)
-    if given.dry_run:
+    Args:
+        preset: Preset of crgan.train; it comes first.
+        out: Folder of the sweep, in which each run has a folder.
+        seeds: Seeds, as first:end or as a list with commas; default: the preset's.
+        set: field=value,value: vary a field of the configuration. Repeat the flag for a grid.
+        list: File with a JSON object of fields per line, for settings that form no grid.
+        jobs: Runs at once on this machine; default: one per `threads` cores, or `per_gpu` for each GPU.
+        threads: CPU threads of a run. The last bits of a result depend on it.
+        per_gpu: Runs that share a GPU.
+        device: auto, cpu or cuda.
+        ray: Address of a Ray cluster that sees `out` on shared storage, or auto; default: this machine alone.
+        dry_run: Print the command of each run and exit.
+        flags: Of crgan.train, for all runs.
+    """
+    check_name("preset", preset, PRESETS)
+    cli.at_least(1, threads=threads, per_gpu=per_gpu, jobs=jobs)
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device is {device!r}; expected auto, cpu or cuda: a sweep takes all GPUs it sees")
+    out = Path(out).expanduser()
+    runs = expand(preset, out, set, seeds, list, [*flags, f"--threads={threads}", f"--device={device}"])
+    if dry_run:
         for run in runs:
-            print(shlex.join(["python", "-m", "crgan.train", *run.flags, "--out", str(run.out)]))
-        return runs
+            print(shlex.join(["python", *run.arguments]))
+        return
+    if (out / "config.json").exists():
+        raise InputError(f"{out} is a run folder, not one of a sweep; give another --out")
     for run in runs:
         run.look()
         run.state = "done" if run.finished() else "waiting"
-        run.started = None
-    due = [run for run in runs if run.state == "waiting"]
-    if (given.out / "config.json").exists():
-        raise InputError(f"{given.out} is a run folder, not one of a sweep; give another --out")
-    for data, root in {(run.cfg.data, run.cfg.root) for run in due} if not given.ray else ():
-        datasets.load(data, root)  # what is wrong with it would stop every run
-    (given.out / ".sweep").mkdir(parents=True, exist_ok=True)
-    has_gpus = cluster.connect(given.ray) if given.ray else torch.cuda.is_available()
-    device = given.device if given.device != "auto" else "cuda" if has_gpus else "cpu"
-    if given.ray:
-        flags = ["--device", device, "--checkpoint-every", str(given.checkpoint_every)]
-        steps = run_on_cluster(due, flags, given.threads, 1 / given.parallel if device == "cuda" else 0)
-    else:
-        gpus = torch.cuda.device_count() if device == "cuda" else 0
-        if device == "cuda" and not gpus:
-            raise InputError("--device is 'cuda' but torch sees no CUDA device; use --device cpu")
-        jobs = given.jobs or (gpus or max(1, len(os.sched_getaffinity(0)) // given.threads))
-        steps = run_here(due, device, given.checkpoint_every, jobs, given.parallel, given.threads, gpus)
+    ends = _start([run for run in runs if run.state == "waiting"], jobs, threads, per_gpu, device, ray)
+    (out / ".sweep").mkdir(parents=True, exist_ok=True)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with Live(table(runs), auto_refresh=False) as live:
-            for _ in steps:
-                for run in due:
-                    if run.state != "waiting":
-                        run.look()
-                live.update(table(runs), refresh=True)
-            live.update(table(runs), refresh=True)
+        watch(runs, ends)
     except KeyboardInterrupt:
-        steps.close()
-        print(f"\nstopped; what had begun in {given.out} was saved and the same command goes on", file=sys.stderr)
+        for run in runs:
+            run.state = "stopped" if run.state == "running" else run.state
+        print(f"\nstopped; what had begun in {out} was saved and the same command continues it", file=sys.stderr)
         sys.exit(130)
     finally:
         signal.signal(signal.SIGTERM, before)
-    if not live.console.is_terminal:
-        print()  # there the last table ends without one
-    file = given.out / ".sweep" / "sweep.json"
-    rows = {run.name: {"run": run.name, "state": run.state, "step": run.step, SCORE: run.score} for run in runs}
-    write_json(file, list((_rows_before(file) | rows).values()))
-    return runs
+        rows = [{"run": run.name, "state": run.state, "step": run.step, SCORE: run.score} for run in runs]
+        write_json(out / ".sweep" / "sweep.json", rows)
+    failed = [run for run in runs if run.state == "failed"]
+    for run in failed:
+        lines = run.log.read_text(errors="replace").strip().splitlines()
+        print(f"failed: {run.name}: {lines[-1] if lines else 'no word'} (log: {run.log})", file=sys.stderr)
+    if len(failed) < len(runs):
+        folder = shlex.quote(str(out))
+        print(f"{len(runs) - len(failed)} runs in {folder}; `crgan select {folder}/* --out choice` chooses among them")
+    if failed:
+        sys.exit(1)
 
 
-def _rows_before(file: Path) -> dict[str, dict[str, Any]]:
-    """Of all runs that were swept into this folder, by name."""
-    try:
-        return {row["run"]: row for row in json.loads(file.read_text())}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or one that is damaged: the runs' own files hold it all
-        return {}
+def _start(runs: Sequence[Run], jobs: int | None, threads: int, per_gpu: int, device: str, ray: str | None) -> Ends:
+    """Check data and devices and return what trains `runs` as it is iterated over."""
+    import torch
+
+    from . import cluster, data
+
+    if ray:
+        gpus = 1 / per_gpu if cluster.connect(ray) and device != "cpu" else 0
+        return cluster.scatter(
+            cluster.run_python, {run.name: (run.arguments, str(run.log)) for run in runs}, threads, gpus
+        )
+    for name, root in {(run.cfg.data, run.cfg.root) for run in runs}:
+        data.load(name, root)  # what is wrong with it would stop every run
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise InputError("--device is 'cuda' but torch sees no CUDA device; use --device cpu")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return run_here(runs, jobs or per_gpu * gpus or max(1, cores // threads), threads, gpus)
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Parses `PRESET [flags]` and trains."""
-    args = sys.argv[1:] if args is None else list(args)
-    with cli.command_process():
-        preset = cli.take_preset(args)
-        given = tyro.cli(
-            Arguments,
-            args=args,
-            prog="python -m crgan.sweep [PRESET]",
-            description=f"Train a pool of models. PRESET is one of {', '.join(PRESETS)} (now: {preset}).",
-        )
-        runs = sweep(preset, given)
-        failed = [run for run in runs if run.state == "failed"]
-        for run in failed:
-            lines = run.log.read_text(errors="replace").strip().splitlines()
-            print(f"failed: {run.name}: {lines[-1] if lines else 'no word'} (log: {run.log})", file=sys.stderr)
-        if done := sum(run.state == "done" for run in runs):
-            out = shlex.quote(str(given.out))
-            print(f"{done} runs in {out}; python -m crgan.select {out}/* --out choice chooses among them")
-        if failed:
-            sys.exit(1)
+    cli.run("crgan.sweep", sweep, args, unknown="flags")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ import torch
 import tyro
 from torch import Tensor
 
-from . import checkpoint, cli, metrics, pictures
+from . import checkpoint, cli, metrics, ops, pictures
 from . import data as datasets
 from .config import CHECKPOINT_EVERY, PRESETS, TOPICS, Config, Phase
 from .data.batches import RealImages
 from .device import exact_arithmetic, float32_defaults
 from .errors import InputError
 from .files import lock
-from .log import Log, training_progress
+from .log import Log
 from .models import ALGORITHMS, Build, InfoGAN, Model, Optimisers
 from .models.infogan import restart_h
 from .runs import base_config, default_out, describe, resolve
@@ -61,6 +61,8 @@ def train(
             raise InputError(f"another process trains in {out}; wait for its end, or give another --out")
         torch.set_num_threads(cfg.threads)
         try:
+            made = f"{cfg.data} ({dataset.source})"
+            cli.announce(f"training on {made}", place, precision=cfg.precision, ops=ops.describe(place), into=out)
             run = _start(cfg, out, place, dataset, build, start_from)
             with closing(run.log):
                 if run.step < cfg.steps:
@@ -128,9 +130,10 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
 
     on_cpu = run.device.type == "cpu"
     take_step = eager_step if on_cpu or not cuda_graph else capture(eager_step)
-    stop = 0
+    stop, best_rate = 0, 0.0
     model.train()
-    with training_progress(cfg.steps, run.step, cfg.threads) as progress:
+    with cli.progress() as progress:
+        progress.start("training", cfg.steps, run.step, "steps")
         try:
             while run.step < cfg.steps and not stop:
                 if cfg.restarts_h(run.step):
@@ -145,13 +148,15 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                 if run.step % LOG_EVERY == 0 or on_cpu:  # the one read-back: a CPU waits for nothing
                     values = {name: value.item() for name, value in report.items()}
                     _check_finite(values, run)
-                    progress.update(run.step, values)
+                    progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
                     if run.step % LOG_EVERY == 0:
                         run.log.write(run.step, values)
+                        best_rate = _hint(progress.rate() or 0.0, best_rate, cfg.threads)
                 if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
-                    with exact_arithmetic(), progress.paused("evaluating"):
+                    with exact_arithmetic(), progress.aside("evaluating"):
                         scores = evaluate(run)
-                    progress.print("".join(f"step {run.step}: {name} {value:.3f}" for name, value in scores.items()))
+                    for name, value in scores.items():
+                        print(f"step {run.step}: {name} {value:.3f}")
                 stop = stopped()
                 if run.step % checkpoint_every == 0 or run.step == cfg.steps or stop:
                     run.save()
@@ -216,6 +221,17 @@ def evaluate(run: Run) -> dict[str, float]:
     run.log.write(run.step, scores)
     run.log.pictures(run.step, traversal=traversal, samples=samples)
     return scores
+
+
+def _hint(rate: float, best_rate: float, threads: int) -> float:
+    """Say once when the rate falls to a third; return the best rate so far."""
+    if threads > 1 and 0 < rate < best_rate / 3:
+        print(
+            f"{best_rate / rate:.0f} times slower than before: other work on this machine stalls {threads} threads; "
+            "--threads 1, in another --out, suffers less"
+        )
+        return 0.0
+    return max(rate, best_rate)
 
 
 def _check_finite(losses: dict[str, float], run: Run) -> None:

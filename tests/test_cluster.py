@@ -15,15 +15,7 @@ from ray_nodes import ENVIRONMENT, Nodes
 from crgan import InputError, checkpoint, cluster
 
 pytestmark = pytest.mark.slow
-SETTINGS = (
-    "data=circular_dsprites",
-    "num_codes=2",
-    "width=4",
-    "hidden=8",
-    "batch_size=4",
-    "cr_start=100",
-    "steps=400",
-)
+SETTINGS = {"data": "circular_dsprites", "num-codes": 2, "width": 4, "hidden": 8, "batch-size": 4, "cr-start": 100}
 SIZES = "--groups 200 --group-size 20 --scale-samples 20000 --device cpu".split()  # noqa: SIM905
 
 
@@ -33,8 +25,9 @@ def command(module, *flags):
 
 
 def sweep(out, *flags):
-    grid = [part for setting in SETTINGS for part in ("--set", setting)]
-    return command("sweep", "quick", *grid, "--seeds", "0:3", "--out", out, "--checkpoint-every", 50, *flags)
+    settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
+    common = ["--seeds", "0:3", "--steps", 400, "--checkpoint-every", 50, "--out", out]
+    return command("sweep", "quick", *settings, *common, *flags)
 
 
 def finish(process, limit=400):
