@@ -6,7 +6,7 @@ from . import data, metrics
 from .checkpoint import load
 from .config import PRESETS, Config
 from .errors import InputError
-from .ops import contrastive_loss, traversal_pairs, vote_table
+from .ops import contrastive_loss, group_votes, traversal_pairs, vote_table
 from .selection.centrality import cross_scores, model_centrality, similarity
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "contrastive_loss",
     "cross_scores",
     "data",
+    "group_votes",
     "load",
     "metrics",
     "model_centrality",
