@@ -8,11 +8,14 @@ from .config import PRESETS, Config
 from .errors import InputError
 from .ops import contrastive_loss, group_votes, traversal_pairs, vote_table
 from .selection.centrality import cross_scores, model_centrality, similarity
+from .selection.rank import Ranking, rank
+from .selection.udr import udr
 
 __all__ = [
     "PRESETS",
     "Config",
     "InputError",
+    "Ranking",
     "__version__",
     "contrastive_loss",
     "cross_scores",
@@ -21,8 +24,10 @@ __all__ = [
     "load",
     "metrics",
     "model_centrality",
+    "rank",
     "similarity",
     "traversal_pairs",
+    "udr",
     "vote_table",
 ]
 

@@ -80,7 +80,7 @@ def evaluate(
                 "root": place and str(Path(place).resolve()),
                 "protocol": protocol,
                 "seed": seed,
-                "model": member.fingerprint,
+                "model": member.cache_key,
             }
             file, known = _known_scores(out, member.name, head)
             task = bar.add_task(escape(member.name))

@@ -5,7 +5,6 @@ import html
 import io
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +12,10 @@ import tyro
 from matplotlib.figure import Figure
 
 from . import cli
-from .checkpoint import load
 from .errors import InputError
 from .evaluate import shown
 from .files import write_atomically
-from .fingerprint import fingerprint_of
-from .select import sentences
+from .loading import run_key
 
 STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em 1em .2em 0;text-align:left}"
 
@@ -77,8 +74,7 @@ def _scores(folder: Path) -> str:
     for name, result in found["metrics"].items():
         rows += [(label, _short(result[part])) for part, label in shown(name) if part in result]
     when = ", of an earlier checkpoint"
-    with suppress(InputError):  # where there is none now
-        when *= found["model"] != fingerprint_of(load(folder))
+    when *= run_key(folder) != found["model"]
     return f"<h2>{html.escape(found['data'])}, {found['protocol']} protocol{when}</h2>{_table(rows)}"
 
 
@@ -86,10 +82,10 @@ def _selection(folder: Path) -> str:
     result = json.loads((folder / "ranking.json").read_text())
     models = result["models"]
     told = [name for name in models[0] if any(model.get(name) is not None for model in models)]
-    names = [name for name in told if name != "fingerprint"]
+    names = [name for name in told if name != "cache_key"]
     rows = [names, *([_short(model.get(name, "")) for name in names] for model in models)]
     similarity = folder / "similarity.png"
-    words = "".join(f"<p>{html.escape(line)}" for line in [f"method: {result['method']}", *sentences(result)])
+    words = "".join(f"<p>{html.escape(line)}" for line in [f"method: {result['method']}", *result.get("sentences", [])])
     return words + _table(rows) + (_picture(similarity) if similarity.is_file() else "")
 
 

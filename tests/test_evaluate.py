@@ -13,7 +13,7 @@ from grid_data import Encoder, Grid, Table
 from crgan import PRESETS, checkpoint, cli, data
 from crgan.errors import InputError
 from crgan.evaluate import evaluate as command
-from crgan.loading import Member
+from crgan.loading import LoadedModel
 from crgan.metrics import METRICS, PROTOCOLS, applicable, evaluate, sap
 from crgan.metrics.protocol import Samples
 
@@ -68,7 +68,7 @@ def disc_and_blind():
 
 
 def samples(dataset, **sizes):
-    model = Member("identity", Encoder(EYE), "unhashed")
+    model = LoadedModel("identity", Encoder(EYE), "unhashed")
     return Samples(model, dataset, replace(PROTOCOLS["paper"], **sizes), 0, 64, lambda *_: None)
 
 
@@ -151,7 +151,7 @@ def test_all_metrics_that_apply_of_codes_that_are_the_factors(protocol):
     for name, least in dict(factor_vae=1.0, beta_vae=0.99, mig=0.9, dci=0.9, modularity=0.95, irs=1.0).items():
         assert scores[name]["score"] >= least - 1e-9, name
     # The penalty of the regression holds codes of width 1/8 back, more so where they are not standardised.
-    member = Member("identity", Encoder(EYE), "unhashed")
+    member = LoadedModel("identity", Encoder(EYE), "unhashed")
     drawn = Samples(member, Grid(), replace(PROTOCOLS[protocol], **SMALL), 0, 500, lambda *_: None)
     fit, test = ([part.double().numpy() for part in pair] if pair else None for pair in (drawn.fit, drawn.test))
     expected = plain.explicitness(*fit, test, PROTOCOLS[protocol].standardise)

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from crgan import PRESETS, checkpoint
-from crgan.fingerprint import fingerprint_of
+from crgan.loading import run_key
 from crgan.pictures import save_picture
 from crgan.report import main
 
 ROWS = [{"step": 100, "d": 1.25, "g": 0.5}, {"step": 100, "factor_vae": 0.75}, {"step": 200, "d": 1.5, "g": 0.25}]
-MODEL = {"rank": 1, "name": "<b>", "score": 0.91234, "standard_error": None, "fingerprint": "f0"}
+MODEL = {"rank": 1, "name": "<b>", "score": 0.91234, "standard_error": None, "cache_key": "f0"}
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_scores_of_a_run_say_whether_they_are_of_this_checkpoint(tmp_path, capsy
     checkpoint.save(tmp_path, model, {}, {"step": 1})
     (tmp_path / "metrics.jsonl").touch()
     scores = {"mig": {"score": 0.123456}, "dci": {"score": 0.5, "disentanglement": 0.5, "completeness": 0.25}}
-    result = {"data": "squares", "protocol": "paper", "model": fingerprint_of(model), "metrics": scores}
+    result = {"data": "squares", "protocol": "paper", "model": run_key(tmp_path), "metrics": scores}
     (tmp_path / "metrics.json").write_text(json.dumps(result))
     text = page(tmp_path)
     assert "squares, paper protocol</h2><table><tr><td>metric</td><td>score</td></tr><tr><td>mig</td>" in text
@@ -77,7 +77,8 @@ def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(run):
 
 
 def test_a_selection_is_shown_whole(tmp_path):
-    result = {"method": "centrality", "models": [MODEL, {**MODEL, "rank": 2, "name": "c"}], "warning": "two clusters"}
+    result = {"method": "centrality", "models": [MODEL, {**MODEL, "rank": 2, "name": "c"}]}
+    result["sentences"] = ["warning: two clusters"]
     (tmp_path / "ranking.json").write_text(json.dumps(result))
     text = page(tmp_path)
     assert "method: centrality" in text

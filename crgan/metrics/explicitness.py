@@ -1,11 +1,11 @@
 """Explicitness: can a linear classifier read each value of each factor off the codes?"""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..threads import core_each
 from .arrays import fit_and_test
 from .logistic import fit_logistic
 
@@ -42,8 +42,11 @@ def explicitness(
     if codes.is_cuda:  # on the caller's stream
         per_factor = list(map(area, range(factors.shape[1])))
     else:
-        with core_each(torch.get_num_threads()) as threads:  # one fit's many small steps would not keep several busy
+        count = torch.get_num_threads()
+        # One fit's many small steps would not keep several cores busy.
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as threads:
             per_factor = list(threads.map(area, range(factors.shape[1])))
+        torch.set_num_threads(count)
     return {"score": float(np.mean(per_factor)), "per_factor": np.array(per_factor)}
 
 

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..errors import InputError
@@ -62,3 +64,9 @@ def factor_vae(
         "num_active": int(active.sum()),
         "scale": scale.cpu().numpy(),
     }
+
+
+def vote_score(table: Any) -> NDArray[Any]:  # [..., D, F] votes -> [...]
+    """Return the FactorVAE score of vote tables, scored on the votes themselves: sum_d max_f votes / sum votes."""
+    table = np.asarray(table)
+    return table.max(-1).sum(-1) / table.sum((-2, -1))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..device import arithmetic
 from ..errors import InputError
-from ..loading import Member
+from ..loading import LoadedModel, eval_mode
 from .arrays import codes_array
 from .beta_vae import beta_vae
 from .dci import dci
@@ -78,7 +78,9 @@ Pair = tuple[Tensor, Tensor]
 class Samples:
     """The samples that the metrics of one evaluation share. Each image is made and encoded at most once."""
 
-    def __init__(self, model: Member, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable):
+    def __init__(
+        self, model: LoadedModel, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable
+    ):
         self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
         self.batch_size, self.progress = batch_size, progress
         self.varying = [f for f, size in enumerate(dataset.factor_sizes) if size > 1]
@@ -301,7 +303,8 @@ def evaluate(
         least = int(name in ("groups", "group_size", "scale_samples", "points", "batch_size"))
         if isinstance(value, float | int) and name != "min_std" and (value != int(value) or value < least):
             raise InputError(f"{name} is {value}; expected a whole number of at least {least}")
-    member = model if isinstance(model, Member) else Member("the model", model, "unhashed")
+    member = model if isinstance(model, LoadedModel) else LoadedModel("the model", model, "unhashed")
     member.check_data(dataset)
     samples = Samples(member, dataset, wanted, seed, batch_size, progress)
-    return {name: METRICS[name](samples) for name in names}
+    with eval_mode([member]):
+        return {name: METRICS[name](samples) for name in names}
