@@ -93,8 +93,8 @@ def select(
         _add_labels(ranking, pool.models, dataset if with_labels else None, root, seed, before, bar)
         ranking.details["seconds"] = time.monotonic() - begin
         ranking.save(out)
-        for line in (ranking.table(), *ranking.sentences):
-            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    for line in (ranking.table(), *ranking.sentences):
+        print(line)
     written = ["ranking.json", "similarity.png", *(["scores.h5"] if method == "centrality" else [])]
     print(f"wrote {', '.join(written)} to {out}")
     return ranking

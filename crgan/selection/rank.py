@@ -215,11 +215,11 @@ def rank_pool(pool: Pool, budget: float, out: Path | None, bar: Any) -> Ranking:
 def gap_sentence(gap: dict[str, Any]) -> str:
     p = gap["confidence"]
     known = "p > 0.99" if p > 0.99 else f"p = {p:.2f}"
-    verdict = f"its centrality is higher beyond sampling error ({known})"
+    ahead = f"{gap['winner']} is ahead of {gap['runner_up']} by {gap['gap']:.4f} ± {gap['standard_error']:.4f}"
     if p < 0.95:
-        verdict = f"the difference is within sampling error ({known})"
+        return f"{ahead}: the difference is within sampling error ({known})"
     return (
-        f"{gap['winner']} is ahead of {gap['runner_up']} by {gap['gap']:.4f} ± {gap['standard_error']:.4f}: {verdict}. "
+        f"{ahead}: its centrality is higher beyond sampling error ({known}). "
         "That is agreement with the other models of this pool, not a measurement of disentanglement"
     )
 
