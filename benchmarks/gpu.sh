@@ -23,7 +23,7 @@ timeout -s INT -k 10 $left $python -m pytest -q $workers --continue-on-collectio
 tail -n 5 "$out/tests.log"
 
 # Each file by itself, as one that is interrupted may write no figures. Those that matter most come first.
-for name in vote_table training_step contrastive_loss spectral_norm traversal_pairs selection render; do
+for name in group_votes training_step contrastive_loss spectral_norm traversal_pairs selection render; do
     left=$((limit - SECONDS))
     [ $left -gt 5 ] || { echo "== no time for $name"; failed=1; continue; }
     echo "== $name, after ${SECONDS} s"

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from ..errors import InputError
@@ -62,6 +61,8 @@ class ScoreFile:
             self.save()
 
     def _write(self, path: Path) -> None:
+        import h5py
+
         pool = self.pool
         with h5py.File(path, "w", driver="core", backing_store=False) as file:  # HDF5 does not survive a full disk
             file.attrs.update({"format": FORMAT, **asdict(pool.sizes)})
@@ -95,6 +96,8 @@ class _Content:
     """A whole scores.h5 in memory."""
 
     def __init__(self, path: Path):
+        import h5py
+
         # A file object takes no HDF5 locks, which fail on network file systems and while somebody else has the file
         # open, and leaves the operating system's errors as they are: neither is damage.
         with path.open("rb") as raw:
@@ -108,7 +111,7 @@ class _Content:
                     f"{path} is not readable as scores ({error}); remove it or choose another --out"
                 ) from None
 
-    def _read(self, file: h5py.File, path: Path) -> None:
+    def _read(self, file: Any, path: Path) -> None:
         if (found := int(file.attrs["format"])) != FORMAT:
             raise InputError(f"{path} has format {found} of another version, expected {FORMAT}; choose another --out")
         self.sizes = {name: int(file.attrs[name]) for name in ("groups", "group_size", "scale_samples", "seed")}
