@@ -14,7 +14,7 @@ from setuptools import find_packages, setup
 
 STABLE = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
 CXX = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", STABLE]
-NVCC = ["-O3", "-UNDEBUG", "-DUSE_CUDA", STABLE]  # device assertions are the range check of the factors
+NVCC = ["-O3", "-DUSE_CUDA", STABLE]
 ARCHS = {"80": "8.0", "90": "9.0", "100": "10.0"}
 
 
@@ -49,12 +49,12 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtensio
 
 if missing and os.environ.get("CRGAN_CUDA") == "1":
     raise SystemExit(f"CRGAN_CUDA=1, but the CUDA extension cannot be built: {missing}")
-extensions = [CppExtension("_crgan_C", ["csrc/vote_table.cpp"], py_limited_api=True, extra_compile_args={"cxx": CXX})]
+extensions = [CppExtension("_crgan_C", ["csrc/group_votes.cpp"], py_limited_api=True, extra_compile_args={"cxx": CXX})]
 if not missing:
     extensions.append(
         CUDAExtension(
             "_crgan_cuda",
-            ["csrc/vote_table.cu"],
+            ["csrc/group_votes.cu"],
             py_limited_api=True,
             extra_compile_args={"cxx": CXX, "nvcc": NVCC},
         )

@@ -16,8 +16,9 @@ import torch
 
 from crgan import checkpoint
 from crgan.config import PRESETS
-from crgan.loading import Member, open_models
-from crgan.selection.centrality import POINTS_BLOCK, Pool, Sizes
+from crgan.loading import LoadedModel, eval_mode, open_models
+from crgan.selection.centrality import Pool
+from crgan.selection.votes import POINTS_BLOCK, Images, Sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RUNS = sorted(glob(os.environ.get("POOL", "")))
@@ -25,7 +26,7 @@ MODELS = len(RUNS) or 6
 # Else, on a CPU, an eighth of the paper's groups and scale sample.
 SIZES = Sizes() if RUNS or DEVICE == "cuda" else Sizes(groups=60, scale_samples=36 * POINTS_BLOCK)
 BATCH = 256
-ENCODES = MODELS**2 * int(SIZES.encodes(SIZES.groups))
+ENCODES = MODELS**2 * SIZES.encodes
 seconds: dict[str, float] = {}
 found: dict[str, np.ndarray] = {}
 
@@ -33,26 +34,24 @@ found: dict[str, np.ndarray] = {}
 def untrained(seed):
     """The quick preset's networks, random weights: 3x16x16 images, four codes that all vary."""
     cfg = replace(PRESETS["quick"], seed=seed)
-    return Member(str(seed), checkpoint.build_model(cfg, (3, 16, 16)).to(DEVICE))
+    return LoadedModel(str(seed), checkpoint.build_model(cfg, (3, 16, 16)).to(DEVICE))
 
 
 @torch.inference_mode()
 def plain(pool, folder):
-    for j, generator in enumerate(pool.members):  # the pool says which codes are drawn
-        blocks = range(0, SIZES.scale_samples, POINTS_BLOCK)
-        points = [generator.sample(POINTS_BLOCK, pool._seed(j, "points", b)) for b in blocks]
-        groups = [pool._group(j, m) for m in range(SIZES.groups)]
-        for name, images in (("points", points), ("groups", groups)):
-            np.save(folder / f"{name}{j}.npy", torch.cat(images).cpu().numpy())
+    for j, generator in enumerate(pool.models):
+        images = Images(generator, SIZES, BATCH)  # which codes are drawn
+        np.save(folder / f"points{j}.npy", images.points(0, SIZES.scale_samples).cpu().numpy())
+        np.save(folder / f"groups{j}.npy", images.groups(0, SIZES.groups * SIZES.group_size).cpu().numpy())
 
     def encode(model, images):
         batches = (torch.from_numpy(images[n : n + BATCH]) for n in range(0, len(images), BATCH))
         return np.concatenate([model.encode(batch).cpu().numpy() for batch in batches])
 
     B = np.zeros((MODELS, MODELS))
-    for i, encoder in enumerate(pool.members):
-        for j, generator in enumerate(pool.members):
-            scale = encode(encoder, np.load(folder / f"points{j}.npy")[: SIZES.scale_samples]).std(0)
+    for i, encoder in enumerate(pool.models):
+        for j, generator in enumerate(pool.models):
+            scale = encode(encoder, np.load(folder / f"points{j}.npy")).std(0)
             codes = encode(encoder, np.load(folder / f"groups{j}.npy"))
             votes = np.zeros((encoder.num_codes, generator.num_codes), int)
             for m, group in enumerate(codes.reshape(SIZES.groups, SIZES.group_size, -1)):
@@ -69,13 +68,14 @@ def crgan(pool, folder):
 @pytest.mark.parametrize("provider", [plain, crgan], ids=["plain", "crgan"])
 def test_exact_selection(benchmark, provider, tmp_path):
     name = provider.__name__
-    members = open_models(RUNS, DEVICE) or [untrained(seed) for seed in range(MODELS)]
-    Pool(members, Sizes(groups=4, scale_samples=BATCH), batch_size=BATCH).measure_all()  # warm up
-    pool = Pool(members, SIZES, batch_size=BATCH)
+    models = open_models(RUNS, DEVICE) or [untrained(seed) for seed in range(MODELS)]
+    Pool(models, Sizes(groups=4, scale_samples=BATCH), BATCH).measure_all()  # warm up
+    pool = Pool(models, SIZES, BATCH)
 
     def call():
         begin = time.perf_counter()
-        found[name] = provider(pool, tmp_path)
+        with eval_mode(models):
+            found[name] = provider(pool, tmp_path)
         seconds[name] = time.perf_counter() - begin
 
     benchmark.group = f"exact selection of {MODELS} models, {DEVICE}"

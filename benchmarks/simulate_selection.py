@@ -2,8 +2,9 @@
 
 Model j makes x = W_j c from uniform codes c, and its encoder is E_j W_j^-1, E_j near the identity: an encoder that
 undoes its generator not quite. Encoder i sees generator j's codes through T = E_i W_i^-1 W_j, so every vote is drawn
-as in a real selection: from the variances of 100 codes in a group, over the variance of a scale sample, with
-the groups of a generator shared by all encoders. W_j = expm(t_j S_j), S_j random and skew: t_j = 0 is a perfect model.
+as in a real selection: from the variances of 100 codes in a group, over the variance of a scale sample (exact) or the
+mean variance in the groups so far (race), with the groups of a generator shared by all encoders. W_j = expm(t_j S_j),
+S_j random and skew: t_j = 0 is a perfect model.
 
     python benchmarks/simulate_selection.py --models 50 --budget 0.1 --pools 10 --trials 20
 """
@@ -11,12 +12,14 @@ the groups of a generator shared by all encoders. W_j = expm(t_j S_j), S_j rando
 import argparse
 import json
 import time
-from types import SimpleNamespace
 
 import numpy as np
 
+from crgan.metrics import vote_score
 from crgan.selection.budget import sequential_halving
-from crgan.selection.centrality import Sizes, bootstrap, factor_score, vote_tables
+from crgan.selection.centrality import vote_tables
+from crgan.selection.uncertainty import bootstrap
+from crgan.selection.votes import Sizes
 
 L, K, BANK = 100, 5, 2048
 
@@ -46,53 +49,52 @@ class LinearPool:
         noise = rng.normal(size=(num_models, K, K)) * encoder_error
         self.decode = (np.eye(K) + noise) @ self.W.swapaxes(1, 2)  # E_i W_i^-1
         self.sizes, self.seed, self.bank = sizes, seed, covariance_bank(rng)
-        self.members = [SimpleNamespace(num_codes=K)] * num_models
-        self.pairs: dict = {}
+        self.race_votes: dict[int, np.ndarray] = {}  # of generator j [N, groups], -1: not yet
 
     def __len__(self) -> int:
-        return len(self.members)
+        return len(self.W)
 
-    def factor(self, j: int) -> np.ndarray:
-        return np.arange(self.sizes.groups) % K
-
-    def votes(self, encoders: np.ndarray, j: int, groups: int) -> np.ndarray:  # [n, groups]
+    def variances(self, encoders: np.ndarray, j: int, groups: int) -> np.ndarray:  # [n, K, groups]
+        """Draw what is inside the first groups of generator j, and express it in the encoders' codes."""
         rng = np.random.default_rng([self.seed, j])
         pick = rng.integers(BANK, size=self.sizes.groups)[:groups]
         C = self.bank[np.arange(groups) % K, pick]  # [groups, K * K]
-        R = int(self.sizes.scale_for(groups))
+        T = (self.decode[encoders] @ self.W[j]).astype(np.float32)  # [n, K, K]
+        Q = (T[..., :, None] * T[..., None, :]).reshape(-1, K * K)
+        return (Q @ C.T).reshape(len(encoders), K, groups)
+
+    def votes(self, encoders: np.ndarray, j: int) -> np.ndarray:  # [n, M]
+        """The exact votes, by the variance of a scale sample."""
+        R = self.sizes.scale_samples
         rng = np.random.default_rng([self.seed, j, R])
         noise = np.triu(rng.normal(size=(K, K)) / 3, 1)  # of a covariance: Var(u v) = 1/9, Var(u^2) = 4/45
         S = np.eye(K) / 3 + (noise + noise.T + np.diag(rng.normal(size=K) * np.sqrt(4 / 45))) / np.sqrt(R)
-        T = (self.decode[encoders] @ self.W[j]).astype(np.float32)  # [n, K, K]
+        T = (self.decode[encoders] @ self.W[j]).astype(np.float32)
         scale2 = np.einsum("nab,bc,nac->na", T, S.astype(np.float32), T)
-        Q = (T[..., :, None] * T[..., None, :]).reshape(-1, K * K) / scale2.reshape(-1, 1)
-        return (Q @ C.T).reshape(len(encoders), K, groups).argmin(1)
+        return (self.variances(encoders, j, self.sizes.groups) / scale2[..., None]).argmin(1)
 
-    def measure(self, j: int, encoders: np.ndarray, groups: int) -> np.ndarray:
-        votes = self.votes(encoders, j, groups)
-        return factor_score(vote_tables(votes, self.factor(j)[:groups], K, K))
+    def measure(self, j: int, encoders: np.ndarray) -> np.ndarray:
+        return vote_score(vote_tables(self.votes(encoders, j), K, K))
 
-    def centrality(self, models: np.ndarray, groups: int) -> np.ndarray:
-        """The exact centrality of some models."""
-        rows = np.stack([self.measure(j, models, groups) for j in range(len(self))], 1)  # [n, N]
-        columns = np.stack([self.measure(j, np.arange(len(self)), groups) for j in models])  # [n, N]
-        A = (rows + columns) / 2
-        A[np.arange(len(models)), models] = 0
-        return A.sum(1) / (len(self) - 1)
+    def race(self, j: int, encoders: np.ndarray, groups: int) -> np.ndarray:
+        """Measure as a race does: new groups vote by the mean variance so far, earlier votes stay."""
+        variances = self.variances(encoders, j, groups)
+        new = (variances / variances.mean(2, keepdims=True)).argmin(1)
+        kept = self.race_votes.get(j, np.full((len(self), 0), -1, np.int8))
+        kept = np.pad(kept, ((0, 0), (0, max(0, groups - kept.shape[1]))), constant_values=-1)
+        old = kept[encoders, :groups]
+        kept[encoders, :groups] = votes = np.where(old < 0, new, old)
+        self.race_votes[j] = kept
+        return vote_score(vote_tables(votes.astype(np.int64), K, K))
 
     def standard_error(self, model: int) -> float:
         """By the bootstrap over groups that the command uses."""
-        everyone = np.arange(len(self))
         mask = np.zeros((len(self), len(self)), bool)
         mask[model], mask[:, model] = True, True
         mask[model, model] = False
-        groups = self.sizes.groups
-        for j in everyone:
-            for i in everyone if j == model else [model]:
-                if i != j:
-                    votes = self.votes(np.array([i]), j, groups)[0]
-                    self.pairs[i, j] = SimpleNamespace(done=groups, votes=votes)
-        return float(bootstrap(self, mask)[:, model].std())
+        pairs = [(int(i), int(j)) for i, j in np.argwhere(mask)]
+        votes = {(i, j): self.votes(np.array([i]), j)[0] for i, j in pairs}
+        return float(bootstrap(votes, [K] * len(self), mask, self.sizes.seed)[:, model].std())
 
 
 def simulate(args: argparse.Namespace) -> dict:
@@ -100,31 +102,23 @@ def simulate(args: argparse.Namespace) -> dict:
     for p in range(args.pools):
         sizes = Sizes(seed=p)
         pool = LinearPool(args.models, 1000 + p, sizes, args.spread, args.encoder_error)
-        everyone, rough = np.arange(args.models), sizes.groups if args.models <= 2000 else 50
-        if rough == sizes.groups:
-            B = np.stack([pool.measure(j, everyone, rough) for j in everyone], 1)
-        else:  # a first pass with few groups, then the leaders with all
-            B = np.stack([pool.measure(j, everyone, rough) for j in everyone], 1).astype(np.float32)
+        everyone = np.arange(args.models)
+        B = np.stack([pool.measure(j, everyone) for j in everyone], 1)
         s = ((B.sum(0) + B.sum(1)) / 2 - B.diagonal()) / (args.models - 1)
-        if rough < sizes.groups:
-            leaders = np.argsort(-s)[:60]
-            s[:] = np.minimum(s, s[leaders].min())
-            s[leaders] = pool.centrality(leaders, sizes.groups)
         best = int(s.argmax())
         error = pool.standard_error(best)
         top.append(np.sort(s)[::-1][:3].tolist())
         for trial in range(args.trials):
             begin = time.perf_counter()
             trial_sizes = Sizes(seed=trial)
-            result = sequential_halving(
-                pool.measure, args.models, args.budget, sizes=trial_sizes, first_groups=args.first
-            )
+            pool.race_votes.clear()
+            result = sequential_halving(pool.race, args.models, args.budget, sizes=trial_sizes, first_groups=args.first)
             seconds.append(time.perf_counter() - begin)
             chosen = int(result.ranking[0])
             found.append(chosen == best)
             regret.append(float(s[best] - s[chosen]))
             close.append(regret[-1] <= error)
-            share.append(result.encodes / (args.models**2 * sizes.encodes(sizes.groups)))
+            share.append(result.encodes / (args.models**2 * sizes.encodes))
     return {
         "models": args.models,
         "budget": args.budget,

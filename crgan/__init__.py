@@ -1,4 +1,11 @@
-"""crgan: disentangled generative models with PyTorch, and the choice of the best one without labels."""
+"""crgan: disentangled generative models with PyTorch, and the choice of the best one without labels.
+
+    model = crgan.fit("quick")                      train
+    ranking = crgan.rank("runs/pool")               choose the best model of a pool without labels
+    crgan.metrics.evaluate(model, crgan.data.load("squares"), ("factor_vae", "mig"))
+
+Every command is `python -m crgan.<command>` or `crgan <command>`; `crgan --help` lists them.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,25 +16,35 @@ if TYPE_CHECKING:
     from .config import PRESETS, Config
     from .errors import InputError
     from .exporting import export
-    from .ops import contrastive_loss, traversal_pairs, vote_table
+    from .models import InfoGAN
+    from .ops import contrastive_loss, group_votes, traversal_pairs, vote_table
     from .selection.centrality import cross_scores, model_centrality, similarity
+    from .selection.rank import Ranking, rank
+    from .selection.udr import udr
+    from .train import fit
 
     __version__: str
 
 __all__ = [
     "PRESETS",
     "Config",
+    "InfoGAN",
     "InputError",
+    "Ranking",
     "__version__",
     "contrastive_loss",
     "cross_scores",
     "data",
     "export",
+    "fit",
+    "group_votes",
     "load",
     "metrics",
     "model_centrality",
+    "rank",
     "similarity",
     "traversal_pairs",
+    "udr",
     "vote_table",
 ]
 
@@ -37,8 +54,12 @@ _MODULES = {
     "config": ("PRESETS", "Config"),
     "errors": ("InputError",),
     "exporting": ("export",),
-    "ops": ("contrastive_loss", "traversal_pairs", "vote_table"),
+    "models": ("InfoGAN",),
+    "ops": ("contrastive_loss", "group_votes", "traversal_pairs", "vote_table"),
     "selection.centrality": ("cross_scores", "model_centrality", "similarity"),
+    "selection.rank": ("Ranking", "rank"),
+    "selection.udr": ("udr",),
+    "train": ("fit",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -7,9 +7,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,8 +16,9 @@ import torch
 
 from . import cli
 from .errors import InputError
-from .loading import Member, members_of, open_models
-from .selection.centrality import Pair, Pool, Sizes
+from .loading import LoadedModel, models_of, open_models
+from .selection.centrality import Pool
+from .selection.votes import Array, Partial, Sizes, exact_votes, race_votes
 
 Key = TypeVar("Key")
 RETRIES = 20  # of one piece of work whose worker or machine was lost
@@ -117,26 +117,29 @@ class ClusterPool(Pool):
         if device == "cuda" and not has_gpus:
             raise InputError("--device is 'cuda' but the cluster has no GPU; use --device cpu")
         self.worker_threads = threads
-        super().__init__(open_models(runs), sizes, batch_size=batch_size)
+        super().__init__(open_models(runs), sizes, batch_size)
         self.device = "cuda" if has_gpus and device != "cpu" else "cpu"
-        # Only a name that is no run of its own, as a module's, needs the others: they would travel with each block.
-        runs = tuple(run.rstrip("/") for run in runs)
-        self.runs = () if {member.name for member in self.members} <= set(runs) else runs
+        # Only models that are no run of their own, as a module's, need the others: they would travel with each block.
+        self.runs = () if all(Path(model.name).is_dir() for model in self.models) else tuple(runs)
 
-    def measure_all(self) -> None:
-        self.drop_coarse()
-        due: dict[int, dict[int, Pair]] = {}
-        for j, i in product(range(len(self)), repeat=2):
-            pair = self.pairs.setdefault((i, j), Pair())
-            if pair.done < self.sizes.groups:
-                due.setdefault(j, {})[i] = pair
-        self._spread(due, self.sizes.groups)
-        super().measure_all()
+    def _exact(self, due: dict[int, list[int]]) -> Iterator[tuple[int, int, Array]]:
+        for j, encoders, votes in self._spread({j: [(i, None) for i in encoders] for j, encoders in due.items()}, None):
+            self.progress(self.sizes.encodes * len(encoders))
+            yield from ((i, j, found) for i, found in zip(encoders, votes))
+            self.on_votes()
 
-    def _encode(self, j: int, pairs: dict[int, Pair], groups: int) -> None:
-        self._spread({j: pairs}, groups)
+    def _race(self, j: int, encoders: list[int], before: list[Partial | None], groups: int) -> list[Partial]:
+        found: dict[int, Partial] = {}
+        done = len(before[0].votes) if before[0] else 0
+        for _, block, partials in self._spread({j: list(zip(encoders, before))}, groups):
+            self.progress((groups - done) * self.sizes.group_size * len(block))
+            found |= zip(block, partials)
+        return [found[i] for i in encoders]
 
-    def _spread(self, due: dict[int, dict[int, Pair]], groups: int) -> None:
+    def _spread(
+        self, due: dict[int, list[tuple[int, Partial | None]]], groups: int | None
+    ) -> Iterator[tuple[int, list[int], Any]]:
+        """Yield (generator, encoders, what `measure_block` gives for them) as blocks end."""
         import ray
 
         gpus = int(self.device == "cuda")
@@ -144,22 +147,20 @@ class ClusterPool(Pool):
         if slots < 1:
             raise InputError(f"no worker has {self.worker_threads} cores for itself; give --threads a smaller number")
         size = max(1, int(sum(map(len, due.values())) // (BLOCKS_PER_SLOT * slots)))
-        common = (self.runs, self.device, os.getcwd(), self.sizes, self.batch_size, groups)
-        blocks = {}
-        for j, pairs in due.items():
-            encoders = list(pairs)
+        common = self.runs, self.device, os.getcwd(), self.sizes, self.batch_size, groups
+        blocks: dict[tuple[int, int], tuple[Any, ...]] = {}
+        for j, encoders in due.items():
             for start in range(0, len(encoders), size):
-                block = {i: (self.members[i].name, pairs[i]) for i in encoders[start : start + size]}
-                blocks[j, start] = (*common, self.members[j].name, block)
+                part = encoders[start : start + size]
+                names = [(self.models[i].name, self.models[i].cache_key) for i in (j, *(i for i, _ in part))]
+                blocks[j, start] = (*common, names, [before for _, before in part])
         for ended in scatter(measure_block, blocks, self.worker_threads, gpus):
             if ended is None:
                 continue
-            (j, _), result = ended
+            (j, start), result = ended
             if isinstance(result, Exception):
                 raise result
-            for i, pair in result.items():
-                self.progress(int(self.sizes.encodes(groups) - self.sizes.encodes(due[j][i].done)))
-                self.pairs[i, j] = pair
+            yield j, [i for i, _ in due[j][start : start + size]], result
 
 
 def measure_block(
@@ -169,25 +170,24 @@ def measure_block(
     folder: str,  # that the paths in `runs` start from
     sizes: Sizes,
     batch_size: int | None,
-    groups: int,
-    generator: str,
-    encoders: dict[Any, tuple[str, Pair]],  # name of each, and what is known of it so far
-) -> dict[Any, Pair]:
-    """Brings some encoders up to the first `groups` groups of one generator, inside this worker."""
+    groups: int | None,  # None: exact
+    names: list[tuple[str, str]],  # and cache keys, of the generator and then the encoders
+    before: list[Partial | None],  # of each encoder
+) -> list[Any]:
+    """Take the votes of some encoders on one generator, inside this worker."""
     torch.set_num_threads(threads)
     os.chdir(folder)
-    names = [generator, *(name for name, _ in encoders.values())]
-    pool = Pool([_member(runs, name, device) for name in names], sizes, batch_size=batch_size)
-    pool.pairs = {(n, 0): pair for n, (_, pair) in enumerate(encoders.values(), 1)}
-    pool.measure(0, range(1, len(names)), groups)
-    return dict(zip(encoders, pool.pairs.values()))
+    generator, *encoders = [_loaded(runs, name, key, device) for name, key in names]
+    if groups is None:
+        return exact_votes(generator, encoders, sizes, batch_size)
+    return race_votes(generator, encoders, before, groups, sizes, batch_size)
 
 
 @lru_cache(maxsize=4096)
-def _member(runs: tuple[str, ...], name: str, device: str) -> Member:
-    """The member of that name: of the run of that name, or of a module that returns several."""
-    for run in [name] if name in runs or not runs else runs:
-        for member in members_of(run, torch.device(device)):
-            if member.name == name:
-                return member
+def _loaded(runs: tuple[str, ...], name: str, key: str, device: str) -> LoadedModel:
+    """Open the model of that name: of the run of that name, or of a module that returns several."""
+    for run in runs or [name]:
+        for model in models_of(run, torch.device(device)):
+            if model.name == name:
+                return LoadedModel(name, model.model, key)  # the draws depend on the key, as the main process has it
     raise InputError(f"{name} is in none of the runs where this worker looks; expected them on shared storage")

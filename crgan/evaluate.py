@@ -69,7 +69,7 @@ def evaluate(
             dataset = load(name, folder)
             source = getattr(dataset, "source", None) or (folder and str(Path(folder).resolve()))
             head = {"data": dataset.name, "source": source, "protocol": protocol, "seed": seed}
-            file, key = (out or Path(model.name)) / "metrics.json", model.fingerprint
+            file, key = (out or Path(model.name)) / "metrics.json", model.cache_key
             names = metrics.metric_names(asked, dataset, model)
             known = _entry(_read(file), key, head)["metrics"]
             due = [name for name in names if name not in known]

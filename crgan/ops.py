@@ -15,13 +15,14 @@ from _crgan_kernels import latents
 from _crgan_kernels import spectral_norm as norm_kernels
 from _crgan_kernels import traversal_pairs as pairs
 from _crgan_kernels._triton import obstacle as triton_obstacle
+from _crgan_kernels.group_votes import group_votes_ref
 from torch import Tensor
 
 from crgan.errors import InputError
 
 
 def choose_impl(op: str, impl: str, obstacles: dict[str, str]) -> str:
-    """The implementation of `op` to run.
+    """Return the implementation of `op` to run.
 
     `obstacles` names the op's compiled implementations, fastest first, each with the reason why it cannot run
     on these arguments on this machine and the way out, or "" where it can. The reference always can.
@@ -35,112 +36,124 @@ def choose_impl(op: str, impl: str, obstacles: dict[str, str]) -> str:
     return impl
 
 
+_said: set[str] = set()
+
+
+def _say_once(missing: str) -> None:
+    """Warn, the first time, that the slower reference runs because compiled kernels are `missing`."""
+    if missing and missing not in _said and not torch.compiler.is_compiling():
+        _said.add(missing)
+        warnings.warn(f"{missing}; until then the slower reference runs", stacklevel=4)
+
+
 def describe(device: torch.device) -> str:
     """Return which implementation of the training ops runs on `device`."""
     return "triton" if device.type == "cuda" and not triton_obstacle(device) else "reference"
 
 
-# ---------------------------------------------------------------- vote table
+# ---------------------------------------------------------------- votes of the FactorVAE score
 
 
-def vote_table(
+def group_votes(
     codes: Tensor,  # [..., G, L, K] float32, float16 or bfloat16 (float64: reference only)
-    scale: Tensor,  # [..., K], the encoder's standard deviation per dimension
-    factor: Tensor,  # [G] integers in [0, num_factors), the factor held fixed in each group
-    num_factors: int,
+    scale: Tensor,  # [..., K], the encoder's standard deviation of each code
     *,
     impl: str = "auto",
-) -> Tensor:  # [..., K, num_factors] int32
-    """Votes of the FactorVAE score (Kim and Mnih 2018, section 4): votes[..., d, f] counts the groups with
-    factor f in which dimension d varies least.
+) -> Tensor:  # [..., G] int64
+    """Return the dimension that each group of L codes votes for, as in the FactorVAE score; -1 where none can vote.
 
-    In each group of L codes the dimension with the least var / scale^2 (ddof 0) votes for the group's factor;
-    of equal ones the lowest index. Leading dimensions are independent (one per encoder, or per pair of
-    models), and `scale` broadcasts over them. Computed in float32; 16-bit codes are widened first.
+    (Kim and Mnih 2018, section 4.) The dimension with the least var / scale^2 (ddof 0) wins, of equal ones the first.
+    Leading dimensions are independent (one per encoder, or per pair of models), and `scale` broadcasts over them.
+    Computed in float32; 16-bit codes are widened first.
 
-    A dimension does not vote where its scale is zero, negative, infinite or NaN, nor in a group where its
-    variance is not finite, so a collapsed or broken code never wins. A group in which no dimension can vote
-    casts none: `votes.sum((-2, -1))` is then less than G. In a group of one code every variance is 0, so the
-    first usable dimension votes.
+    A dimension does not vote where its scale is zero, negative, infinite or NaN, nor in a group where its variance is
+    not finite, so a collapsed or broken code never wins. In a group of one code every variance is 0, so the first
+    usable dimension votes.
 
-    Raises InputError on shapes, types or devices that do not fit, on factors out of range (on CUDA a
-    device-side assertion, as a check would stall the stream), and where the named `impl` cannot run. The CUDA kernel
-    holds some rows in shared memory and raises RuntimeError for more than some 4,400 dimensions (2,700 in 16 bits).
+    Raises InputError on shapes, types or devices that do not fit, and where the named `impl` cannot run. The CUDA
+    kernel holds some rows in shared memory and raises RuntimeError for more than some 4,400 dimensions (2,700 in 16
+    bits).
     """
     if codes.ndim < 3:
-        raise InputError(f"vote_table: codes have shape {list(codes.shape)}, expected [..., groups, images, codes]")
+        raise InputError(f"group_votes: codes have shape {list(codes.shape)}, expected [..., groups, images, codes]")
     shape = [*codes.shape[:-3], codes.shape[-1]]
     try:
         scale = scale.expand(shape)
     except RuntimeError:
         raise InputError(
-            f"vote_table: scale has shape {list(scale.shape)}, expected {shape}, one value per code"
+            f"group_votes: scale has shape {list(scale.shape)}, expected {shape}, one value per code"
         ) from None
-    if factor.shape != codes.shape[-3:-2] or factor.is_floating_point():
-        raise InputError(
-            f"vote_table: factor is {factor.dtype} of shape {list(factor.shape)}, "
-            f"expected int64 of shape {list(codes.shape[-3:-2])}, one per group"
-        )
     if not (codes.is_floating_point() and scale.is_floating_point()):
-        raise InputError(f"vote_table: codes are {codes.dtype}, scale is {scale.dtype}, expected floats")
-    if not codes.device == scale.device == factor.device:
+        raise InputError(f"group_votes: codes are {codes.dtype}, scale is {scale.dtype}, expected floats")
+    if codes.device != scale.device:
+        raise InputError(f"group_votes: codes are on {codes.device}, scale on {scale.device}; move them to one device")
+    missing = _extension_obstacle(codes.device.type)
+    if impl == "auto":
+        _say_once(missing)
+    if codes.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        missing = f"the extension reads float32, float16 and bfloat16, the codes are {codes.dtype}"
+    if choose_impl("group_votes", impl, {"ext": missing}) == "ext":
+        return torch.ops.crgan.group_votes(codes.detach(), scale.detach().float())
+    return group_votes_ref(codes, scale)
+
+
+def vote_table(
+    codes: Tensor,  # [..., G, L, K] float32, float16 or bfloat16 (float64: reference only)
+    scale: Tensor,  # [..., K], the encoder's standard deviation of each code
+    factor: Tensor,  # [G] integers in [0, num_factors), the factor held fixed in each group
+    num_factors: int,
+    *,
+    impl: str = "auto",
+) -> Tensor:  # [..., K, num_factors] int32
+    """Count the votes of `group_votes`: votes[..., d, f] groups with factor f voted for dimension d.
+
+    A group in which no dimension can vote counts nowhere: `votes.sum((-2, -1))` is then less than G. Raises InputError
+    as `group_votes` does, and on a factor of another shape or out of range (on CUDA a device-side assertion, as a check
+    would stall the stream).
+    """
+    winner = group_votes(codes, scale, impl=impl)
+    if factor.shape != winner.shape[-1:] or factor.is_floating_point() or factor.device != codes.device:
         raise InputError(
-            f"vote_table: codes are on {codes.device}, scale on {scale.device}, factor on {factor.device}; "
-            "move them to one device"
+            f"vote_table: factor is {factor.dtype} of shape {list(factor.shape)} on {factor.device}, "
+            f"expected int64 of shape {list(winner.shape[-1:])} on {codes.device}, one per group"
         )
-    factor = factor.long()
     if factor.device.type == "cpu" and factor.numel() and not torch.compiler.is_compiling():
         low, high = (int(v) for v in factor.aminmax())
         if low < 0 or high >= num_factors:
             wrong = low if low < 0 else high
             raise InputError(f"vote_table: factor holds {wrong}, expected 0 <= factor < num_factors = {num_factors}")
-    if choose_impl("vote_table", impl, {"ext": _extension_obstacle(codes)}) == "ext":
-        return torch.ops.crgan.vote_table(codes.detach(), scale.detach().float(), factor, num_factors)
-    return vote_table_ref(codes, scale, factor, num_factors)
-
-
-def vote_table_ref(codes: Tensor, scale: Tensor, factor: Tensor, num_factors: int) -> Tensor:
-    """The definition of `vote_table` in PyTorch: in float64 for float64 codes, else in float32."""
-    x = codes.detach().to(torch.promote_types(codes.dtype, torch.float32))
-    scale = scale.detach().to(x.dtype)[..., None, :]
-    deviation = x - x.mean(dim=-2, keepdim=True)
-    spread = (deviation * deviation).mean(dim=-2) / scale / scale  # [..., G, K]; scale^2 alone could underflow
-    votes = torch.zeros(*x.shape[:-3], x.shape[-1] * num_factors, dtype=torch.int32, device=x.device)
-    if spread.numel():
-        usable = (scale > 0) & scale.isfinite() & spread.isfinite()
-        winner = spread.masked_fill(~usable, torch.inf).argmin(dim=-1)  # [..., G]
-        votes.scatter_add_(-1, winner * num_factors + factor, usable.any(dim=-1).int())
-    return votes.unflatten(-1, (x.shape[-1], num_factors))
+    cells = codes.shape[-1] * num_factors  # and one more, for groups without a vote
+    cell = torch.where(winner < 0, cells, winner * num_factors + factor)
+    votes = torch.zeros(*winner.shape[:-1], cells + 1, dtype=torch.int32, device=codes.device)
+    votes.scatter_add_(-1, cell, torch.ones_like(cell, dtype=torch.int32))
+    return votes[..., :cells].unflatten(-1, (codes.shape[-1], num_factors))
 
 
 @functools.cache
-def _define_vote_table() -> None:
-    importlib.import_module("_crgan_C")  # registers the op and its CPU kernel
-
-    @torch.library.register_fake("crgan::vote_table")
-    def _(codes, scale, factor, num_factors):
-        return codes.new_empty([*codes.shape[:-3], codes.shape[-1], num_factors], dtype=torch.int32)
-
-
-@torch.compiler.assume_constant_result
-def _load_extension(device: str) -> str:
-    """Loads the compiled kernels for this kind of device; returns "" or what is in the way."""
+def _extension_obstacle(device: str) -> str:
+    """Load the compiled kernels for this type of device; return "" or why there are none."""
     if device not in ("cpu", "cuda"):
         return f"the extension has no kernel for {device} tensors"
     try:
-        _define_vote_table()
+        importlib.import_module("_crgan_C")  # registers the op and its CPU kernel
         if device == "cuda":
             importlib.import_module("_crgan_cuda")
     except ImportError as error:
-        place = " where torch has CUDA and nvcc is found" if device == "cuda" else ""
-        return f"the extension is not there ({error}), run `pip install --no-build-isolation .`{place}"
+        where = " where torch has CUDA and nvcc is found" if device == "cuda" else ""
+        return f"the extension is not installed ({error}), run `pip install --no-build-isolation .`{where}"
+    _register_fake()
     return ""
 
 
-def _extension_obstacle(codes: Tensor) -> str:
-    if codes.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        return f"the extension reads float32, float16 and bfloat16, the codes are {codes.dtype}"
-    return _load_extension(codes.device.type)
+# What torch.compiler.assume_constant_result sets, which would import torch._dynamo: seconds, at every start.
+_extension_obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _register_fake() -> None:
+    @torch.library.register_fake("crgan::group_votes")
+    def _(codes, scale):
+        return codes.new_empty(codes.shape[:-2], dtype=torch.int64)
 
 
 # ---------------------------------------------------------------- sampling
@@ -237,14 +250,9 @@ def _choose_kernel(op: str, impl: str, device: torch.device, obstacle: str = "")
     if impl == "auto" and device.type != "cuda":
         return "ref"
     missing = triton_obstacle(device)
-    if impl == "auto" and missing and not torch.compiler.is_compiling():
-        _warn_once(f"{missing}; the slower reference runs in place of the Triton kernels")
+    if impl == "auto":
+        _say_once(missing)
     return choose_impl(op, impl, {"triton": obstacle or missing})
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    warnings.warn(text, stacklevel=4)
 
 
 # ---------------------------------------------------------------- contrastive loss
@@ -284,41 +292,8 @@ def contrastive_loss(
     wide = any(t.dtype not in (torch.float32, torch.float16, torch.bfloat16) for t in (features, weight, bias))
     obstacle = "the kernel reads float32, float16 and bfloat16" if wide else ""
     if _choose_kernel("contrastive_loss", impl, features.device, obstacle) == "triton":
-        return _contrastive_loss(features, weight, bias, index)
+        return loss_kernels.contrastive_loss_triton(features, weight, bias, index)
     return loss_kernels.contrastive_loss_ref(features, weight, bias, index)
-
-
-@torch.library.custom_op("crgan::contrastive_loss", mutates_args=())
-def _contrastive_loss(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
-    return loss_kernels.contrastive_loss_triton(features, weight, bias, index)
-
-
-@torch.library.custom_op("crgan::contrastive_loss_backward", mutates_args=())
-def _contrastive_loss_backward(
-    grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor, index: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    return loss_kernels.contrastive_loss_backward_triton(grad, features, weight, bias, index)
-
-
-@_contrastive_loss.register_fake
-def _(features, weight, bias, index):
-    return features.new_empty((), dtype=torch.float32)
-
-
-@_contrastive_loss_backward.register_fake
-def _(grad, features, weight, bias, index):
-    return tuple(t.new_empty(t.shape) for t in (features, weight, bias))
-
-
-def _save_for_backward(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _differentiate(ctx, grad_loss):
-    return *_contrastive_loss_backward(grad_loss, *ctx.saved_tensors), None
-
-
-_contrastive_loss.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
 # ---------------------------------------------------------------- spectral norm
@@ -354,45 +329,6 @@ def spectral_norm(
     obstacle = "" if types == {torch.float32} else "the kernel reads float32"
     if _choose_kernel("spectral_norm", impl, matrices[0].device, obstacle) == "ref":
         return norm_kernels.spectral_norm_ref(matrices, vectors)
-    flat, state = _spectral_norm(matrices, vectors)
+    flat, state = norm_kernels.spectral_norm_triton(matrices, vectors)
     normalised = [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in matrices]), matrices)]
     return normalised, norm_kernels.next_vectors(state.detach(), [m.shape for m in matrices])
-
-
-@torch.library.custom_op("crgan::spectral_norm", mutates_args=())
-def _spectral_norm(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    return norm_kernels.spectral_norm_triton(matrices, vectors)
-
-
-@torch.library.custom_op("crgan::spectral_norm_backward", mutates_args=())
-def _spectral_norm_backward(
-    grad: Tensor, flat: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
-) -> Tensor:
-    return norm_kernels.spectral_norm_backward_triton(grad, flat, state, matrices, vectors)
-
-
-@_spectral_norm.register_fake
-def _(matrices, vectors):
-    elements, state, _ = norm_kernels.sizes([m.shape for m in matrices])
-    return matrices[0].new_empty(elements), matrices[0].new_empty(state)
-
-
-@_spectral_norm_backward.register_fake
-def _(grad, flat, state, matrices, vectors):
-    return torch.empty_like(flat)
-
-
-def _save_norms(ctx, inputs, output):
-    ctx.layers = len(inputs[0])
-    ctx.save_for_backward(*output, *inputs[0], *inputs[1])
-
-
-def _differentiate_norms(ctx, grad_flat, grad_state):
-    flat, state, *rest = ctx.saved_tensors
-    matrices, vectors = rest[: ctx.layers], rest[ctx.layers :]
-    grad = _spectral_norm_backward(grad_flat, flat, state, matrices, vectors)
-    parts = grad.split([m.numel() for m in matrices])
-    return [part.view_as(m) for part, m in zip(parts, matrices)], [None] * len(vectors)
-
-
-_spectral_norm.register_autograd(_differentiate_norms, setup_context=_save_norms)

@@ -5,7 +5,6 @@ import html
 import io
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +12,10 @@ import tyro
 from matplotlib.figure import Figure
 
 from . import cli
-from .checkpoint import load
 from .errors import InputError
 from .files import write_atomically
-from .fingerprint import fingerprint_of
+from .loading import run_key
 from .metrics import rows
-from .select import sentences
 
 STYLE = "body{font:16px sans-serif;max-width:60em;margin:2em auto}td,th{padding:.2em 1em .2em 0;text-align:left}"
 
@@ -72,9 +69,7 @@ def _scores(folder: Path) -> str:
     file = folder / "metrics.json"
     if not file.is_file():
         return ""
-    current = None
-    with suppress(InputError):  # where there is no checkpoint now
-        current = fingerprint_of(load(folder))
+    current = run_key(folder)
     parts = []
     for key, entries in json.loads(file.read_text()).items():
         for entry in entries:
@@ -91,10 +86,10 @@ def _selection(folder: Path) -> str:
     result = json.loads((folder / "ranking.json").read_text())
     models = result["models"]
     told = [name for name in models[0] if any(model.get(name) is not None for model in models)]
-    names = [name for name in told if name != "fingerprint"]
+    names = [name for name in told if name != "cache_key"]
     rows = [names, *([_short(model.get(name, "")) for name in names] for model in models)]
     similarity = folder / "similarity.png"
-    words = "".join(f"<p>{html.escape(line)}" for line in [f"method: {result['method']}", *sentences(result)])
+    words = "".join(f"<p>{html.escape(line)}" for line in [f"method: {result['method']}", *result["sentences"]])
     return words + _table(rows) + (_picture(similarity) if similarity.is_file() else "")
 
 

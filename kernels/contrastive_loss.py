@@ -163,6 +163,11 @@ def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int
             sum_kernel[grid](sums, programs, stride, outs[0], n1, outs[-1], n2, **SUM_CONFIG)
 
 
+@torch.library.custom_op(
+    "crgan::contrastive_loss",
+    mutates_args=(),
+    schema="(Tensor features, Tensor weight, Tensor bias, Tensor index) -> Tensor",
+)
 def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
     loss = torch.zeros((), dtype=torch.float32, device=features.device)
     if len(index):
@@ -171,6 +176,11 @@ def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, inde
     return loss
 
 
+@torch.library.custom_op(
+    "crgan::contrastive_loss_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor features, Tensor weight, Tensor bias, Tensor index) -> (Tensor, Tensor, Tensor)",
+)
 def contrastive_loss_backward_triton(
     grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -180,3 +190,19 @@ def contrastive_loss_backward_triton(
         inputs = [t.contiguous() for t in (grad, features, weight, bias, index)]
         _run(backward_kernel, [*inputs, grads[0]], grads[1:], (len(index), *weight.shape))
     return tuple(grads)
+
+
+@contrastive_loss_triton.register_fake
+def _(features, weight, bias, index):
+    return features.new_empty((), dtype=torch.float32)
+
+
+@contrastive_loss_backward_triton.register_fake
+def _(grad, features, weight, bias, index):
+    return tuple(t.new_empty(t.shape) for t in (features, weight, bias))
+
+
+contrastive_loss_triton.register_autograd(
+    lambda ctx, grad: (*contrastive_loss_backward_triton(grad, *ctx.saved_tensors), None),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)

@@ -187,6 +187,9 @@ def _plan(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[_Plan, list[Te
     return plan, held
 
 
+@torch.library.custom_op(
+    "crgan::spectral_norm", mutates_args=(), schema="(Tensor[] matrices, Tensor[] vectors) -> (Tensor, Tensor)"
+)
 def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
     """The results of all layers one after another; and the state, which the gradient needs and holds the next u."""
     device, layers = matrices[0].device, len(matrices)
@@ -204,6 +207,11 @@ def next_vectors(state: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
     return list(state.split([n for r, c in shapes for n in (c + r, r)])[1::2])
 
 
+@torch.library.custom_op(
+    "crgan::spectral_norm_backward",
+    mutates_args=(),
+    schema="(Tensor grad, Tensor out, Tensor state, Tensor[] matrices, Tensor[] vectors) -> Tensor",
+)
 def spectral_norm_backward_triton(
     grad: Tensor, out: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
 ) -> Tensor:
@@ -218,3 +226,30 @@ def spectral_norm_backward_triton(
         block_c = COLUMNS["BLOCK_C"]
         gradient_kernel[grid](plan.table, state, grad, sums, grad_weight, BLOCK_C=block_c, **ELEMENTS)
     return grad_weight
+
+
+@spectral_norm_triton.register_fake
+def _(matrices, vectors):
+    elements, state, _ = sizes([m.shape for m in matrices])
+    return matrices[0].new_empty(elements), matrices[0].new_empty(state)
+
+
+@spectral_norm_backward_triton.register_fake
+def _(grad, out, state, matrices, vectors):
+    return torch.empty_like(out)
+
+
+def _save(ctx, inputs, output):
+    ctx.layers = len(inputs[0])
+    ctx.save_for_backward(*output, *inputs[0], *inputs[1])
+
+
+def _differentiate(ctx, grad_out, grad_state):
+    out, state, *rest = ctx.saved_tensors
+    matrices, vectors = rest[: ctx.layers], rest[ctx.layers :]
+    grad = spectral_norm_backward_triton(grad_out, out, state, matrices, vectors)
+    parts = grad.split([m.numel() for m in matrices])
+    return [part.view_as(m) for part, m in zip(parts, matrices)], [None] * len(vectors)
+
+
+spectral_norm_triton.register_autograd(_differentiate, setup_context=_save)

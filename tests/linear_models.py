@@ -21,7 +21,7 @@ class Linear:
 
     def sample(self, n: int, seed: int) -> Tensor:
         draw = torch.Generator().manual_seed(seed)
-        return self.generate(torch.rand(n, self.mix.shape[1], generator=draw) * 2 - 1)
+        return self.generate(torch.rand(n, self.num_codes, generator=draw, dtype=torch.float32) * 2 - 1)
 
     def encode(self, images: Tensor) -> Tensor:
         return images[:, 0, 0] @ self.unmix.T

@@ -14,7 +14,7 @@ from grid_data import Encoder, Grid, Table
 from crgan import PRESETS, checkpoint, cli, data
 from crgan.errors import InputError
 from crgan.evaluate import evaluate as command
-from crgan.loading import Member
+from crgan.loading import LoadedModel
 from crgan.metrics import METRICS, PROTOCOLS, applicable, evaluate
 from crgan.metrics.sampling import Samples
 
@@ -58,7 +58,7 @@ def disc_and_blind():
 
 
 def samples(dataset, protocol="paper", **sizes):
-    model = Member("identity", Encoder(EYE), "unhashed")
+    model = LoadedModel("identity", Encoder(EYE), "unhashed")
     return Samples(model, dataset, replace(PROTOCOLS[protocol], **sizes), 0, 64, lambda *_: None)
 
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from crgan import PRESETS, checkpoint
-from crgan.fingerprint import fingerprint_of
+from crgan.loading import run_key
 from crgan.pictures import save_picture
 from crgan.report import main
 
 ROWS = [{"step": 100, "d": 1.25, "g": 0.5}, {"step": 100, "factor_vae": 0.75}, {"step": 200, "d": 1.5, "g": 0.25}]
-MODEL = {"rank": 1, "name": "<b>", "score": 0.91234, "standard_error": None, "fingerprint": "f0"}
+MODEL = {"rank": 1, "name": "<b>", "score": 0.91234, "standard_error": None, "cache_key": "f0"}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_scores_of_a_run_say_whether_they_are_of_this_checkpoint(tmp_path, capsy
     (tmp_path / "metrics.jsonl").touch()
     scores = {"mig": {"score": 0.123456}, "dci": {"score": 0.5, "disentanglement": 0.5, "completeness": 0.25}}
     result = {"data": "squares", "protocol": "paper", "seed": 0, "metrics": scores}
-    (tmp_path / "metrics.json").write_text(json.dumps({fingerprint_of(model): [result]}))
+    (tmp_path / "metrics.json").write_text(json.dumps({run_key(tmp_path): [result]}))
     text = page(tmp_path)
     assert (
         "squares, paper protocol, seed 0</h2><table><tr><td>metric</td><td>better</td><td>score</td></tr><tr><td>mig"

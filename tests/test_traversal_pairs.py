@@ -230,7 +230,7 @@ def test_a_gpu_without_a_c_compiler_takes_the_reference_and_says_so_once(monkeyp
     from crgan import ops
 
     monkeypatch.setattr(_triton, "HAS_COMPILER", False)
-    ops._warn_once.cache_clear()
+    ops._said.clear()
     with pytest.warns(UserWarning, match="C compiler") as caught:
         assert [ops._choose_kernel("traversal_pairs", "auto", torch.device("cuda")) for _ in range(2)] == ["ref"] * 2
     assert len(caught) == 1

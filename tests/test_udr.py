@@ -3,8 +3,7 @@ import pytest
 from scipy.stats import spearmanr
 from sklearn.linear_model import Lasso
 
-from crgan.errors import InputError
-from crgan.selection.udr import udr
+from crgan import InputError, udr
 
 
 def plain_udr(codes, method):
@@ -27,7 +26,7 @@ def plain_udr(codes, method):
             columns = [max(R[:, b]) ** 2 / sum(R[:, b]) if sum(R[:, b]) else 0 for b in range(R.shape[1])]
             rows = [max(R[a]) ** 2 / sum(R[a]) if sum(R[a]) else 0 for a in range(R.shape[0])]
             pairs[i, j] = (np.mean(columns) + np.mean(rows)) / 2
-    return pairs, [np.median([pairs[i, j] for j in range(N) if j != i]) for i in range(N)]
+    return pairs, [np.median([pairs[j, i] for j in range(N) if j != i]) for i in range(N)]
 
 
 @pytest.fixture
@@ -71,10 +70,26 @@ def test_a_constant_code_changes_nothing(pool):
     np.testing.assert_array_equal(udr(pool)["pairs"], udr(padded)["pairs"])
 
 
+def test_lasso_takes_the_median_over_columns_as_the_authors_do():
+    """The values are those of disentanglement_lib's evaluation/udr."""
+    f = np.random.default_rng(0).uniform(-1, 1, (2000, 5))
+    narrow = [f[:, 0] + 0.3 * np.random.default_rng(k).normal(size=2000) for k in range(5)]
+    score = udr([f, f.cumsum(1), np.stack(narrow, 1)])["score"]
+    np.testing.assert_allclose(score, [0.418, 0.166, 0.409], atol=5e-4)
+
+
+@pytest.mark.parametrize("method", ["udr-lasso", "udr-spearman"])
+def test_codes_of_one_dimension(method):
+    x = np.random.default_rng(0).normal(size=(500, 1))
+    found = udr([x, np.concatenate([x, x[::-1]], 1)], method=method)
+    assert np.isfinite(found["score"]).all()
+
+
 def test_user_mistakes(pool):
-    with pytest.raises(InputError, match="at least 2 models"):
-        udr(pool[:1])
-    with pytest.raises(InputError, match="same n images"):
-        udr([pool[0], pool[1][:10]])
-    with pytest.raises(InputError, match="udr-kendall"):
-        udr(pool, method="udr-kendall")
+    for codes, more, value in (
+        (pool[:1], {}, "at least 2 models"),
+        ([pool[0], pool[1][:10]], {}, r"\[800, 4\], \[10, 3\]"),
+        (pool, {"method": "udr-kendall"}, "udr-kendall"),
+    ):
+        with pytest.raises(InputError, match=value):
+            udr(codes, **more)

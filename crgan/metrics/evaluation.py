@@ -10,7 +10,7 @@ from torch import nn
 
 from ..device import exact_arithmetic
 from ..errors import InputError
-from ..loading import Member
+from ..loading import LoadedModel
 from .arrays import codes_array
 from .beta_vae import beta_vae
 from .dci import PREDICTORS, dci
@@ -164,11 +164,11 @@ class _Encoder:
 DATASET = ("images", "factors", "factor_names", "factor_sizes", "num_images", "image_shape")
 
 
-def _opened(model: Any, dataset: Any) -> Member:
+def _opened(model: Any, dataset: Any) -> LoadedModel:
     """Return the model behind checks of what it returns. Raises InputError where it does not take the images."""
-    if not isinstance(model, Member):
+    if not isinstance(model, LoadedModel):
         whole = all(callable(getattr(model, verb, None)) for verb in ("sample", "generate"))
-        model = Member("the model", model if whole else _Encoder(model, dataset), "unhashed")
+        model = LoadedModel("the model", model if whole else _Encoder(model, dataset), "unhashed")
     if tuple(dataset.image_shape) != model.image_shape:
         raise InputError(
             f"{model.name} takes images {list(model.image_shape)}, those of {getattr(dataset, 'name', 'the data set')} "

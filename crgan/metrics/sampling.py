@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..loading import Member
+from ..loading import LoadedModel
 from .protocol import Protocol
 
 CHUNK = 500  # images generated with one seed, whatever the batch size
@@ -21,7 +21,9 @@ Labelled = tuple[Tensor, Tensor]
 class Samples:
     """The samples that the metrics of one evaluation share. Each image is made and encoded at most once."""
 
-    def __init__(self, model: Member, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable):
+    def __init__(
+        self, model: LoadedModel, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable
+    ):
         self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
         self.batch_size, self.progress = batch_size, progress
         self.dataset_name = getattr(dataset, "name", "the data set")

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from math import ceil, log2
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
-from .centrality import Array, Sizes
+from .votes import Array, Sizes
 
 
 class Halving(NamedTuple):
@@ -18,7 +18,7 @@ class Halving(NamedTuple):
 
 
 def sequential_halving(
-    measure: Callable[[int, Array, int], Array],
+    measure: Callable[[int, Any, int], Array],
     num_models: int,
     budget: float,
     *,
@@ -31,13 +31,13 @@ def sequential_halving(
     random, and the worse half leaves. References are nested, so that nothing measured is thrown away: a round first
     takes in more references, on `first_groups` groups each, and when all models serve, more groups.
     `measure(j, encoders, groups)` returns B[encoders, j] on the first `groups` groups of generator j. `budget` is the
-    share in (0, 1] of the N^2 * sizes.encodes(sizes.groups) encodes of an exact selection.
+    share in (0, 1] of the N^2 * sizes.encodes encodes of an exact selection. All groups of all pairs cost less, as a
+    race needs no scale sample: a budget that pays for them takes them in one round.
 
     Raises InputError where the budget does not pay for 2 references in the first round.
     """
     N, full, first = num_models, sizes.groups, min(first_groups, sizes.groups)
-    price = sizes.encodes(np.arange(full + 1))
-    exact = N * N * int(price[full])
+    exact = N * N * sizes.encodes
     references = np.random.default_rng(sizes.seed).permutation(N)
     B, done = np.full((N, N), np.nan), np.zeros((N, N), np.int32)
     alive, losers, spent, rounds = np.arange(N), np.empty(0, np.int64), 0, []
@@ -48,9 +48,10 @@ def sequential_halving(
         due = np.zeros((N, N), bool)
         due[np.ix_(alive, met)] = due[np.ix_(met, alive)] = True
         due &= (done < groups) & ~np.eye(N, dtype=bool)
-        return met, groups, due, int((price[groups] - price[done[due]]).sum())
+        return met, groups, due, int((groups - done[due]).sum()) * sizes.group_size
 
-    count = 1 if budget * exact >= exact - N * int(price[full]) else ceil(log2(N))  # one round of everything is exact
+    everything = N * (N - 1) * full * sizes.group_size
+    count = 1 if budget * exact >= everything else ceil(log2(N))
     if (least := plan(2)[-1] * count) > budget * exact:
         way = f"expected at least {ceil(1e4 * least / exact) / 1e4:g}" if least < exact else "leave it out"
         raise InputError(f"a budget of {budget:g} is too small for {N} models; {way}")

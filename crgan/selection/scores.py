@@ -1,188 +1,129 @@
-"""The HDF5 files of selection: the matrix of a pool, kept across runs, and codes that were made elsewhere."""
+"""scores.h5: the votes of a pool on disk, from which a selection that was killed, or a larger pool, goes on."""
 
 import time
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import h5py
 import numpy as np
-import torch
 
 from ..errors import InputError
 from ..files import write_atomically
-from ..fingerprint import hash_files
-from .centrality import Array, Pair, Pool, Sizes
+from .centrality import Pool, pool_votes
+from .votes import Array, Partial
 
-FORMAT = 1
-SAVE_EVERY = 1.0  # seconds between two saves at least
-SAVE_SHARE = 0.05  # of the time at most
+FORMAT = 2
+RACE_INTERVAL = 1.0  # seconds between two saves of a race at least, whose single steps are short
+
+
+def read(path: str | Path) -> tuple[list[str], list[str], list[int], dict[tuple[int, int], Array]]:
+    """Read a pool: names, cache keys, numbers of codes, and the votes {(encoder, generator): [m] int16} of its pairs.
+
+    Group m of generator j held its code m mod num_codes[j]; a vote of -1 is none. The votes are the exact ones where
+    all pairs have them, else those of a race. Raises InputError where the file is of an older format or damaged.
+    """
+    content = _Content(Path(path))
+    votes = pool_votes(content.keys, content.exact, content.race)
+    return content.names, content.keys, content.num_codes, votes
 
 
 class ScoreFile:
-    """What is known of a pool, on disk (schema: docs/selection.md).
+    """What is known of a pool, on disk (layout: docs/selection.md).
 
-    Pairs are found by the fingerprints of their two models, so that a larger pool or another order finds what it
-    needs, and a changed model finds nothing. The file is replaced whole by a rename: a kill at any moment leaves the
-    old or the new one. `tick`, called after each batch, saves what has changed, pairs that are half done too, once a
-    second or as often as takes a twentieth of the time.
-
-    Raises InputError where the file is of other sizes or another seed, or cannot be read.
+    Votes are found by the cache keys of their two models, so that a larger pool or another order finds what it needs,
+    and a changed model finds nothing. The file is replaced whole after each generator: a kill at any moment leaves the
+    old or the new one. Raises InputError where the file is of other sizes or another seed, or cannot be read.
     """
 
     def __init__(self, path: Path, pool: Pool):
-        self.path, self.pool = path, pool
-        self.saved: dict[tuple[int, int], tuple[int, int, int]] = {}  # what `_stage` says of each pair in the file
-        self.last, self.cost = time.monotonic(), 0.0
-        self.replaced: list[str] = []  # models whose fingerprint differs from that in the file
+        self.path, self.pool, self.last = path, pool, time.monotonic()
+        self.changed: list[str] = []  # models whose cache key differs from that in the file
         if path.exists():
+            content = _Content(path)
+            for name, value in asdict(pool.sizes).items():
+                if content.sizes[name] != value:
+                    raise InputError(
+                        f"{path} was made with {name} {content.sizes[name]}, not {value}; choose another --out or give "
+                        "the same"
+                    )
+            pool.exact.update(content.exact)
+            pool.race.update(content.race)
+            known = dict(zip(content.names, content.keys))
+            self.changed = [m.name for m in pool.models if known.get(m.name, m.cache_key) != m.cache_key]
+
+    def save(self) -> None:
+        write_atomically(self.path, self._write)
+        self.last = time.monotonic()
+
+    def save_race(self) -> None:
+        if time.monotonic() - self.last > RACE_INTERVAL:
+            self.save()
+
+    def _write(self, path: Path) -> None:
+        import h5py
+
+        pool = self.pool
+        with h5py.File(path, "w", driver="core", backing_store=False) as file:  # HDF5 does not survive a full disk
+            file.attrs.update({"format": FORMAT, **asdict(pool.sizes)})
+            file.attrs.update({name: version(name) for name in ("crgan", "torch")})
+            for name in ("name", "cache_key", "num_codes"):
+                file[f"models/{name}"] = [getattr(model, name) for model in pool.models]
+            file["B"] = pool.B
+            for generator, column in _columns(pool.exact).items():
+                group = file.create_group(f"exact/{generator}")
+                group["encoders"], group["votes"] = list(column), np.stack(list(column.values()))
+            for generator, partials in _columns(pool.race).items():
+                group = file.create_group(f"race/{generator}")
+                group["encoders"] = list(partials)
+                group["groups"] = [len(partial.votes) for partial in partials.values()]
+                group["votes"] = np.concatenate([partial.votes for partial in partials.values()])
+                group["num_codes"] = [len(partial.variance) for partial in partials.values()]
+                group["variance"] = np.concatenate([partial.variance for partial in partials.values()])
+            file.flush()
+            path.write_bytes(file.id.get_file_image())
+
+
+def _columns(pairs: dict[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
+    """Sort what is known of pairs (encoder, generator) by generator."""
+    columns: dict[str, dict[str, Any]] = {}
+    for (encoder, generator), value in pairs.items():
+        columns.setdefault(generator, {})[encoder] = value
+    return columns
+
+
+class _Content:
+    """A whole scores.h5 in memory."""
+
+    def __init__(self, path: Path):
+        import h5py
+
+        # A file object takes no HDF5 locks, which fail on network file systems and while somebody else has the file
+        # open, and leaves the operating system's errors as they are: neither is damage.
+        with path.open("rb") as raw:
             try:
-                with h5py.File(path, "r") as file:
-                    self._read(file)
-            except (OSError, KeyError) as error:
+                with h5py.File(raw, "r") as file:
+                    self._read(file, path)
+            except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+                if isinstance(error, InputError):
+                    raise
                 raise InputError(
                     f"{path} is not readable as scores ({error}); remove it or choose another --out"
                 ) from None
 
-    def _read(self, file: h5py.File) -> None:
-        for name, value in {"format": FORMAT, **asdict(self.pool.sizes)}.items():
-            if (found := int(file.attrs[name])) != value:
-                raise InputError(
-                    f"{self.path} was made with {name} {found}, not {value}; choose another --out or give the same"
-                )
-        members = self.pool.members
-        known = dict(zip(file["models/name"].asstr()[:], file["models/fingerprint"].asstr()[:]))
-        self.replaced = [m.name for m in members if known.get(m.name, m.fingerprint) != m.fingerprint]
-        rows = {member.fingerprint: i for i, member in enumerate(members)}
-        for generator, column in file["pairs"].items():
-            for encoder, data in column.items():
-                if encoder in rows and generator in rows:
-                    key = rows[encoder], rows[generator]
-                    count, least_count = int(data.attrs["count"]), int(data.attrs["least_count"])
-                    pair = Pair.restore(count, least_count, data.attrs["mean"], data.attrs["m2"], data[:])
-                    self.pool.pairs[key], self.saved[key] = pair, _stage(pair)
-
-    def tick(self) -> None:
-        if time.monotonic() - self.last > max(SAVE_EVERY, self.cost / SAVE_SHARE):
-            self.save()
-
-    def save(self) -> None:
-        begin = time.monotonic()
-        write_atomically(self.path, self._write)
-        self.last = time.monotonic()
-        self.cost = self.last - begin
-
-    def _write(self, path: Path) -> None:
-        pool, fresh = self.pool, dict[tuple[int, int], tuple[int, int, int]]()
-        source, mode = path, {"mode": "w", "fs_strategy": "fsm", "fs_persist": True}  # deleted space is used again
-        if self.path.exists():
-            source, mode = self.path, {"mode": "a"}
-        # Made in memory: HDF5 does not survive a full disk.
-        with h5py.File(source, **mode, driver="core", backing_store=False) as file:
-            file.attrs.update({"format": FORMAT, **asdict(pool.sizes)})
-            file.attrs.update({name: version(name) for name in ("crgan", "torch")})
-            for name in ("models/name", "models/fingerprint", "models/num_codes", "B"):
-                if name in file:
-                    del file[name]
-            for name in ("name", "fingerprint", "num_codes"):
-                file[f"models/{name}"] = [getattr(member, name) for member in pool.members]
-            file["B"] = pool.B
-            pairs = file.require_group("pairs")
-            for (i, j), pair in pool.pairs.items():
-                if pair.mean is None or self.saved.get((i, j)) == _stage(pair):
-                    continue
-                name = f"{pool.members[j].fingerprint}/{pool.members[i].fingerprint}"
-                if name in pairs:
-                    del pairs[name]
-                data = pairs.create_dataset(name, data=pair.votes)
-                data.attrs.update({"count": pair.count, "least_count": pair.least_count})
-                moments = {"mean": pair.mean, "m2": pair.m2}
-                data.attrs.update({key: torch.as_tensor(x).cpu().numpy() for key, x in moments.items()})
-                fresh[i, j] = _stage(pair)
-            file.flush()
-            path.write_bytes(file.id.get_file_image())
-        self.saved |= fresh
-
-
-def _stage(pair: Pair) -> tuple[int, int, int]:
-    return pair.done, pair.count, pair.least_count
-
-
-class CodesPool(Pool):
-    """A pool whose codes were made elsewhere and lie in an HDF5 file (schema: docs/selection.md).
-
-    Raises InputError where a dataset is missing or has an unexpected shape, naming it.
-    """
-
-    def __init__(self, path: Path, seed: int = 0):
-        try:
-            self.file = h5py.File(path, "r")
-        except OSError as error:
-            raise InputError(f"{path} cannot be read as HDF5 ({error})") from None
-        self.path = path
-        try:
-            self._open(seed)
-        except InputError:
-            self.file.close()
-            raise
-
-    def _open(self, seed: int) -> None:
-        path = self.path
-        names = sorted(self.file.get("codes", {}))
-        if not names:
-            raise InputError(f"{path} holds no group 'codes'; expected codes/<encoder>/<generator> [groups, images, K]")
-        shapes = {name: self._array(f"codes/{name}/{name}", (None, None, None)).shape for name in names}
-        groups, size, _ = shapes[names[0]]
-        self._factors = {}
-        for j in names:
-            factor = self._array(f"factor/{j}", (groups,))[:]
-            if factor.dtype.kind not in "iu" or factor.min() < 0 or factor.max() >= shapes[j][2]:
-                raise InputError(f"{path}: factor/{j} must hold integers from 0 to {shapes[j][2] - 1}, {j}'s codes")
-            self._factors[j] = factor.astype(np.int64)
-            for i in names:
-                self._array(f"codes/{i}/{j}", (groups, size, shapes[i][2]))
-                if (self._array(f"scale/{i}/{j}", (shapes[i][2],))[:] < 0).any():
-                    raise InputError(f"{path}: scale/{i}/{j} holds a value below 0; expected standard deviations")
-        whole = hash_files(path)
-        members: list[Any] = [
-            SimpleNamespace(
-                name=name,
-                fingerprint=f"{whole[:32]}{n:032x}",
-                num_codes=shapes[name][2],
-                image_shape=(),
-                device=torch.device("cpu"),
-            )
-            for n, name in enumerate(names)
-        ]
-        super().__init__(members, Sizes(groups, size, 2, seed))
-
-    def _array(self, name: str, shape: tuple[int | None, ...]) -> h5py.Dataset:
-        data = self.file.get(name)
-        if not isinstance(data, h5py.Dataset):
-            raise InputError(f"{self.path} holds no dataset {name}")
-        if len(data.shape) != len(shape) or any(want not in (None, have) for want, have in zip(shape, data.shape)):
-            expected = ["any" if want is None else want for want in shape]
-            raise InputError(f"{self.path}: {name} has shape {list(data.shape)}, expected {expected}")
-        if data.dtype.kind not in "iuf" or 0 in data.shape:
-            raise InputError(f"{self.path}: {name} is {data.dtype} {list(data.shape)}, expected numbers, and some")
-        return data
-
-    def factor(self, j: int) -> Array:
-        return self._factors[self.members[j].name]
-
-    def common_codes(self) -> list[Array]:
-        """Each model's codes [n, K] of one sample of images, for UDR."""
-        return [self._array(f"sample/{member.name}", (None, member.num_codes))[:] for member in self.members]
-
-    def _encode(self, j: int, pairs: dict[int, Pair], groups: int) -> None:
-        for i, pair in pairs.items():
-            where = f"{self.members[i].name}/{self.members[j].name}"
-            scale = torch.from_numpy(self.file[f"scale/{where}"][:].astype(np.float64))
-            pair.count = self.sizes.scale_samples
-            pair.mean, pair.m2 = torch.zeros_like(scale), scale.square() * pair.count
-            while pair.done < groups:
-                codes = self.file[f"codes/{where}"][pair.done : min(pair.done + 100, groups)]
-                pair.add_groups(torch.from_numpy(codes.astype(np.float32)))
-                self.progress(len(codes) * self.sizes.group_size)
+    def _read(self, file: Any, path: Path) -> None:
+        if (found := int(file.attrs["format"])) != FORMAT:
+            raise InputError(f"{path} has format {found} of another version, expected {FORMAT}; choose another --out")
+        self.sizes = {name: int(file.attrs[name]) for name in ("groups", "group_size", "scale_samples", "seed")}
+        self.names, self.keys = (file[f"models/{name}"].asstr()[:].tolist() for name in ("name", "cache_key"))
+        self.num_codes = file["models/num_codes"][:].tolist()
+        self.exact: dict[tuple[str, str], Array] = {}
+        self.race: dict[tuple[str, str], Partial] = {}
+        for generator, group in file.get("exact", {}).items():
+            for encoder, votes in zip(group["encoders"].asstr()[:], group["votes"][:]):
+                self.exact[encoder, generator] = votes
+        for generator, group in file.get("race", {}).items():
+            votes = np.split(group["votes"][:], np.cumsum(group["groups"][:])[:-1])
+            variances = np.split(group["variance"][:], np.cumsum(group["num_codes"][:])[:-1])
+            for encoder, *partial in zip(group["encoders"].asstr()[:], votes, variances):
+                self.race[encoder, generator] = Partial(*partial)

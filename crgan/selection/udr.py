@@ -8,12 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from ..errors import InputError
+from .votes import Array
 
-Array = NDArray[Any]
 METHODS = ("udr-lasso", "udr-spearman")
 
 
@@ -24,13 +22,14 @@ def udr(
     alpha: float = 0.1,
     min_variance: float = 1e-4,
 ) -> dict[str, Array]:
-    """UDR of each model: `score` [N], the median over the others of `pairs` [N, N] (Duan et al. 2020, eq. 2, 3).
+    """Compute the UDR of each model: `score` [N], the median of its column of `pairs` [N, N], itself left out.
 
-    For a pair, R[a, b] >= 0 tells how much code a of model i says about code b of model j: the absolute Lasso
-    coefficients that predict b from all a (penalty `alpha`, both standardised), or the absolute Spearman
-    correlations. UDR_ij = (mean_b max_a R^2 / sum_a R + mean_a max_b R^2 / sum_b R) / 2, where 0/0 is 0. A code takes
-    part if its variance is at least `min_variance`; such an encoder gives no posterior from which to tell. A model
-    without any such code, or with codes that are not finite, scores 0 with every other.
+    (Duan et al. 2020, eq. 2, 3, with the axis of the authors' code, `evaluation/udr` of disentanglement_lib.) For a
+    pair, R[a, b] >= 0 measures how much code a of model i says about code b of model j: the absolute Lasso coefficients
+    that predict b from all a (penalty `alpha`, both standardised), or the absolute Spearman correlations.
+    pairs[i, j] = (mean_b max_a R^2 / sum_a R + mean_a max_b R^2 / sum_b R) / 2, where 0/0 is 0. Codes whose variance is
+    below `min_variance` are left out: a GAN's encoder has no posterior by which to tell the used ones. A model without
+    any other code, or with codes that are not finite, scores 0 with every other.
 
     Raises InputError for fewer than 2 models, arrays that are not [n, K] of one n, and an unknown method.
     """
@@ -42,6 +41,9 @@ def udr(
         raise InputError(
             f"udr needs the codes [n, K] of at least 2 models on the same n images, got {shapes or 'none'}"
         )
+    from scipy.stats import rankdata
+    from sklearn.linear_model import Lasso
+
     x = []
     for c in arrays:
         active = np.isfinite(c).all() & (np.nan_to_num(c).var(0) >= min_variance)
@@ -50,14 +52,14 @@ def udr(
     N, n = len(x), len(arrays[0])
     pairs = np.zeros((N, N))
     for i in range(N):
-        gram = x[i].T @ x[i] / n
         for j in range(N):
             if i != j and x[i].shape[1] and x[j].shape[1]:
-                R = x[i].T @ x[j] / n  # [K_i, K_j] correlations
                 if method == "udr-lasso":
-                    R = lasso(gram, R, alpha)
+                    R = Lasso(alpha, fit_intercept=False, tol=1e-8).fit(x[i], x[j]).coef_.reshape(-1, x[i].shape[1]).T
+                else:
+                    R = x[i].T @ x[j] / n
                 pairs[i, j] = relative_strength(np.abs(R))
-    return {"score": np.array([np.median(np.delete(row, i)) for i, row in enumerate(pairs)]), "pairs": pairs}
+    return {"score": np.array([np.median(np.delete(pairs[:, i], i)) for i in range(N)]), "pairs": pairs}
 
 
 def relative_strength(R: Array) -> float:  # [K_i, K_j] >= 0
@@ -65,21 +67,3 @@ def relative_strength(R: Array) -> float:  # [K_i, K_j] >= 0
     columns = np.divide(best, total, out=np.zeros_like(total), where=total > 0).mean()
     best, total = R.max(1) ** 2, R.sum(1)
     return float(columns + np.divide(best, total, out=np.zeros_like(total), where=total > 0).mean()) / 2
-
-
-def lasso(gram: Array, target: Array, alpha: float, tolerance: float = 1e-9) -> Array:
-    """argmin_w |y - x w|^2 / (2 n) + alpha |w|_1 for every column of y; gram = x^T x / n [K, K], target = x^T y / n.
-
-    Coordinate descent on the moments, so the n images are read once for each pair of models.
-    """
-    w = np.zeros_like(target)
-    for _ in range(10_000):
-        change = 0.0
-        for a in range(len(gram)):
-            rest = target[a] - gram[a] @ w + gram[a, a] * w[a]
-            new = np.sign(rest) * np.maximum(np.abs(rest) - alpha, 0) / gram[a, a]
-            change = max(change, float(np.abs(new - w[a]).max()))
-            w[a] = new
-        if change < tolerance:
-            break
-    return w

@@ -1,17 +1,16 @@
 // The CUDA kernel: a warp copies a few groups into shared memory and works on them there, while others wait for theirs.
-#pragma once
-
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_pipeline.h>
+#include <torch/csrc/stable/macros.h>
 
 #include <algorithm>
-#include <cassert>
 #include <cstring>
 
-#include "vote_table.h"
+#include "group_votes.h"
 
 namespace crgan {
+namespace {
 
 constexpr int kWarp = 32;
 constexpr int kPiece = 16;             // bytes that a lane copies, or reads from shared memory, at once
@@ -36,7 +35,7 @@ struct Tiling {
   int groups, parts, rows, tiles;
   int64_t stage, bytes;  // of shared memory: for the codes; with the sums
 
-  Tiling(const VoteTable& t, int64_t item_size) {
+  Tiling(const GroupVotes& t, int64_t item_size) {
     const int64_t row = t.K * item_size, group = t.L * row, values = kPiece / item_size;
     const int64_t slots = kWarp / std::min<int64_t>(t.K, kWarp);
     rows = (int)(group <= kStage ? t.L : std::max<int64_t>(kStage / (row * values), 1) * values);
@@ -49,7 +48,7 @@ struct Tiling {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kWarp) count_votes(VoteTable t, Tiling tiling) {
+__global__ void __launch_bounds__(kWarp) group_votes(GroupVotes t, Tiling tiling) {
   constexpr int V = kPiece / sizeof(T);
   extern __shared__ int4 shared[];
   const int L = (int)t.L, K = (int)t.K, parts = tiling.parts, lane = threadIdx.x;
@@ -65,7 +64,6 @@ __global__ void __launch_bounds__(kWarp) count_votes(VoteTable t, Tiling tiling)
   const bool mine = member < groups, folds = mine && part == 0;
   const int pieces = mine ? K : 0, dimensions = folds ? K : 0;
   const unsigned n = (unsigned)group / (unsigned)t.G;
-  const int64_t f = folds ? t.factor[group - n * t.G] : 0;  // asked for early, as it comes from afar
   const float* const scales = t.scale + (int64_t)n * K;
   const float scale = folds ? scales[column] : 0;
   const auto address = [&](int group, int first) {
@@ -122,7 +120,7 @@ __global__ void __launch_bounds__(kWarp) count_votes(VoteTable t, Tiling tiling)
     }
 #pragma unroll 1
     for (int piece = column; piece < pieces; piece += width) {
-      Moments<float> m[V];
+      Moments m[V];
       int d = (piece * V + V * K - low) % K;
 #pragma unroll
       for (int i = 0; i < V; ++i) {
@@ -161,10 +159,48 @@ __global__ void __launch_bounds__(kWarp) count_votes(VoteTable t, Tiling tiling)
       best = {least, dimension};
     left = half;
   }
-  if (folds && column == 0) {
-    assert(f >= 0 && f < t.F && "vote_table: factor out of range");
-    if (best.dimension >= 0) atomicAdd(t.votes + ((int64_t)n * K + best.dimension) * t.F + f, 1);
-  }
+  if (folds && column == 0) t.votes[group] = best.dimension;
 }
 
+constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
+
+Tensor group_votes_cuda(const Tensor& codes, const Tensor& scale) {
+  const int device = codes.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const GroupVotesOp op(codes, scale);
+  const GroupVotes& t = op.t;
+  if (op.empty()) return op.votes;
+  STD_TORCH_CHECK(t.N * t.G <= kMost && t.L * t.K <= kMost / 4, "group_votes: ", t.N * t.G, " groups of ", t.L, " x ",
+                  t.K, " codes are too many");
+  void* stream;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const auto launch = [&](auto kernel, int64_t item_size) {
+    const Tiling tiling(t, item_size);
+    int room = 0;
+    STD_CUDA_CHECK(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+    STD_TORCH_CHECK(tiling.bytes <= room, "group_votes: ", t.K,
+                    " codes are too many for a GPU's shared memory, use impl='ref'");
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room));
+    kernel<<<tiling.tiles, kWarp, tiling.bytes, (cudaStream_t)stream>>>(t, tiling);
+  };
+  switch (op.codes.scalar_type()) {
+    case ScalarType::Float:
+      launch(group_votes<float>, sizeof(float));
+      break;
+    case ScalarType::Half:
+      launch(group_votes<__half>, sizeof(__half));
+      break;
+    case ScalarType::BFloat16:
+      launch(group_votes<__nv_bfloat16>, sizeof(__nv_bfloat16));
+      break;
+    default:
+      STD_TORCH_CHECK(false, "group_votes: codes must be float32, float16 or bfloat16");
+  }
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return op.votes;
+}
+
+}  // namespace
 }  // namespace crgan
+
+STABLE_TORCH_LIBRARY_IMPL(crgan, CUDA, m) { m.impl("group_votes", TORCH_BOX(&crgan::group_votes_cuda)); }
