@@ -201,24 +201,3 @@ def test_training_step_seconds(benchmark, provider, cr):
             f"\nwhole schedule, {provider}: {schedule[provider] / 3600:.2f} h, "
             f"{schedule['plain'] / schedule[provider]:.2f}x plain PyTorch"
         )
-
-
-@pytest.mark.benchmark(group="a step of each of N models in turns, dSprites, batch 64")
-@pytest.mark.parametrize("models", [1, 2] if DEVICE == "cpu" else [1, 4, 16])
-def test_models_in_turns_seconds(benchmark, models):
-    """As `python -m crgan.sweep --parallel N` trains them: on a GPU each on a stream of its own."""
-    steps = [make_step(f"{FAST}-graph" if DEVICE == "cuda" else FAST, 0.0) for _ in range(models)]
-    streams = [torch.cuda.Stream() if DEVICE == "cuda" else None for _ in range(models)]
-
-    def turn():
-        losses = []
-        for step, stream in zip(steps, streams):
-            with torch.cuda.stream(stream):
-                losses.append(step())
-        return losses
-
-    timed = waiting(turn)
-    assert all(loss.isfinite() for _ in range(5) for loss in timed())
-    benchmark.pedantic(timed, rounds=6 if DEVICE == "cpu" else 100)
-    rate = benchmark.extra_info["model_steps_per_second"] = round(models / benchmark.stats.stats.median, 1)
-    print(f"\n{models} models in turns: {rate} steps of a model per second")
