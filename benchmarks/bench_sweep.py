@@ -20,7 +20,7 @@ from ray_nodes import ENVIRONMENT, Nodes
 
 pytestmark = pytest.mark.slow
 RUNS, CORES = 8, 2
-GRID = f"quick --seeds 0:{RUNS} --set steps=300 --device cpu --checkpoint-every 1000".split()
+GRID = f"quick --seeds 0:{RUNS} --steps 300 --device cpu --checkpoint-every 1000".split()
 SIZES = {"groups": 80, "group-size": 100, "scale-samples": 12_000}
 ENCODES = RUNS**2 * (SIZES["groups"] * SIZES["group-size"] + SIZES["scale-samples"])
 seconds: dict[str, float] = {}

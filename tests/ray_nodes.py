@@ -3,12 +3,12 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-PORT = 6397
 # By default Ray gives way to every other process, which on a busy machine starves its workers.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
@@ -18,16 +18,19 @@ class Nodes:
 
     def __init__(self):
         self.folder = tempfile.mkdtemp(prefix="ry", dir="/tmp")  # the paths of sockets must be short
-        self.address = f"127.0.0.1:{PORT}"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.address = f"127.0.0.1:{port}"
         self.start(
-            "head", "--head", f"--port={PORT}", "--num-cpus=0", f"--temp-dir={self.folder}", "--include-dashboard=false"
+            "head", "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={self.folder}", "--include-dashboard=false"
         )
 
     def start(self, name, *flags):
-        ray = Path(sys.executable).with_name("ray")
+        ray = [sys.executable, "-m", "ray.scripts.scripts"]
         flags = flags or (f"--address={self.address}", "--num-cpus=1")
         common = ("--num-gpus=0", "--object-store-memory=80000000", f"--node-name={name}")
-        subprocess.run([ray, "start", *flags, *common], check=True, capture_output=True, env=ENVIRONMENT)
+        subprocess.run([*ray, "start", *flags, *common], check=True, capture_output=True, env=ENVIRONMENT)
 
     def processes(self, *words):
         found = []
