@@ -129,24 +129,28 @@ def vote_table(
     return votes[..., :cells].unflatten(-1, (codes.shape[-1], num_factors))
 
 
-@functools.cache
 def _extension_obstacle(device: str) -> str:
+    return _load_extension(device)
+
+
+# What torch.compiler.assume_constant_result sets, which would import torch._dynamo: seconds, at every start.
+_extension_obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _load_extension(device: str) -> str:
     """Load the compiled kernels for this type of device; return "" or why there are none."""
     if device not in ("cpu", "cuda"):
         return f"the extension has no kernel for {device} tensors"
     try:
-        importlib.import_module("_crgan_C")  # registers the op and its CPU kernel
+        importlib.import_module("_crgan_C")  # defines the op and its CPU kernel
+        _register_fake()
         if device == "cuda":
             importlib.import_module("_crgan_cuda")
     except ImportError as error:
         where = " where torch has CUDA and nvcc is found" if device == "cuda" else ""
         return f"the extension is not installed ({error}), run `pip install --no-build-isolation .`{where}"
-    _register_fake()
     return ""
-
-
-# What torch.compiler.assume_constant_result sets, which would import torch._dynamo: seconds, at every start.
-_extension_obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @functools.cache

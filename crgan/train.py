@@ -56,7 +56,7 @@ def train(
     cfg = resolve(checkpoint.continued_config(out, cfg, dataset.identity), place, dataset.image_shape)
     out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
-    with lock(out) as acquired, float32_defaults():
+    with lock(out, timeout=5) as acquired, float32_defaults():
         if not acquired:
             raise InputError(f"another process trains in {out}; wait for its end, or give another --out")
         torch.set_num_threads(cfg.threads)

@@ -273,7 +273,7 @@ def test_a_named_implementation_never_falls_back_and_auto_says_so_once(monkeypat
         raise ImportError(f"no {name}")
 
     monkeypatch.setattr(ops.importlib, "import_module", fails)
-    ops._extension_obstacle.cache_clear()
+    ops._load_extension.cache_clear()
     ops._said.clear()
     try:
         with pytest.raises(InputError, match=r"no _crgan_C.*pip install"):
@@ -285,7 +285,7 @@ def test_a_named_implementation_never_falls_back_and_auto_says_so_once(monkeypat
             group_votes(codes, scale)
             group_votes(codes.double(), scale)
     finally:
-        ops._extension_obstacle.cache_clear()
+        ops._load_extension.cache_clear()
     assert tried == ["_crgan_C"]  # a failed import is remembered
 
 

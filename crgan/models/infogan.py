@@ -94,7 +94,7 @@ class InfoGAN(Model):
         """
         codes = self._codes(codes, self.num_codes)
         if noise is None:
-            _, noise = ops.sample_latents(len(codes), self.num_codes, self.num_noise, seed, 0, device=self.device)
+            _, noise = ops.sample_latents(codes.shape[0], self.num_codes, self.num_noise, seed, 0, device=self.device)
         with evaluating(self._best("generator")) as generator:
             return generator(codes, self._codes(noise, self.num_noise, "noise"))
 
