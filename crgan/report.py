@@ -89,7 +89,7 @@ def _selection(folder: Path) -> str:
     names = [name for name in told if name != "cache_key"]
     rows = [names, *([_short(model.get(name, "")) for name in names] for model in models)]
     similarity = folder / "similarity.png"
-    words = "".join(f"<p>{html.escape(line)}" for line in [f"method: {result['method']}", *result["sentences"]])
+    words = "".join(f"<p>{html.escape(line)}" for line in [f"method: {result['method']}", *result.get("sentences", [])])
     return words + _table(rows) + (_picture(similarity) if similarity.is_file() else "")
 
 

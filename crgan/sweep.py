@@ -56,7 +56,8 @@ class Run:
 
         with suppress(InputError):  # if something is wrong there, the run itself will say it
             before, _ = checkpoint.read_config(self.out)
-            same = replace(self.cfg, precision=before.precision) if self.cfg.precision == "auto" else self.cfg
+            same = replace(self.cfg, threads=self.cfg.threads or before.threads)
+            same = replace(same, precision=before.precision) if same.precision == "auto" else same
             folder = checkpoint.latest(self.out)
             return before == same and folder is not None and folder.name == f"step-{self.cfg.steps:09d}"
         return False

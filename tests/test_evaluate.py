@@ -318,7 +318,7 @@ def test_a_model_that_cannot_be_scored_does_not_cost_the_scores_before_it(tmp_pa
     ("args", "sentence"),
     [
         ((), "no RUN is given"),
-        (("nowhere",), "there is no nowhere"),
+        (("nowhere",), "nowhere"),
         (("test_evaluate:disc",), "is no folder to write metrics.json into; give --out DIR"),
         (("test_evaluate:disc", "--out", "scores"), "give --data NAME"),
         (("test_evaluate:disc", "--out", "scores", "--data", "cats"), "unknown data set 'cats'"),

@@ -115,7 +115,7 @@ def test_what_a_dry_run_prints_can_be_run(tmp_path, capsys, monkeypatch):
     words = shlex.split(capsys.readouterr().out)
     assert words[:4] == ["python", "-m", "crgan.train", "quick"]
     assert sweeps.parse_run(words[3:]) == replace(
-        PRESETS["quick"], seed=3, cr_weight=0.0, steps=20, root=str(tmp_path / "data")
+        PRESETS["quick"], seed=3, cr_weight=0.0, steps=20, threads=1, root=str(tmp_path / "data")
     )
     assert words[-1] == str(tmp_path / "pool" / "cr_weight=0,seed=3")
 
@@ -148,7 +148,7 @@ def test_finished_half_done_and_failed_runs(tmp_path, capsys):
     said = capsys.readouterr().err
     assert said.startswith(f"failed: {broken.name}: error: the loss")
     assert str(broken.log) in said
-    assert "going on from" in half.log.read_text()
+    assert "continuing from" in half.log.read_text()
     assert all(run.finished() for run in (half, other))
     assert [row["state"] for row in rows_of(pool)] == ["done", "done", "failed"]
     assert [row["factor_vae"] is None for row in rows_of(pool)] == [False, False, True]
