@@ -14,7 +14,7 @@ import torch
 from setuptools import find_packages, setup
 
 if int(setuptools.__version__.split(".")[0]) < 77:  # without build isolation: Python 3.10 and 3.11 come with 65
-    raise SystemExit(f"building crgan takes setuptools 77, this is {setuptools.__version__}: pip install 'setuptools>=77'")
+    raise SystemExit(f"crgan needs another setuptools than {setuptools.__version__}: pip install 'setuptools>=77'")
 
 STABLE = "-DTORCH_TARGET_VERSION=0x020b000000000000"  # 2.11
 CXX = ["-O3", "-g0", "-fno-math-errno", "-fvisibility=hidden", "-Wno-psabi", STABLE]
