@@ -16,31 +16,15 @@ EXPECTED = torch.from_numpy(BYTES / np.float32(255))
 INDEX = torch.arange(10)
 
 
-class Pictures(torch.utils.data.Dataset):
-    """(image, label) pairs, as torchvision has them."""
-
-    def __init__(self, label=int):
-        self.label = label
-
-    def __len__(self):
-        return 10
-
-    def __getitem__(self, i):
-        return EXPECTED[i], self.label(i % 4)
-
-
 @pytest.mark.parametrize(
     ("images", "expected"),
     [
-        (BYTES, EXPECTED),
         (torch.from_numpy(BYTES), EXPECTED),
         (BYTES.astype(np.int64).transpose(0, 2, 3, 1), EXPECTED),
-        (FLOATS, FLOATS),
         (FLOATS.double().permute(0, 2, 3, 1).requires_grad_(), FLOATS),
         (FLOATS.bfloat16(), FLOATS.bfloat16().float()),
         (list(BYTES), EXPECTED),
-        (TensorDataset(torch.from_numpy(BYTES)), EXPECTED),
-        (Pictures(), EXPECTED),
+        (TensorDataset(torch.from_numpy(BYTES), INDEX), EXPECTED),
         *((GREY.astype(dtype), torch.from_numpy(GREY).float()[:, None]) for dtype in (int, np.uint8, bool, float)),
     ],
 )
@@ -52,14 +36,10 @@ def test_images_of_any_form(images, expected):
 
 
 def test_factors():
-    classes = RNG.integers(0, 4, (10, 2))
-    dataset = from_images(BYTES, torch.from_numpy(classes), ["a", "b"])
-    assert torch.equal(dataset.factors(INDEX), torch.from_numpy(classes))
+    classes = torch.randint(4, (10, 2))
+    dataset = from_images(BYTES, classes, ["a", "b"])
+    assert torch.equal(dataset.factors(INDEX), classes)
     assert (dataset.factor_names, dataset.continuous_factors) == (("a", "b"), None)
-    labelled = from_images(Pictures())
-    assert (labelled.factor_names, labelled.factor_sizes) == (("label",), (4,))
-    assert labelled.factors(INDEX)[:, 0].tolist() == [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]
-    assert from_images(Pictures(label=str)).factor_names == ()
     values = np.c_[np.linspace(-1, 1, 10), np.full(10, 3.5)]
     measured = from_images(BYTES, values)
     assert torch.equal(measured.continuous_factors, torch.from_numpy(values))
@@ -69,28 +49,23 @@ def test_factors():
 @pytest.mark.parametrize(
     ("images", "factors", "says"),
     [
-        (FLOATS * 255, None, r"\[0, 1\].*25"),
-        (FLOATS * 2 - 1, None, r"\[0, 1\].*-0\.9"),
+        (FLOATS * 255, None, r"0 to 1, got .* to 25"),
+        (FLOATS * 2 - 1, None, r"0 to 1, got -0\.9"),
         (FLOATS * np.nan, None, "nan"),
         (BYTES.astype(int) + 1, None, "256"),
-        (BYTES[0], None, None),
         (BYTES[:, 0, 0], None, r"\[10, 12\]"),
         (BYTES.repeat(2, 1), None, r"\[10, 6, 8, 12\]"),
-        (BYTES[:0], None, r"\[0, 3, 8, 12\]"),
+        (BYTES[:0], None, "0 images"),
         (BYTES.astype(str), None, "U3"),
-        ([BYTES[0], BYTES[1, :, :4]], None, r"\(3, 4, 12\)"),
-        ([], None, "none"),
-        (iter(BYTES), None, "length"),
-        (BYTES, np.zeros(9, int), r"\[9, 1\]"),
+        ([BYTES[0], BYTES[1, :, :4]], None, "shape"),
+        (iter(BYTES), None, "iterator"),
+        (BYTES, np.zeros(9, int), "9"),
         (BYTES, np.full(10, -1), "-1"),
         (BYTES, np.full(10, np.inf), "inf"),
         (BYTES, ["a"] * 10, "U1"),
     ],
 )
 def test_what_does_not_fit_is_refused(images, factors, says):
-    if says is None:
-        assert from_images(images).image_shape == (1, 8, 12)  # three grey images
-        return
     with pytest.raises(InputError, match=says):
         from_images(images, factors)
 
@@ -99,40 +74,32 @@ def test_own_readers():
     own = Dataset("own", (3, 8, 12), 10, read=lambda index: FLOATS[index])
     assert torch.equal(own.images(INDEX), FLOATS)
     grid = {"factor_names": ("a", "b"), "factor_sizes": (2, 5)}
+    wrong_images = (FLOATS * 2, FLOATS.long() - 1, FLOATS[:, :1])
     for fields in (
         {"num_images": 9} | grid,
-        {"num_images": 0},
         {"factor_names": ("a",)},
-        {"render": lambda factors: FLOATS},
         {"read": None},
         {"table": torch.zeros(10, 2)} | grid,
         {"table": torch.full((10, 2), 2)} | grid,
+        *({"read": lambda index, wrong=wrong: wrong[index]} for wrong in wrong_images),
     ):
         with pytest.raises(InputError, match="own"):
-            Dataset(**{"name": "own", "image_shape": (3, 8, 12), "num_images": 10, "read": own.read, **fields})
-    for wrong in (FLOATS * 2, FLOATS.long(), FLOATS[:, :1], FLOATS - 1):
-        with pytest.raises(InputError, match="own"):
-            Dataset("own", (3, 8, 12), 10, read=lambda index, wrong=wrong: wrong[index]).images(INDEX)
+            Dataset(**{"name": "own", "image_shape": (3, 8, 12), "num_images": 10, "read": own.read, **fields})[:]
 
 
 @pytest.mark.parametrize("dataset", [from_images(BYTES), load("squares")], ids=["memory", "rendered"])
 def test_indexing_and_loading(dataset):
-    every = dataset.images(torch.arange(min(len(dataset), 40)))
+    every = dataset.images(torch.arange(10))
     for i in (3, np.int64(3), torch.tensor(3), 3 - len(dataset)):
         assert torch.equal(dataset[i], every[3])
-    for key in ([5, 2], (5, 2), torch.tensor([5, 2]), np.array([5, 2 - len(dataset)]), slice(5, 1, -3)):
+    for key in ([5, 2], torch.tensor([5, 2]), np.array([5, 2 - len(dataset)]), slice(5, 1, -3)):
         assert torch.equal(dataset[key], every[[5, 2]])
+    assert torch.equal(dataset[np.arange(len(dataset)) < 9], every[:9])
     assert dataset[[]].shape == dataset[3:3].shape == (0, *dataset.image_shape)
-    for wrong in (len(dataset), -1 - len(dataset)):
-        with pytest.raises(IndexError, match=str(wrong)):
+    for wrong in (len(dataset), -1 - len(dataset), [1.5], [True] * 3):
+        with pytest.raises(IndexError):
             dataset[wrong]
-    for wrong in ([1.5], [[1]], [True] * 3):
-        with pytest.raises(InputError):
-            dataset[wrong]
-    batch = next(iter(DataLoader(dataset, batch_size=7)))
-    assert torch.equal(batch, every[:7])
-    if len(dataset) == 10:
-        assert torch.equal(torch.stack(list(dataset)), every)
+    assert torch.equal(next(iter(DataLoader(dataset, batch_size=7))), every[:7])
 
 
 def test_sample_factors_is_uniform_and_repeatable():
@@ -148,14 +115,14 @@ def test_sample_factors_is_uniform_and_repeatable():
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
-        (torch.tensor([737_280]), "737280"),
-        (torch.tensor([-1]), "-1"),
-        (torch.tensor([[0, 3, 0, 0, 0, 0]]), "shape runs from 0 to 2, got 3"),
-        (torch.tensor([[0, 0, 0]]), "6 factors"),
-        (torch.tensor([1.0]), "int64"),
-        (torch.tensor(5), "int64"),
+        ([737_280], "737280"),
+        ([-1], "-1"),
+        ([[0, 3, 0, 0, 0, 0], [0] * 6], "shape.* 2, got 0 to 3"),
+        ([[0, 0, 0]], "6, got 3"),
+        ([1.0], "int64"),
+        (5, "int64"),
     ],
 )
 def test_wrong_requests_are_refused(request_, says):
     with pytest.raises(InputError, match=says):
-        load("dsprites").images(request_)
+        load("dsprites").images(torch.tensor(request_))
