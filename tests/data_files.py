@@ -75,9 +75,8 @@ def write_grid(folder, name, file=0, compressed=True, key=None, images=None):
     return path
 
 
-def write_cars(folder, change=lambda im: im, cut=None, cars=4):
-    path = folder / READERS["cars3d"].files[0]
-    with tarfile.open(path, "w:gz") as archive:
+def write_cars(folder, change=lambda im: im, cars=4):
+    with tarfile.open(folder / READERS["cars3d"].files[0], "w:gz") as archive:
         for car in range(cars):
             views, data = np.arange(2 * 3).reshape(3, 2) * 10 + car, io.BytesIO()
             scipy.io.savemat(data, {"im": change(np.broadcast_to(views, (128, 128, 3, 3, 2)).astype(np.uint8))})
@@ -85,7 +84,6 @@ def write_cars(folder, change=lambda im: im, cut=None, cars=4):
                 info = tarfile.TarInfo(name)
                 info.size = len(data.getvalue())
                 archive.addfile(info, io.BytesIO(data.getvalue()))
-    path.write_bytes(path.read_bytes()[:cut])
 
 
 def headed(array, order, *header):
