@@ -49,7 +49,6 @@ def everything(dataset):
 
 
 def refused(name, root, *parts):
-    """The readers' errors are one sentence that names the file and what is wrong."""
     with pytest.raises(InputError) as error:
         everything(load(name, root))
     assert all(str(part) in str(error.value) for part in (root, *parts)), error.value
@@ -91,8 +90,8 @@ def headed(array, order, *header):
 
 
 def norb_bytes(array):
-    sizes = [*array.shape, *[1] * (3 - array.ndim)]
-    return headed(array, "<", 0x1E3D4C55 if array.dtype == np.uint8 else 0x1E3D4C54, array.ndim, *sizes)
+    magic = 0x1E3D4C55 if array.dtype == np.uint8 else 0x1E3D4C54
+    return headed(array, "<", magic, array.ndim, *array.shape, *[1] * (3 - array.ndim))
 
 
 def write_norb(folder, zipped=False, **changes):

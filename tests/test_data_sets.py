@@ -61,12 +61,11 @@ def test_shapes3d_like_has_the_measured_sizes():
     maps = rendered._maps(torch.device("cpu"))[0].view(15, 4, 8, 4, 64, 64)
     covered = 1 - maps[7, :, :, (0, 1, 3)].ne(0).any(2).float()  # pixels that hold nothing but the object
     for shape, width, height in ((0, 16.7, 16.7), (2, 17.5, 17.5), (3, 13.3, 27.3)):
-        seen, large = maps[7, shape, 0, 2] > 0, maps[7, shape, 7, 2] > 0
+        seen = maps[7, shape, 0, 2] > 0
         wide, high = ((seen.any(d).sum() + covered[shape, 0].any(d).sum()) / 2 for d in (0, 1))
         assert abs(wide - width) <= 1, (shape, wide)
         assert abs(high - height) <= 1.5, (shape, high)
         assert abs(seen.any(1).nonzero().max() + 1 - 52.8) <= 2, shape
-        assert abs(large.any(0).sum() / seen.any(0).sum() - 5 / 3) < 0.15  # scale 1.25, a little nearer to the camera
 
 
 def test_shapes3d_like_light_colours_and_shadow():
@@ -87,6 +86,7 @@ def test_every_rendered_set_keeps_the_contract(name):
     assert torch.equal(factors, torch.from_numpy(unravelled))
     assert torch.equal(dataset.index(factors), index)
     assert torch.equal(dataset.images(factors), images)
+    assert torch.equal(dataset.sample_factors(9), dataset.sample_factors(9, seed=0))
     assert (images.dtype, images.shape) == (torch.float32, (50, *dataset.image_shape))
     assert dataset.source == dataset.identity == "rendered"
     assert 0 <= images.min() <= images.max() <= 1
@@ -200,19 +200,7 @@ def test_indexing_and_loading(dataset):
     assert torch.equal(next(iter(DataLoader(dataset, batch_size=7))), every[:7])
 
 
-def test_sample_factors_is_uniform_and_repeatable():
-    dataset = load("squares")
-    factors = dataset.sample_factors(16_000, seed=3)
-    assert torch.equal(factors, dataset.sample_factors(16_000, seed=3))
-    for f, size in enumerate(dataset.factor_sizes):
-        counts = factors[:, f].bincount(minlength=size)
-        assert (counts - 16_000 / size).abs().max() < 5 * (16_000 / size) ** 0.5
-
-
-WRONG = [([-1], "-1"), ([[0, 3, 0, 0, 0, 0]], "shape.* 2, got 3"), ([[0, 0]], "6, got 2"), (5, "int64")]
-
-
-@pytest.mark.parametrize(("wrong", "says"), WRONG)
-def test_wrong_requests_are_refused(wrong, says):
-    with pytest.raises(InputError, match=says):
-        load("dsprites").images(torch.tensor(wrong))
+def test_wrong_requests_are_refused():
+    for wrong, says in (([-1], "-1"), ([[0, 3, 0, 0, 0, 0]], "shape.* 2, got 3"), ([[0, 0]], "6, got 2"), (5, "int64")):
+        with pytest.raises(InputError, match=says):
+            load("dsprites").images(torch.tensor(wrong))
