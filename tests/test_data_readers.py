@@ -87,8 +87,8 @@ def test_teapots(tmp_path):
 def test_celeba(tmp_path):
     files.write_celeba(tmp_path)
     dataset = load("celeba", tmp_path)
-    expected = torch.tensor([[40 * i / 255, 0, 0] for i in range(1, 6)])[:, :, None, None].expand(-1, -1, 32, 32)
-    torch.testing.assert_close(everything(dataset), expected, atol=0.1, rtol=0)  # nothing of the white border
+    expected = torch.tensor([[40 * i / 255, 0, 0] for i in range(1, 6)])  # and nothing of the white border
+    torch.testing.assert_close(everything(dataset).mean((2, 3)), expected, atol=0.02, rtol=0)
     assert dataset.factor_names == ("Smiling", "Young")
     assert dataset.factors(torch.arange(5))[:, 0].tolist() == [0, 1, 0, 1, 0]
     with pytest.raises(InputError, match=r"\[1, 0\]"):
