@@ -11,10 +11,7 @@ class Grid:
     """4 factors, of which the first never varies."""
 
     name, factor_names, factor_sizes = "grid", ("one", "shape", "b", "c"), (1, *SIZES)
-    num_images, image_shape = prod(SIZES), (1, 2, 2)
-
-    def __init__(self):
-        self.made = 0
+    num_images, image_shape, made = prod(SIZES), (1, 2, 2), 0
 
     def factors(self, index):
         return torch.stack(torch.unravel_index(index, self.factor_sizes), -1)
@@ -31,12 +28,8 @@ class Table(Grid):
     """The same without a grid: some cells hold many images, others none."""
 
     num_images = 500
-
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        cells = torch.randperm(prod(SIZES), generator=generator)[:100]
-        self.rows = cells[torch.randint(100, (500,), generator=generator)]
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randperm(prod(SIZES), generator=generator)[:100][torch.randint(100, (500,), generator=generator)]
 
     def factors(self, index):
         return super().factors(self.rows[index])

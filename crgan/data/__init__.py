@@ -2,24 +2,16 @@
 
 import os
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
-from ..errors import InputError
-from . import digits, photos, published, shapes3d, sprites
-from .arrays import from_images
-from .dataset import Dataset
-from .storage import find
+from ..errors import InputError, suggestion
+from .dataset import Dataset, from_images
+from .readers import READERS, folder
+from .rendered import RENDERED
+from .storage import reading
 
 __all__ = ["NAMES", "READERS", "RENDERED", "Dataset", "from_images", "load"]
 
-RENDERED = {
-    "squares": sprites.squares,
-    "dsprites": sprites.dsprites,
-    "circular_dsprites": sprites.circular_dsprites,
-    "shapes3d_like": shapes3d.shapes3d_like,
-}
-READERS = {**published.READERS, **photos.READERS, **digits.READERS}
 NAMES = tuple({**RENDERED, **READERS, "folder": None})
 
 
@@ -31,26 +23,21 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     that is missing or not as published.
     """
     if name not in NAMES:
-        close = get_close_matches(str(name), NAMES, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"choose one of {', '.join(NAMES)}"
-        raise InputError(f"unknown data set {name!r}; {hint}")
+        raise InputError(f"unknown data set {name!r}{suggestion(str(name), NAMES)}; choose one of {', '.join(NAMES)}")
     if root is None and name in RENDERED:
-        return replace(RENDERED[name](), source="rendered", identity="rendered")
-    if root is not None and name not in READERS and name != "folder":
+        return RENDERED[name]
+    reader = READERS.get(name)
+    if root is not None and reader is None and name != "folder":
         raise InputError(f"{name} is rendered from its factors and has no files: leave root (--root) out")
-    if root == "":
-        raise InputError(f'root (--root) is ""; expected the folder of the files of {name}')
-    path = None if root is None else Path(os.path.expanduser(root))
-    if name == "folder":
-        if path is None or not path.is_dir():
-            raise InputError(f"folder needs a folder of images as root (--root), got {root}")
-        return replace(photos.folder(path), source=os.path.abspath(path))
-    reader = READERS[name]
-    path = find(name, path, reader.files, reader.publisher)
-    try:
+    origin = f"; it is published with {reader.publisher}" if reader else ""
+    if not root:
+        raise InputError(f"{name} is read from files: expected their folder as root (--root), got {root!r}{origin}")
+    path = Path(os.path.expanduser(root))
+    if reader is None:
+        return replace(folder(path), source=os.path.abspath(path))
+    found = [p for p in (path, *(path / file for file in reader.files)) if p.name in reader.files and p.is_file()]
+    if not found:
+        raise InputError(f"{name} needs {' or '.join(reader.files)} in {root}, which has none{origin}")
+    with reading(path := found[0]):
         dataset = reader.read(path)
-    except InputError as error:
-        if str(path.parent) in str(error):
-            raise
-        raise InputError(f"{path}: {error}") from error
     return replace(dataset, source=os.path.abspath(path), identity=f"{path.name}, {path.stat().st_size} bytes")

@@ -1,9 +1,9 @@
-"""The interface of every data set: images by index or by factors, and the arithmetic between the two."""
+"""The interface of every data set, and data sets of arrays: images in memory, or mapped from a file."""
 
-import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import sha256
 from math import prod
 from typing import Any
 
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+
+_CLASSES = 10  # per continuous factor
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,37 +36,24 @@ class Dataset:
     factor_names: tuple[str, ...] = ()
     factor_sizes: tuple[int, ...] = ()
     render: Callable[[Tensor], Tensor] | None = None  # factors [n, F] int64 -> [n, C, H, W] float32 in [0, 1]
-    read: Callable[[Tensor], Tensor] | None = None  # index [n] int64 -> [n, C, H, W] uint8, or floats in [0, 1]
-    max_value: int = 255  # of images stored as uint8: what becomes 1.0
+    read: Callable[[Tensor], Tensor] | None = None  # index [n] int64 -> [n, C, H, W] integers, or floats in [0, 1]
+    max_value: int = 255  # of images stored as integers: what becomes 1.0
     table: Tensor | None = None  # [num_images, F] int64
     continuous_factors: Tensor | None = None  # [num_images, F] float64 as measured; `table` then holds their classes
     source: str = ""  # "rendered", "memory", or the path of the file or folder that is read
     identity: str = ""  # tells data apart wherever they lie: a run stores it to notice that its data changed
 
     def __post_init__(self) -> None:
-        sizes, shape = self.factor_sizes, (self.num_images, len(self.factor_sizes))
+        n, names, sizes, table = self.num_images, self.factor_names, self.factor_sizes, self.table
         if (self.render is None) == (self.read is None):
-            raise InputError(f"{self.name} should have either render or read")
-        if self.num_images < 1:
-            raise InputError(f"{self.name} holds no images")
-        if len(self.factor_names) != len(sizes):
-            raise InputError(f"{self.name}: {self.factor_names} should name {len(sizes)} factors")
-        if self.table is None:
-            if sizes and prod(sizes) != self.num_images:
-                cells = f"{prod(sizes)} combinations of its factors {sizes}"
-                raise InputError(f"{self.name} has {self.num_images} images for {cells}; give the factors as table")
-            return
-        if self.table.dtype != torch.int64 or self.table.shape != shape:
-            got = f"{self.table.dtype} {list(self.table.shape)}"
-            raise InputError(f"{self.name}: table should be int64 {list(shape)}, got {got}")
-        if prod(sizes) >= 2**63:
-            raise InputError(f"{self.name}: {sizes} are too many combinations of factors to number")
-        self._checked(self.table)
+            raise InputError(f"{self.name}: expected either render or read")
+        if n < 1 or len(names) != len(sizes) or (table is None and sizes and prod(sizes) != n):
+            raise InputError(f"{self.name}: {n} images do not fit factors {names} of sizes {sizes}; give their table")
+        if table is not None:
+            expect(f"{self.name}: table", (table.dtype, *table.shape), (torch.int64, n, len(sizes)))
+            self._checked(table)
 
-    def images(
-        self,
-        x: Tensor,  # [n] index or [n, F] factors, int64
-    ) -> Tensor:
+    def images(self, x: Tensor) -> Tensor:  # [n] index or [n, F] factors, int64
         """Return images [n, C, H, W] float32 in [0, 1], on the device of `x`.
 
         Raises InputError for a wrong shape or type and, on the CPU, for a value out of range.
@@ -76,126 +65,170 @@ class Dataset:
         index = self._checked(x) if x.dim() == 1 else self.index(x)
         return self.to_float(self.stored(index).to(x.device))
 
-    def stored(
-        self,
-        index: Tensor,  # [n] int64
-    ) -> Tensor:
-        """Read images [n, C, H, W] as they are stored: uint8 in 0..max_value, or float32 in [0, 1]."""
+    def stored(self, index: Tensor) -> Tensor:  # [n] int64
+        """Read images [n, C, H, W] as they are stored: integers in 0..max_value, or float32 in [0, 1]."""
         assert self.read is not None
-        images = self.read(index)
-        shape, is_float = (len(index), *self.image_shape), images.is_floating_point()
-        if images.shape != shape or not (is_float or images.dtype == torch.uint8):
-            got = f"{images.dtype} {list(images.shape)}"
-            raise InputError(f"{self.name}: read() should return uint8 or floats {list(shape)}, got {got}")
-        top = 1 if is_float else self.max_value
-        if top < 255 and len(index) and images.device.type == "cpu":
-            low, high = torch.aminmax(images)
-            if not (low >= 0 and high <= top):  # also for NaN
-                got = f"{images.dtype} from {low:g} to {high:g}"
-                raise InputError(f"{self.source or self.name}: images should lie in 0 to {top}, got {got}")
+        images, what = self.read(index), f"{self.source or self.name}: images"
+        expect(f"{what}: shape", tuple(images.shape), (len(index), *self.image_shape))
+        is_float = images.is_floating_point()
+        if images.dtype != torch.uint8 or self.max_value < 255:
+            check_range(what, images, 1 if is_float else self.max_value)
         return images.float() if is_float else images
 
     def to_float(self, stored: Tensor) -> Tensor:
         """Scale images from `stored` to float32 in [0, 1]."""
-        return stored.float().div_(self.max_value) if stored.dtype == torch.uint8 else stored
+        return stored if stored.is_floating_point() else stored.float().div_(self.max_value)
 
-    def factors(
-        self,
-        index: Tensor,  # [n] int64
-    ) -> Tensor:
+    def factors(self, index: Tensor) -> Tensor:  # [n] int64
         """Return the factors [n, F] int64 of images, on the device of `index`."""
-        self._need_factors()
+        if not self.factor_names:
+            raise InputError(f"{self.name} has no factors of variation; use indices")
         index = self._checked(index)
         if self.table is not None:
             return self.table[index.to(self.table.device)].to(index.device)
         steps = (prod(self.factor_sizes[f + 1 :]) for f in range(len(self.factor_sizes)))
         return torch.stack([index // step % size for step, size in zip(steps, self.factor_sizes)], -1)
 
-    def index(
-        self,
-        factors: Tensor,  # [n, F] int64
-    ) -> Tensor:
+    def index(self, factors: Tensor) -> Tensor:  # [n, F] int64
         """Return the index [n] of an image with each row of factors.
 
         Where a cell holds several images, consecutive rows get different ones. Raises InputError where no image has the
         factors.
         """
-        self._need_factors()
-        cell = self._cell(self._checked(factors))
+        factors = self._checked(factors)
         if self.table is None:
+            cell = factors[:, 0]
+            for size, column in zip(self.factor_sizes[1:], factors.unbind(1)[1:]):
+                cell = cell * size + column
             return cell
-        cells, order = self._sorted_cells
-        wanted = cell.to(cells.device)
-        first, last = torch.searchsorted(cells, wanted), torch.searchsorted(cells, wanted, right=True)
-        missing = (first == last).nonzero()
-        if len(missing):
-            lacking = factors[missing[0, 0]].tolist()
-            raise InputError(f"{self.name} has no image with factors {lacking}; draw them by sample_factors()")
-        row = torch.arange(len(wanted), device=cells.device)
-        return order[first + (row + wanted) % (last - first)].to(factors.device)
+        cells = [self._cells.get(tuple(row), []) for row in factors.tolist()]
+        if [] in cells:
+            raise InputError(f"{self.name} has no image with factors {factors[cells.index([])].tolist()}")
+        rows = [cell[i % len(cell)] for i, cell in enumerate(cells)]
+        return torch.tensor(rows, dtype=torch.int64, device=factors.device)
 
     def sample_factors(self, n: int, seed: int = 0) -> Tensor:
         """Draw factors [n, F] int64 on the CPU, uniformly over the grid (with a table: over its rows)."""
-        self._need_factors()
         generator = torch.Generator("cpu").manual_seed(seed)
-        sizes = (self.num_images,) if self.table is not None else self.factor_sizes
+        sizes = (self.factor_sizes if self.table is None else ()) or (self.num_images,)
         drawn = [torch.randint(size, (n,), generator=generator, device="cpu") for size in sizes]
-        return torch.stack(drawn, -1) if self.table is None else self.table.cpu()[drawn[0]]
+        return torch.stack(drawn, -1) if self.factor_names and self.table is None else self.factors(drawn[0])
 
     def __len__(self) -> int:
         return self.num_images
 
-    def __getitem__(self, key: int | slice | Sequence[int] | Tensor) -> Tensor:
-        """Return image [C, H, W] at an integer, or images [n, C, H, W] at a slice, a list or a tensor."""
-        n = len(self)
-        if isinstance(key, slice):
-            return self.images(torch.arange(*key.indices(n), device="cpu"))
-        if np.ndim(key) == 0:
-            index = operator.index(key)  # type: ignore[arg-type]
-            if not -n <= index < n:
-                raise IndexError(f"{self.name} has {n} images, got index {index}")
-            return self.images(torch.tensor([index % n], device="cpu"))[0]
-        rows = torch.as_tensor(key, device=getattr(key, "device", "cpu"))
-        if rows.dim() != 1 or rows.dtype == torch.bool or (rows.is_floating_point() and len(rows)):
-            raise InputError(f"{self.name}[...] takes an integer, a slice or integers [n], got {key!r:.80}")
-        rows = rows.long()
-        return self.images(torch.where(rows < 0, rows + n, rows))
+    def __getitem__(self, key: Any) -> Tensor:
+        """Return image [C, H, W] at an integer, or images [n, C, H, W] at a slice, a list, a tensor or a mask."""
+        index = torch.from_numpy(np.array(np.arange(self.num_images)[key]))
+        return self.images(index) if index.dim() else self.images(index[None])[0]
 
-    def __getitems__(self, index: Sequence[int]) -> list[Tensor]:
-        """Return images of a DataLoader's batch, read at once."""
+    def __getitems__(self, index: Sequence[int]) -> list[Tensor]:  # of a DataLoader's batch, read at once
         return list(self[index])
 
     @cached_property
-    def _sorted_cells(self) -> tuple[Tensor, Tensor]:
+    def _cells(self) -> dict[tuple[int, ...], list[int]]:
+        """The images that have each combination of factors."""
         assert self.table is not None
-        cells, order = self._cell(self.table).sort(stable=True)
-        return cells, order
-
-    def _cell(self, factors: Tensor) -> Tensor:
-        cell = factors[:, 0]
-        for f, size in enumerate(self.factor_sizes[1:], 1):
-            cell = cell * size + factors[:, f]
-        return cell
-
-    def _need_factors(self) -> None:
-        if not self.factor_names:
-            raise InputError(f"{self.name} has no factors of variation; use indices")
+        cells: dict[tuple[int, ...], list[int]] = {}
+        for i, row in enumerate(self.table.tolist()):
+            cells.setdefault(tuple(row), []).append(i)
+        return cells
 
     def _checked(self, x: Tensor) -> Tensor:
-        names, sizes = self.factor_names, self.factor_sizes
-        if x.dim() == 2 and x.shape[1] != len(sizes):
-            raise InputError(f"{self.name} has {len(sizes)} factors {names}, got {x.shape[1]} columns")
-        if x.device.type != "cpu" or not len(x):  # reading a value back would stall the device
-            return x
-        columns = zip(names, sizes, x.unbind(1)) if x.dim() == 2 else [("index", self.num_images, x)]
-        for what, size, column in columns:
-            low, high = torch.aminmax(column)
-            if low < 0 or high >= size:
-                raise InputError(f"{self.name}: {what} runs from 0 to {size - 1}, got {int(low)} to {int(high)}")
+        """Return indices [n] or factors [n, F], whose values are in range where they are on the CPU."""
+        names, sizes = (("index",), (self.num_images,)) if x.dim() == 1 else (self.factor_names, self.factor_sizes)
+        columns = x[:, None] if x.dim() == 1 else x
+        expect(f"{self.name}: number of factors", columns.shape[1], len(sizes))
+        if x.device.type == "cpu":  # reading a value back would stall a device
+            for name, size, column in zip(names, sizes, columns.unbind(1)):
+                check_range(f"{self.name}: {name}", column, size - 1)
         return x
 
 
-def grid(name: str, factors: dict[str, int], image_shape: tuple[int, int, int], **fields: Any) -> Dataset:
-    """Make a data set whose images are the cells of a full grid of `factors`, slowest first."""
-    sizes = tuple(factors.values())
-    return Dataset(name, image_shape, prod(sizes), tuple(factors), sizes, **fields)
+def from_images(
+    images: Any, factors: Any = None, factor_names: Sequence[str] | None = None, name: str = "images"
+) -> Dataset:
+    """Make a data set of images in memory, and of their factors where those are known.
+
+    `images`: a tensor, an array, or a torch data set of images or (image, ...) tuples, which is read once.
+    Shape [N, C, H, W], [N, H, W, C] or, for grey, [N, H, W]; whole numbers from 0 to 255 (or only 0 and 1), or floats
+    in [0, 1].
+
+    `factors` [N] or [N, F]: whole numbers are classes from 0. Floats are continuous: `continuous_factors` keeps them,
+    and `factors()` gives ten equal classes from the minimum to the maximum of each.
+
+    Raises InputError for what does not fit.
+    """
+    if not isinstance(images, Tensor | np.ndarray):
+        try:
+            items = [images[i] for i in range(len(images))]
+            images = np.stack([_array(item[0] if isinstance(item, tuple) else item) for item in items])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name}: expected images of one shape, and how many there are: {error}") from error
+    pixels = _array(images)
+    shape, is_float = list(pixels.shape), pixels.dtype.kind == "f"
+    if len(shape) not in (3, 4) or (len(shape) == 4 and min(shape[1], shape[3]) > 4) or pixels.dtype.kind not in "biuf":
+        got = f"{pixels.dtype} {shape}"
+        raise InputError(f"{name}: expected numbers [N, C <= 4, H, W], [N, H, W, C] or [N, H, W], got {got}")
+    check_range(f"{name}: images", pixels, 1 if is_float else 255)
+    pixels = pixels.astype(np.float32 if is_float else np.uint8, copy=False)
+    if len(shape) == 4 and shape[1] <= shape[3]:
+        pixels = pixels.transpose(0, 2, 3, 1)
+    some = np.ascontiguousarray(pixels[:: len(pixels) // 64 + 1])
+    return replace(
+        from_stored(name, pixels, {}, max_value=255 if pixels.max(initial=0) > 1 else 1),
+        source="memory",
+        identity=f"{len(pixels)} images, hash of a part {sha256(some.data).hexdigest()[:16]}",
+        **({} if factors is None else factor_fields(name, len(pixels), factors, factor_names)),
+    )
+
+
+def factor_fields(name: str, count: int, factors: Any, names: Sequence[str] | None) -> dict[str, Any]:
+    """Return the fields of `Dataset` that describe the factors [count] or [count, F] of `from_images`."""
+    values = _array(factors)
+    values = values[:, None] if values.ndim == 1 else values
+    expect(f"{name}: number of rows of factors, of axes", (len(values), values.ndim), (count, 2))
+    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        raise InputError(f"{name}: expected finite numbers as factors, got {values.dtype} {values!r:.80}")
+    continuous = torch.from_numpy(values.astype(np.float64)) if values.dtype.kind == "f" else None
+    if continuous is not None:
+        low, span = values.min(0), np.ptp(values, 0)
+        values = np.minimum((values - low) / np.where(span > 0, span, 1) * _CLASSES, _CLASSES - 1)
+    table = torch.from_numpy(values.astype(np.int64))
+    sizes = tuple((table.amax(0) + 1).clamp(min=1).tolist())
+    names = tuple(names or (f"factor{f}" for f in range(len(sizes))))
+    return {"factor_names": names, "factor_sizes": sizes, "table": table, "continuous_factors": continuous}
+
+
+def from_stored(
+    name: str, stored: np.ndarray, factors: dict[str, int], table: np.ndarray | None = None, pad: int = 0, **fields: Any
+) -> Dataset:
+    """Make a data set of stored images [N, H, W] or [N, H, W, C], with a border of `pad` zeros.
+
+    `factors` gives sizes by name; `table` holds the factors [N, F] where the images are not their full grid.
+    """
+    height, width, channels = (*stored.shape[1:], 1)[:3]
+
+    def read(index: Tensor) -> Tensor:
+        images = torch.from_numpy(stored[index.cpu().numpy()]).reshape(len(index), height, width, channels)
+        return torch.nn.functional.pad(images.permute(0, 3, 1, 2), (pad,) * 4)
+
+    rows = None if table is None else torch.from_numpy(table.astype(np.int64))
+    names, sizes, shape = tuple(factors), tuple(factors.values()), (channels, height + 2 * pad, width + 2 * pad)
+    return Dataset(name, shape, len(stored), names, sizes, read=read, table=rows, **fields)
+
+
+def _array(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = (values.float() if values.dtype == torch.bfloat16 else values).detach().cpu()
+    return np.asarray(values)
+
+
+def expect(what: str, got: object, expected: object) -> None:
+    if got != expected:
+        raise InputError(f"{what}: expected {expected}, got {got}")
+
+
+def check_range(what: str, values: Tensor | np.ndarray, top: int) -> None:
+    if not ((values >= 0) & (values <= top)).all():  # also for NaN
+        raise InputError(f"{what}: expected values from 0 to {top}, got {values.min()} to {values.max()}")

@@ -1,0 +1,234 @@
+"""The readers of published files, and of a folder of pictures. Photographs are cropped and resized once."""
+
+import gzip
+import os
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import scipy.io
+from PIL import Image, ImageOps
+
+from ..errors import InputError
+from .dataset import Dataset, expect, factor_fields, from_stored
+from .rendered import CIRCULAR, DSPRITES, SHAPES3D
+from .storage import cached, images, reading
+
+MPI3D = {"color": 6, "shape": 6, "size": 2, "camera": 3, "background": 3, "dof1": 40, "dof2": 40}
+CARS3D = {"elevation": 4, "azimuth": 24, "object": 183}
+SMALLNORB = {"category": 5, "elevation": 9, "azimuth": 18, "lighting": 6}
+TEAPOTS = ("azimuth", "elevation", "red", "green", "blue")
+NORB_IMAGES, MNIST_IMAGES, CELEBA_IMAGES = 24_300, 60_000, 202_599  # per file
+_NORB_BYTES, _NORB_INTEGERS, _IDX_IMAGES, _IDX_LABELS = 0x1E3D4C55, 0x1E3D4C54, 2051, 2049  # first integers of files
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+
+
+class Reader(NamedTuple):
+    """A published data set: its files, of which one is needed, where to get them, and the function that reads it."""
+
+    files: Sequence[str]
+    publisher: str
+    read: Callable[[Path], Dataset]
+
+
+def read_grid(path: Path, name: str, factors: dict[str, int]) -> Dataset:
+    """Map the images of a full grid of factors: sprites are binary and 1x64x64, the others 3x64x64."""
+    key, shape, max_value = ("imgs", (64, 64), 1) if "dsprites" in name else ("images", (64, 64, 3), 255)
+    return from_stored(name, images(path, key, shape, max_value), factors, max_value=max_value)
+
+
+def teapots(path: Path) -> Dataset:
+    """Read 3D Teapots (Eastwood and Williams 2018), 3x64x64.
+
+    The five generative values are random, without a grid: `table` has ten equal classes of each.
+    """
+    dataset = from_stored("teapots", images(path, "images", (64, 64, 3)), {})
+    with np.load(path, allow_pickle=False) as file:
+        if "gts" not in file:
+            return dataset
+        return replace(dataset, **factor_fields("gts", len(dataset), file["gts"], TEAPOTS))
+
+
+def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> Dataset:
+    """Read the training images of MNIST, RMNIST (4 turns) or RBMN (4 turns, 4 blocks): 28 px on 1x32x32.
+
+    Image 4 i + k of RMNIST is MNIST's image i turned counter-clockwise by k * 90 degrees. Image 16 i + 4 k + b of RBMN
+    is the same with a grey block of 10 px over quadrant b, by rows from the upper left; the block is our choice.
+    """
+    if path.suffix == ".npz":
+        stored = images(path, "x_train", (28, 28))
+        with np.load(path, allow_pickle=False) as file:
+            digits = file["y_train"]
+    else:
+        labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+        stored = read_raw(path, (_IDX_IMAGES, MNIST_IMAGES, 28, 28), ">u1", (MNIST_IMAGES, 28, 28))
+        digits = read_raw(labels, (_IDX_LABELS, MNIST_IMAGES), ">u1", (MNIST_IMAGES,))
+
+    def variants() -> Iterator[np.ndarray]:
+        for image in stored:
+            turned = np.stack([np.rot90(image, k) for k in range(turns)]).repeat(blocks, 0)
+            for b in range(blocks if blocks > 1 else 0):
+                y, x = 4 + 10 * (b // 2), 4 + 10 * (b % 2)
+                turned[b::blocks, y : y + 10, x : x + 10] = 128
+            yield turned
+
+    image, turn, block = np.indices((len(digits), turns, blocks)).reshape(3, -1)
+    factors = {"digit": 10} | {name: n for name, n in (("angle", turns), ("block", blocks)) if n > 1}
+    table = np.stack([digits[image], turn, block], 1)[:, : len(factors)]
+    if turns > 1:
+        stored = cached(name, [path], (len(table), 28, 28), variants())
+    return from_stored(name, stored, factors, table, pad=2)
+
+
+def adrenalmnist3d(path: Path) -> Dataset:
+    """Read the 28 slices of each volume of AdrenalMNIST3D, 28 px on 1x32x32: training, validation, then test volumes.
+
+    The factors are the volume's label and the slice.
+    """
+    parts = ("train", "val", "test")
+    stored = np.concatenate([images(path, f"{part}_images", (28, 28, 28)) for part in parts]).reshape(-1, 28, 28)
+    with np.load(path, allow_pickle=False) as file:
+        labels = np.concatenate([file[f"{part}_labels"] for part in parts]).repeat(28)
+    table = np.stack([labels, np.arange(len(labels)) % 28], 1)
+    return from_stored("adrenalmnist3d", stored, {"label": 2, "slice": 28}, table, pad=2)
+
+
+def cars3d(path: Path) -> Dataset:
+    """Read Cars3D (Reed et al. 2015), 3x64x64: 4 elevations, 24 azimuths, 183 cars, in the archive's order."""
+    elevations, azimuths, count = CARS3D.values()
+
+    def views() -> Iterator[np.ndarray]:
+        cars = []
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if PurePosixPath(member.name).match("cars/*.mat"):
+                    with reading(path / member.name):
+                        im = scipy.io.loadmat(archive.extractfile(member), variable_names=["im"])["im"]
+                        expect("im", (str(im.dtype), im.shape), ("uint8", (128, 128, 3, azimuths, elevations)))
+                    pictures = im.transpose(4, 3, 0, 1, 2).reshape(-1, 128, 128, 3)
+                    cars.append([_square(Image.fromarray(picture)) for picture in pictures])
+        yield from np.stack(cars, 1)  # the archive goes car by car, the grid view by view
+
+    return from_stored("cars3d", cached("cars3d", [path], (elevations * azimuths * count, 64, 64, 3), views()), CARS3D)
+
+
+def smallnorb(path: Path) -> Dataset:
+    """Read SmallNORB (LeCun et al. 2004), 1x64x64, first camera, training then testing images.
+
+    The ten instances of a category are not a factor: each cell of the factors holds ten images.
+    """
+    n, files = NORB_IMAGES, [path, path.with_name(path.name.replace("46789", "01235").replace("training", "testing"))]
+    pairs = (pair for dat in files for pair in read_raw(dat, (_NORB_BYTES, 4, n, 2, 96, 96), "<u1", (n, 2, 96, 96)))
+    tables = []
+    for dat in files:
+        cat, info = (dat.with_name(dat.name.replace("-dat", part)) for part in ("-cat", "-info"))
+        category = read_raw(cat, (_NORB_INTEGERS, 1, n, 1, 1), "<i4", (n,))  # at least three sizes
+        _, elevation, azimuth, lighting = read_raw(info, (_NORB_INTEGERS, 2, n, 4, 1), "<i4", (n, 4)).T
+        tables.append(np.stack([category, elevation, azimuth // 2, lighting], 1))
+    stored = cached("smallnorb", files, (2 * n, 64, 64), (_square(Image.fromarray(left))[None] for left, _ in pairs))
+    return from_stored("smallnorb", stored, SMALLNORB, np.concatenate(tables))
+
+
+def celeba(path: Path) -> Dataset:
+    """Read CelebA (Liu et al. 2015), aligned: the central 128 px of each photograph at 3x32x32.
+
+    The 40 binary attributes are its factors where `list_attr_celeba.txt` lies beside the archive.
+    """
+
+    def faces() -> Iterator[np.ndarray]:
+        with zipfile.ZipFile(path) as archive:
+            for name in sorted(name for name in archive.namelist() if name.endswith(".jpg")):
+                with reading(path / name), archive.open(name) as file, Image.open(file) as image:
+                    expect("size", image.size, (178, 218))
+                    yield _square(image.convert("RGB").crop((25, 45, 153, 173)), 32)[None]
+
+    stored = cached("celeba", [path], (CELEBA_IMAGES, 32, 32, 3), faces())
+    attributes = path.with_name("list_attr_celeba.txt")
+    if not attributes.is_file():
+        return from_stored("celeba", stored, {})
+    with reading(attributes):
+        names = attributes.read_text().splitlines()[1].split()
+        values = np.loadtxt(attributes, int, skiprows=2, usecols=range(1, 1 + len(names)), ndmin=2)
+        return from_stored("celeba", stored, dict.fromkeys(names, 2), values == 1)
+
+
+def folder(root: Path) -> Dataset:
+    """Read all pictures in a folder and its subfolders, in the order of their names: the central square at 3x64x64.
+
+    Follows links. Leaves out what is hidden, and what this library wrote: pictures of runs and selections.
+    """
+    files = sorted(_pictures(root))
+    if not files:
+        raise InputError(f"{root} holds no images ({', '.join(sorted(_SUFFIXES))})")
+
+    def pictures() -> Iterator[np.ndarray]:
+        for path in files:
+            with reading(path), Image.open(path) as file:
+                yield _square(_rgb(file))[None]
+
+    dataset = from_stored("folder", cached("folder", files, (len(files), 64, 64, 3), pictures()), {})
+    return replace(dataset, identity=f"{len(files)} pictures, {sum(path.stat().st_size for path in files)} bytes")
+
+
+def _pictures(root: Path) -> Iterator[Path]:
+    seen = set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(place)
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]  # links may lead back
+        if real not in seen and not {"metrics.jsonl", "ranking.json"} & {*names}:
+            found = (Path(place, name) for name in names if not name.startswith("."))
+            yield from (path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file())
+        seen.add(real)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    image = ImageOps.exif_transpose(image)  # a telephone's picture lies as its sensor did
+    if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
+        image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InputError("expected 8 or 16 bits a channel, got pixels of 32 bits, whose range is unknown")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _square(image: Image.Image, size: int = 64) -> np.ndarray:
+    """Return the central square of the image at size x size pixels."""
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
+
+
+def read_raw(path: Path, header: Sequence[int], dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read an array that follows a header of 32-bit integers, in a plain or gzipped file."""
+    with reading(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        integers = np.array([*header], f"{dtype[0]}i4")
+        expect("header", np.frombuffer(file.read(integers.nbytes), integers.dtype).tolist(), integers.tolist())
+        return np.frombuffer(file.read(), dtype).reshape(shape)
+
+
+_DSPRITES, _NORB = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64", "smallnorb-5x46789x9x18x6x2x96x96-training-dat.mat"
+_MNIST = ("mnist.npz", "train-images-idx3-ubyte", "train-images-idx3-ubyte.gz"), "MNIST (LeCun et al. 1998)"
+_MPI3D = "github.com/rr-learning/disentanglement_dataset"
+_GRIDS = (  # name, factors, publisher, files
+    ("dsprites", DSPRITES, "github.com/google-deepmind/dsprites-dataset", f"{_DSPRITES}.npz", f"{_DSPRITES}.hdf5"),
+    ("circular_dsprites", CIRCULAR, "github.com/fjxmlzn/InfoGAN-CR", "cdsprites_ndarray_64x64.npz"),
+    ("shapes3d", SHAPES3D, "github.com/google-deepmind/3d-shapes", "3dshapes.h5"),
+    ("mpi3d_toy", MPI3D, _MPI3D, "mpi3d_toy.npz"),
+    ("mpi3d_realistic", MPI3D, _MPI3D, "mpi3d_realistic.npz"),
+    ("mpi3d_real", MPI3D, _MPI3D, "mpi3d_real.npz"),
+    ("mpi3d_complex", {**MPI3D, "color": 4, "shape": 4}, _MPI3D, "real3d_complicated_shapes_ordered.npz"),
+)
+READERS = {name: Reader(files, url, partial(read_grid, name=name, factors=f)) for name, f, url, *files in _GRIDS} | {
+    "cars3d": Reader(["nips2015-analogy-data.tar.gz"], "Deep Visual Analogy-Making (Reed et al. 2015)", cars3d),
+    "smallnorb": Reader([_NORB, f"{_NORB}.gz"], "the small NORB data set, V1.0 (LeCun et al. 2004)", smallnorb),
+    "teapots": Reader(["teapots.npz"], "3D Teapots (Eastwood and Williams 2018)", teapots),
+    "celeba": Reader(["img_align_celeba.zip"], "CelebA (Liu et al. 2015), Align&Cropped Images", celeba),
+    "mnist": Reader(*_MNIST, mnist),
+    "rmnist": Reader(*_MNIST, partial(mnist, name="rmnist", turns=4)),
+    "rbmn": Reader(*_MNIST, partial(mnist, name="rbmn", turns=4, blocks=4)),
+    "adrenalmnist3d": Reader(["adrenalmnist3d.npz"], "MedMNIST v2 (Yang et al. 2023)", adrenalmnist3d),
+}
