@@ -80,7 +80,11 @@ def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(run):
 
 
 def test_a_selection_is_shown_whole(tmp_path):
-    result = {"method": "centrality", "models": [MODEL, {**MODEL, "rank": 2, "name": "c"}], "sentences": ["warning: two clusters"]}
+    result = {
+        "method": "centrality",
+        "models": [MODEL, {**MODEL, "rank": 2, "name": "c"}],
+        "sentences": ["warning: two clusters"],
+    }
     (tmp_path / "ranking.json").write_text(json.dumps(result))
     text = page(tmp_path)
     assert "method: centrality" in text

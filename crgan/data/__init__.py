@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import InputError, suggestion
+from ..errors import InputError, check_name
 from .dataset import Dataset, from_images
 from .readers import READERS, folder
 from .rendered import RENDERED
@@ -22,8 +22,7 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     their published files, "folder" from all pictures in `root`. Raises InputError for an unknown name, and for a file
     that is missing or not as published.
     """
-    if name not in NAMES:
-        raise InputError(f"unknown data set {name!r}{suggestion(str(name), NAMES)}; choose one of {', '.join(NAMES)}")
+    check_name("data set", name, NAMES)
     if root is None and name in RENDERED:
         return RENDERED[name]
     reader = READERS.get(name)
