@@ -165,8 +165,8 @@ def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
             yield LoadedModel(name, model.to(device) if isinstance(model, nn.Module) else model)
     else:
         raise InputError(
-            f"{run} is no model{'' if path.exists() else ', nothing is there'}; expected a run folder, "
-            "a folder with generate.pt2 and encode.pt2, or module:function"
+            f"{f'{run} is no model' if path.exists() else f'there is no {run}'}; expected a run folder, a folder with "
+            "generate.pt2 and encode.pt2, or module:function"
         )
 
 
