@@ -1,9 +1,13 @@
-"""Figures of the report page, as SVG whose colours follow the page."""
+"""Figures of the report page, as SVG whose colours follow the page, and its colours and numbers."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from html import escape
 from typing import Any
+
+from .config import Config
 
 INK, SERIES = "#010203", {"#0072b2": "var(--series-1)", "#d55e00": "var(--series-2)"}
 
@@ -47,7 +51,7 @@ def curves(rows: Sequence[Mapping[str, Any]], marks: Sequence[tuple[str, int, st
         }
         if not series:
             continue
-        figure, axes = _figure(5.2, 2.5)
+        figure, axes = _figure(4.8, 2.4)
         for colour, (label, points) in zip(SERIES, series.items()):
             points = points[:: -(-len(points) // MAX_POINTS)]
             marker = "o" if len(points) < 40 else ""
@@ -68,9 +72,23 @@ def curves(rows: Sequence[Mapping[str, Any]], marks: Sequence[tuple[str, int, st
     return drawn
 
 
+def schedule_marks(config: Mapping[str, Any], last: int) -> list[tuple[str, int, str]]:
+    """Return where the schedule changes, up to step `last`: a letter, the step and what happens."""
+    cfg = Config(**{field.name: config[field.name] for field in fields(Config) if field.name in config})
+    regularizer = f"the contrastive regularizer starts, with gap {cfg.gap:g}"
+    changes = [
+        (cfg.code_warmup_steps > 0, (cfg.num_codes - 1) * cfg.code_warmup_steps, "all codes are faded in"),
+        (cfg.cr_weight > 0, cfg.cr_start, regularizer),
+        (cfg.cr_weight > 0, cfg.gap_switch or 0, f"the contrastive gap becomes {cfg.gap_after:g}, with a new H"),
+        (cfg.blur > 0, cfg.blur_steps, "the blur of what D sees has decayed to 0"),
+    ]
+    due = sorted((step, text) for used, step, text in changes if used and 0 < step <= last)
+    return [(letter, step, text) for letter, (step, text) in zip("ABCD", due)]
+
+
 def scatter(points: Sequence[tuple[float, float]], method: str) -> Any:
     """Draw the supervised score of each model against its score by the selection; the first, the winner, stands out."""
-    figure, axes = _figure(5.2, 3.4)
+    figure, axes = _figure(4.8, 3.2)
     colours = list(SERIES)
     axes.scatter(*zip(*points[1:]), color=colours[0], s=22)
     axes.scatter(*points[0], color=colours[1], s=60, marker="D")
@@ -91,6 +109,21 @@ def colour(share: float) -> str:
 def shade(share: float | None) -> str:
     """Return the style of a cell for a number in [0, 1]."""
     return "" if share is None else f"background:{colour(share)};color:{'#fff' if share < 0.55 else '#000'}"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Return a number as a reader expects it; a dash for None."""
+    if isinstance(value, float):
+        return f"{value:.{digits}f}".replace("-", "−")
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in its largest units; a dash for None."""
+    if seconds is None:
+        return "–"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min" if minutes > 1 else f"{seconds:.0f} s"
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
@@ -115,7 +148,8 @@ def _svg(figure: Any, description: str) -> Any:
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": description, "svg.id": None}):
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = content.getvalue()
-    text = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<svg") :])  # the same in every figure
+    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
     for colour, name in {INK: "currentColor", **SERIES}.items():
         text = text.replace(colour, name)
     return Markup(text)

@@ -105,6 +105,27 @@ def base_traversals(model: Any, count: int, num_values: int = 15, seed: int = 0)
         yield BaseTraversal(columns.tolist(), traversal_images(model, base, noise, num_values, reach).cpu())
 
 
+def sprite_sheets(model: Any, max_codes: int, seed: int = 0, max_size: int = 3_500_000) -> dict[str, Any]:
+    """Draw traversals around up to six base images, a sheet each: rows are the first codes, columns values.
+
+    Returns the sheets as data URIs of `max_size` characters together, each code's column in the base image, and the
+    values of the columns.
+    """
+    num_values, reach = 15, code_reach(model)
+    sheets: list[str] = []
+    columns: list[list[int]] = []
+    for base in base_traversals(model, 6, num_values, seed):
+        sheet = image_grid(base.images[:max_codes], gutter=0, shortest=1)
+        factor = -(-max(base.images.shape[3:]) // 128)
+        uri = data_uri(sheet.reduce(factor) if factor > 1 else sheet)
+        if sheets and sum(map(len, sheets)) + len(uri) > max_size:
+            break
+        sheets.append(uri)
+        columns.append(base.columns[:max_codes])
+    steps = [reach * (2 * i / (num_values - 1) - 1) for i in range(num_values)]
+    return {"sheets": sheets, "columns": columns, "steps": steps}
+
+
 def traversal_frames(model: Any, labels: Sequence[str] = ()) -> list[Image.Image]:
     """Draw an animation in which every code (row) moves to and fro, in four base images (columns)."""
     images = torch.stack([base.images for base in base_traversals(model, 4, num_values=9)])  # [4, K, 9, C, H, W]

@@ -32,8 +32,7 @@ async function explorer(root) {
       slider.setAttribute("aria-valuetext", `code ${k + 1} at ${signed(values[at])}`);
     });
     draw(image, base, code, column);
-    const text = `c${code + 1} = ${signed(values[column])}`;
-    root.querySelector(".state").textContent = text;
+    const text = root.querySelector(".state").textContent = `c${code + 1} = ${signed(values[column])}`;
     image.setAttribute("aria-label", `image generated from base image ${base + 1} with ${text}`);
   }
   function choose(number) {
@@ -74,9 +73,7 @@ async function explorer(root) {
   all("[name=base]", root).forEach((input) => input.addEventListener("change", () => choose(+input.value)));
   sliders.forEach((slider, k) => slider.addEventListener("input", () => { pause(); move(k, +slider.value); }));
   play.addEventListener("click", () => (timer === null ? start() : pause()));
-  const grid = root.querySelector(".grid"), show = () => root.classList.toggle("plain", !grid.checked);
-  grid.addEventListener("change", show);
-  show();
+  root.querySelector(".grid").addEventListener("change", ({ target }) => root.classList.toggle("plain", !target.checked));
   choose(0);
   root.dataset.ready = "";
 }
@@ -87,7 +84,8 @@ function matrix(root) {
   const cells = all("tbody tr", root).map((row) => all("td", row));
 
   function table(i, j) {
-    const made = [element("p", `Encoder of ${names[i]} on images of ${names[j]}: ${scores[i][j]?.toFixed(3) ?? "not measured"}`)];
+    const score = scores[i][j]?.toFixed(3) ?? "not measured";
+    const made = [element("p", `Encoder of ${names[i]} on images of ${names[j]}: ${score}`)];
     const counts = votes[`${i},${j}`];
     if (counts) {
       const total = Math.max(1, ...counts.flat());
@@ -100,8 +98,7 @@ function matrix(root) {
           return cell;
         }),
       ]));
-      const name = element("caption", `Votes: rows are codes of the encoder, columns those held in the images`);
-      const box = element("div", "", [element("table", "", [name, head, ...body])]);
+      const box = element("div", "", [element("table", "", [head, ...body])]);
       box.className = "scroll";
       made.push(box);
     }
@@ -115,6 +112,7 @@ function matrix(root) {
   for (const event of ["mouseover", "focusin"]) {
     root.querySelector("tbody").addEventListener(event, ({ target }) => target.matches("td") && show(target));
   }
+  show(cells[0][Math.min(1, names.length - 1)]);
   root.querySelector("tbody").addEventListener("keydown", (event) => {
     const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
     const from = event.target, to = cells[from.parentNode.rowIndex - 1 + down]?.[from.cellIndex - 1 + right];
@@ -130,8 +128,8 @@ function matrix(root) {
 function sortable(table) {
   const heads = all("thead th", table);
   const key = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
-  heads.forEach((head, column) => {
-    if (!head.textContent) return;
+  heads.filter((head) => head.textContent).forEach((head) => {
+    const column = head.cellIndex;
     const button = element("button", head.textContent);
     button.type = "button";
     head.replaceChildren(button);
@@ -139,8 +137,7 @@ function sortable(table) {
       const sign = head.getAttribute("aria-sort") === "descending" ? 1 : -1;
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
-      const rows = all("tbody tr", table).sort((a, b) => sign * compare(key(a, column), key(b, column)));
-      table.tBodies[0].append(...rows);
+      table.tBodies[0].append(...all("tbody tr", table).sort((a, b) => sign * compare(key(a, column), key(b, column))));
     });
   });
 }
