@@ -244,7 +244,7 @@ def test_a_selection_is_shown_whole(tmp_path, run):
     for part in ("the pool splits", "is ahead of", "There is no folder gone/c here", "0.93", 'alt="Traversal of c1"'):
         assert part in text
     assert text.count("<td tabindex=") == 9
-    assert data_of(text)["names"][1:] == ["b", "c"]
+    assert data_of(text)["names"][1:] == ["gone,b", "gone,c"]
     assert "It has changed since the selection" in text  # its key is not that of the ranking
 
 

@@ -73,7 +73,7 @@ def command(*flags):
 
 
 def tensors_of(run):
-    return b"".join(path.read_bytes() for path in sorted(checkpoint.latest(run).glob("*")))
+    return b"".join(path.read_bytes() for path in sorted(checkpoint.latest(run).glob("*.safetensors")))
 
 
 # ---------------------------------------------------------------- schedules and the step
