@@ -1,11 +1,14 @@
-"""Figures of the report page, as SVG whose colours follow the page, and its colours and numbers."""
+"""What the report page shows of numbers: figures as SVG whose colours follow the page, colours, numbers, data URIs."""
 
+import base64
 import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from html import escape
 from typing import Any
+
+from PIL import Image
 
 from .config import Config
 
@@ -109,6 +112,18 @@ def colour(share: float) -> str:
 def shade(share: float | None) -> str:
     """Return the style of a cell for a number in [0, 1]."""
     return "" if share is None else f"background:{colour(share)};color:{'#fff' if share < 0.55 else '#000'}"
+
+
+def data_uri(picture: Image.Image | bytes) -> str:
+    """Return a picture as text for a web page: bytes as they are, an image as PNG or, where that is large, WebP."""
+    if isinstance(picture, bytes):
+        return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    content, kind = io.BytesIO(), "png"
+    picture.save(content, format="PNG", optimize=True)
+    if content.tell() > 150_000:
+        content, kind = io.BytesIO(), "webp"
+        picture.save(content, format="WEBP", quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
 def number(value: Any, digits: int = 3) -> str:

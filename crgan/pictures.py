@@ -1,7 +1,5 @@
 """Pictures of what a model generates: samples and latent traversals."""
 
-import base64
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .figures import data_uri
 from .files import write_atomically
 
 
@@ -173,15 +172,3 @@ def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int 
     first, *others = (frame.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for frame in frames)
     options: dict[str, Any] = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
     write_atomically(path, lambda temporary: first.save(temporary, format="GIF", **options))
-
-
-def data_uri(picture: Image.Image | bytes) -> str:
-    """Return a picture as text for a web page: bytes as they are, an image as PNG or, where that is large, WebP."""
-    if isinstance(picture, bytes):
-        return f"data:image/png;base64,{base64.b64encode(picture).decode()}"
-    content, kind = io.BytesIO(), "png"
-    picture.save(content, format="PNG", optimize=True)
-    if content.tell() > 150_000:
-        content, kind = io.BytesIO(), "webp"
-        picture.save(content, format="WEBP", quality=90)
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -15,9 +15,9 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from . import cli, pictures
+from . import cli
 from .errors import InputError
-from .figures import colour, curves, duration, number, scatter, schedule_marks, shade
+from .figures import colour, curves, data_uri, duration, number, scatter, schedule_marks, shade
 from .files import write_atomically
 from .selection.tables import MAX_MODELS, Tables, matrix, read_tables, short_names
 
@@ -73,6 +73,7 @@ def render(template: str, **content: Any) -> str:
 
 
 def run_page(folder: Path) -> dict[str, Any]:
+    from . import pictures
     from .checkpoint import latest
 
     about, rows, checkpoint = _read(folder / "config.json"), _metrics(folder), latest(folder)
@@ -117,7 +118,7 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def _uri(path: Path) -> str | None:
-    return pictures.data_uri(path.read_bytes()) if path.is_file() else None
+    return data_uri(path.read_bytes()) if path.is_file() else None
 
 
 def _open(folder: Path) -> tuple[Any, str]:
@@ -134,7 +135,7 @@ def _open(folder: Path) -> tuple[Any, str]:
 
 def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """Compare codes and factors by mutual information and FactorVAE votes, on few images."""
-    from . import data, metrics
+    from . import data, metrics, pictures
 
     codes = [f"c{k + 1}" for k in range(model.num_codes)]
     view: dict[str, Any] = {"codes": codes, "labels": [], "votes": None, "problem": ""}
@@ -229,6 +230,8 @@ def selection_page(folder: Path) -> dict[str, Any]:
 
 def _best_and_worst(folder: Path, models: Sequence[Any], tables: Tables) -> list[tuple[Any, list[Any], str]]:
     """Draw traversals of the best three models and the worst, with the code of the winner that each code follows."""
+    from . import pictures
+
     drawn = []
     for i in sorted({0, *range(min(3, len(models))), len(models) - 1}):
         row, strips = models[i], []
@@ -242,7 +245,7 @@ def _best_and_worst(folder: Path, models: Sequence[Any], tables: Tables) -> list
             follows = pictures.followed_factors(votes, names)
             for k in sorted(range(len(images)), key=lambda k: (follows[k] == "–", votes[k].argmax())):
                 strip = pictures.image_grid(images[k : k + 1], gutter=1, shortest=1)
-                strips.append((f"{names[k]} ~ {follows[k]}".removesuffix(" ~ –"), pictures.data_uri(strip)))
+                strips.append((f"{names[k]} ~ {follows[k]}".removesuffix(" ~ –"), data_uri(strip)))
             if row.get("cache_key") not in (None, model.fingerprint):
                 problem = "It has changed since the selection."
         drawn.append((row, strips, problem))
@@ -269,7 +272,7 @@ def sweep_page(folder: Path) -> dict[str, Any]:
         if (run / "traversal.png").is_file() and room > 0:
             with Image.open(run / "traversal.png") as picture:
                 picture.thumbnail((240, 160))
-                row["thumbnail"] = pictures.data_uri(picture)
+                row["thumbnail"] = data_uri(picture)
             room -= len(row["thumbnail"])
         runs.append(row)
     found = [config for config in configs.values() if config]

@@ -14,7 +14,7 @@ from PIL import Image
 from report_folders import CFG, write_run, write_selection
 
 from crgan import checkpoint, pictures
-from crgan.figures import curves, duration, number, schedule_marks, shade
+from crgan.figures import curves, data_uri, duration, number, schedule_marks, shade
 from crgan.loading import open_models
 from crgan.report import main
 from crgan.selection import scores
@@ -87,8 +87,8 @@ def test_sprite_sheets_stay_within_their_size(model):
 
 def test_a_large_picture_becomes_webp():
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8))
-    assert pictures.data_uri(noise).startswith("data:image/webp;")
-    assert pictures.data_uri(Image.new("RGB", (300, 300))).startswith("data:image/png;")
+    assert data_uri(noise).startswith("data:image/webp;")
+    assert data_uri(Image.new("RGB", (300, 300))).startswith("data:image/png;")
 
 
 # ---------------------------------------------------------------- figures
