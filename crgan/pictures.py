@@ -1,14 +1,15 @@
 """Pictures of what a model generates: samples and latent traversals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .figures import data_uri
 from .files import write_atomically
 
 
@@ -51,17 +52,21 @@ def traversal_codes(
     return codes
 
 
+def code_reach(model: Any) -> float:
+    """Return how far from 0 a traversal moves a code: 1 for uniform codes, 2 for Gaussian ones."""
+    return 1.0 if getattr(model, "prior", "normal") == "uniform" else 2.0
+
+
 def traversal_images(
     model: Any,  # with num_codes and generate
     base: Tensor | None = None,  # [K]; None: all 0
     noise: Tensor | None = None,  # [Z]; None: all 0
     num_values: int = 10,
-    reach: float | None = None,  # None: 1 for uniform codes, 2 for Gaussian ones
+    reach: float | None = None,  # None: code_reach
 ) -> Tensor:  # [K, num_values, C, H, W]
     """Generate the images of a latent traversal from -reach to reach. The noise is the same in all of them."""
     k, num_noise = model.num_codes, getattr(model, "num_noise", 0)
-    if reach is None:
-        reach = 1.0 if getattr(model, "prior", "normal") == "uniform" else 2.0
+    reach = code_reach(model) if reach is None else reach
     base = torch.zeros(k, dtype=torch.float32) if base is None else base
     codes = traversal_codes(base, num_values, -reach, reach).flatten(0, 1)
     if not num_noise:
@@ -70,13 +75,73 @@ def traversal_images(
     return model.generate(codes, noise=noise.expand(len(codes), -1)).unflatten(0, (k, num_values))
 
 
+class BaseTraversal(NamedTuple):
+    """The traversals of all codes around one base image."""
+
+    columns: list[int]  # [K], the column that holds each code's value in the base image
+    images: Tensor  # [K, num_values, C, H, W]; images[k, columns[k]] is the base image for every k
+
+
+def base_traversals(model: Any, count: int, num_values: int = 15, seed: int = 0) -> Iterator[BaseTraversal]:
+    """Yield traversals around `count` base images: of random codes and noise, and last of codes and noise 0.
+
+    The codes are drawn from the values of the traversal, whose number is odd.
+    """
+    K, num_noise, middle = model.num_codes, getattr(model, "num_noise", 0), num_values // 2
+    uniform = getattr(model, "prior", "normal") == "uniform"
+    reach, draw = code_reach(model), torch.Generator().manual_seed(seed)
+    for i in range(count):
+        if uniform:
+            columns = torch.randint(num_values, (K,), generator=draw)
+            noise = torch.rand(num_noise, generator=draw) * 2 - 1
+        else:
+            codes = torch.randn(K, generator=draw).clamp(-reach, reach)
+            columns = ((codes / reach + 1) * middle).round().long()
+            noise = torch.randn(num_noise, generator=draw)
+        if i == count - 1:
+            columns, noise = torch.full_like(columns, middle), torch.zeros_like(noise)
+        base = (columns / middle - 1) * reach
+        yield BaseTraversal(columns.tolist(), traversal_images(model, base, noise, num_values, reach).cpu())
+
+
+def sprite_sheets(model: Any, max_codes: int, seed: int = 0, max_size: int = 3_500_000) -> dict[str, Any]:
+    """Draw traversals around up to six base images, a sheet each: rows are the first codes, columns values.
+
+    Returns the sheets as data URIs of `max_size` characters together, each code's column in the base image, and the
+    values of the columns.
+    """
+    num_values, reach = 15, code_reach(model)
+    sheets: list[str] = []
+    columns: list[list[int]] = []
+    for base in base_traversals(model, 6, num_values, seed):
+        sheet = image_grid(base.images[:max_codes], gutter=0, shortest=1)
+        factor = -(-max(base.images.shape[3:]) // 128)
+        uri = data_uri(sheet.reduce(factor) if factor > 1 else sheet)
+        if sheets and sum(map(len, sheets)) + len(uri) > max_size:
+            break
+        sheets.append(uri)
+        columns.append(base.columns[:max_codes])
+    steps = [reach * (2 * i / (num_values - 1) - 1) for i in range(num_values)]
+    return {"sheets": sheets, "columns": columns, "steps": steps}
+
+
+def traversal_frames(model: Any, labels: Sequence[str] = ()) -> list[Image.Image]:
+    """Draw an animation in which every code (row) moves to and fro, in four base images (columns)."""
+    images = torch.stack([base.images for base in base_traversals(model, 4, num_values=9)])  # [4, K, 9, C, H, W]
+    frames = [image_grid(images[:, :, v].transpose(0, 1), row_labels(model, labels)) for v in range(9)]
+    return frames + frames[-2:0:-1]
+
+
+def row_labels(model: Any, labels: Sequence[str] = ()) -> list[str]:
+    return [f"c{i + 1}" + (f"  {labels[i]}" if labels else "") for i in range(model.num_codes)]
+
+
 def traversal_picture(
     model: Any,
     labels: Sequence[str] = (),  # K texts: what each code follows
 ) -> Image.Image:
     """Draw a latent traversal: rows are codes, columns are 10 values of that code; all else stays at 0."""
-    rows = [f"c{i + 1}" + (f"  {labels[i]}" if labels else "") for i in range(model.num_codes)]
-    return image_grid(traversal_images(model), rows)
+    return image_grid(traversal_images(model), row_labels(model, labels))
 
 
 def samples_picture(model: Any, rows: int = 8, columns: int = 8, seed: int = 0) -> Image.Image:
@@ -100,3 +165,10 @@ def followed_factors(votes: np.ndarray, names: Sequence[str]) -> list[str]:
 
 def save_picture(picture: Image.Image, path: Path) -> None:
     write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+
+
+def save_animation(frames: Sequence[Image.Image], path: Path, milliseconds: int = 120) -> None:
+    """Write a GIF that repeats for ever."""
+    first, *others = (frame.quantize(method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE) for frame in frames)
+    options: dict[str, Any] = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
+    write_atomically(path, lambda temporary: first.save(temporary, format="GIF", **options))

@@ -3,9 +3,10 @@
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -86,9 +87,12 @@ class Run:
     optimisers: Optimisers
     log: Log
     step: int  # number of steps done
+    seconds: float  # that earlier processes took for them
+    start: float = field(default_factory=time.monotonic)
 
     def save(self, name: str = "") -> Path:
-        state = {"step": self.step, "metrics_bytes": self.log.size()}
+        seconds = round(self.seconds + time.monotonic() - self.start, 1)
+        state = {"step": self.step, "metrics_bytes": self.log.size(), "seconds": seconds}
         return checkpoint.save(self.out, self.model, self.optimisers, state, name)
 
 
@@ -114,7 +118,7 @@ def _start(
         print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
     log = Log(out, state)
     checkpoint.write_config(out, cfg, dataset.image_shape, about)  # now that nothing stands against continuing
-    return Run(cfg, out, device, dataset, model, optimisers, log, state["step"])
+    return Run(cfg, out, device, dataset, model, optimisers, log, state["step"], state.get("seconds", 0.0))
 
 
 def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[], int]) -> None:
@@ -166,7 +170,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
     if stop and run.step < cfg.steps:
         print(f"stopped after step {run.step}, saved in {checkpoint.latest(out)}; the same command continues")
         sys.exit(128 + stop)
-    print(f"wrote {out}/: traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/")
+    print(f"wrote {out}/: traversal.png, traversal.gif, samples.png, metrics.jsonl, config.json, checkpoint/")
 
 
 def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
@@ -201,7 +205,7 @@ def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Write samples.png and traversal.png; log and return the scores.
+    """Write samples.png, traversal.png and traversal.gif; log and return the scores.
 
     If the data have several factors that is the FactorVAE score (paper protocol): during training on a fifth of the
     groups, at the end on the paper's 500 with 73,728 images for the standard deviations.
@@ -218,6 +222,7 @@ def evaluate(run: Run) -> dict[str, float]:
     traversal, samples = pictures.traversal_picture(model, labels), pictures.samples_picture(model)
     pictures.save_picture(traversal, run.out / "traversal.png")
     pictures.save_picture(samples, run.out / "samples.png")
+    pictures.save_animation(pictures.traversal_frames(model, labels), run.out / "traversal.gif")
     run.log.write(run.step, scores)
     run.log.pictures(run.step, traversal=traversal, samples=samples)
     return scores

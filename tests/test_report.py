@@ -1,30 +1,23 @@
-"""The page of a run and of a selection: all that was written is on it, and what is no run is named."""
+"""The page of a run, a selection and a sweep: what it shows, that it needs nothing else, and that it is harmless."""
 
 import base64
+import hashlib
+import io
 import json
 import re
 import shutil
-from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from report_folders import CFG, write_run, write_selection
 
-from crgan import PRESETS, checkpoint
-from crgan.loading import run_key
-from crgan.pictures import save_picture
+from crgan import checkpoint, pictures
+from crgan.figures import curves, data_uri, duration, number, schedule_marks, shade
+from crgan.loading import open_models
 from crgan.report import main
-
-ROWS = [{"step": 100, "d": 1.25, "g": 0.5}, {"step": 100, "factor_vae": 0.75}, {"step": 200, "d": 1.5, "g": 0.25}]
-MODEL = {"rank": 1, "name": "<b>", "score": 0.91234, "standard_error": None, "cache_key": "f0"}
-
-
-@pytest.fixture
-def run(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"config": {"width": 4, "data": "squares"}}))
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    save_picture(Image.new("RGB", (8, 8)), tmp_path / "traversal.png")
-    return tmp_path
+from crgan.selection.tables import matrix, read_tables, short_names
 
 
 def page(folder):
@@ -32,71 +25,247 @@ def page(folder):
     return (folder / "report.html").read_text()
 
 
+def data_of(text):
+    return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text)[1])
+
+
 def refused(folder, capsys):
     with pytest.raises(SystemExit) as stop:
         main([str(folder)])
     assert stop.value.code == 2
+    assert not (folder / "report.html").exists()
     return capsys.readouterr().err
 
 
-def test_a_run_is_shown_whole(run):
+@pytest.fixture(scope="module")
+def model():
+    return checkpoint.build_model(CFG, (3, 16, 16)).for_use()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "run")
+
+
+@pytest.fixture(scope="module")
+def run_text(run):
+    return page(run)
+
+
+# ---------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("prior", ["uniform", "normal"])
+def test_every_row_of_a_traversal_holds_the_base_image(model, prior):
+    model.prior = prior
+    for columns, images in pictures.base_traversals(model, 3, num_values=5):
+        assert images.shape == (4, 5, 3, 16, 16)
+        base = images[torch.arange(4), torch.tensor(columns)]
+        torch.testing.assert_close(base, base[:1].expand_as(base))
+    assert columns == [2, 2, 2, 2]  # the last one is that of codes 0
+    model.prior = "uniform"
+
+
+def test_an_animation_moves_to_and_fro_for_ever(model, tmp_path):
+    pictures.save_animation(pictures.traversal_frames(model, ["posX 99 %"] * 4), tmp_path / "traversal.gif")
+    with Image.open(tmp_path / "traversal.gif") as gif:
+        assert gif.n_frames == 16
+        assert gif.info["loop"] == 0
+
+
+def test_sprite_sheets_stay_within_their_size(model):
+    found = pictures.sprite_sheets(model, 3)
+    assert len(found["sheets"]) == 6
+    assert all(len(columns) == 3 for columns in found["columns"])
+    with Image.open(io.BytesIO(base64.b64decode(found["sheets"][0].partition(",")[2]))) as sheet:
+        assert sheet.size == (15 * 16, 3 * 16)
+    assert len(pictures.sprite_sheets(model, 3, max_size=1)["sheets"]) == 1
+
+
+def test_a_large_picture_becomes_webp():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8))
+    assert data_uri(noise).startswith("data:image/webp;")
+    assert data_uri(Image.new("RGB", (300, 300))).startswith("data:image/png;")
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_curves_share_a_panel_only_where_they_share_a_scale():
+    rows = [{"step": 100, "discriminator": 1.0, "generator": 2.0, "info": -3.0, "mine": 0.5}]
+    panels = curves(rows, [("A", 50, "x")], chance=1.4)
+    assert [title for title, _, _ in panels] == ["Adversarial losses", "Information loss", "mine"]
+    assert "generator G ends at 2" in panels[0][2]
+    assert "currentColor" in panels[0][2]
+    assert curves([], [], 1.4) == []
+
+
+def test_marks_are_the_steps_where_the_schedule_changes():
+    cfg = CFG.to_json() | {"gap_switch": 250, "gap_after": 0.5, "code_warmup_steps": 10}
+    marks = schedule_marks(cfg, last=240)
+    assert [(letter, step) for letter, step, _ in marks] == [("A", 30), ("B", 100), ("C", 200)]
+    assert schedule_marks(cfg | {"cr_weight": 0.0, "blur": 0.0, "code_warmup_steps": 0}, 300) == []
+
+
+def test_numbers_read_as_a_reader_expects():
+    assert [number(x) for x in (0.12345, -1.0, 12345, None, "x")] == ["0.123", "−1.000", "12,345", "–", "x"]
+    assert [duration(x) for x in (None, 59.4, 125.0, 7260.0)] == ["–", "59 s", "2 min", "2 h 1 min"]
+    assert shade(0.0).endswith("#fff")
+    assert shade(1.0).endswith("#000")
+    assert shade(None) == ""
+
+
+# ---------------------------------------------------------------- a run
+
+
+def test_a_run_is_shown_whole(run_text):
+    for fact in ("0.750", "of 300", "2 min", "a CPU", "torch 2.13", "rendered, 3×16×16", "FactorVAE votes"):
+        assert fact in run_text
+    found = data_of(run_text)
+    assert len(found["values"]) == 15
+    assert found["values"][0] == -1
+    assert len(found["columns"]) == run_text.count('class="sheet"') == 6
+    assert len(found["columns"][0]) == run_text.count('type="range"') == 4
+    assert run_text.count('<svg role="img"') == 4
+    assert "step 200: the contrastive regularizer starts" in run_text
+    assert re.search(r"cr_start</th><td><b>200</b>", run_text)  # differs from the paper's
+
+
+def test_the_page_needs_no_other_file_and_lets_no_other_script_run(run_text):
+    assert not re.search(r'(src|href)="(?!data:|#)', run_text)
+    assert len(run_text) < 1_000_000
+    script = re.findall(r"<script>(.*?)</script>", run_text, re.DOTALL)[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in run_text
+
+
+def test_names_are_escaped(tmp_path):
+    evil = '<script>alert("1")<img src=x onerror=alert(1)>'
+    text = page(write_run(tmp_path / evil))
+    sweep = page(tmp_path)
+    selection = page(write_selection(tmp_path / "selection", [evil, "b"], groups=10))
+    for found in (text, sweep, selection):
+        assert "<script>alert" not in found
+        assert "<img src=x" not in found
+    assert "&lt;script&gt;alert" in text
+    assert "&lt;script&gt;alert" in sweep
+
+
+def test_scores_say_of_which_checkpoint_and_protocol_they_are(run):
+    key = open_models([str(run)])[0].cache_key
+    entry = {"name": "run", "data": "squares", "source": "rendered", "seed": 3}
+    first = entry | {"protocol": "paper", "metrics": {"mig": {"score": 0.123456, "gaps": [0.1]}}}
+    second = entry | {"protocol": "dlib", "metrics": {"dci": {"completeness": 0.25}}}
+    (run / "metrics.json").write_text(json.dumps({key: [first, second], "older": [first]}))
     text = page(run)
-    images = [base64.b64decode(image) for image in re.findall(r"base64,([^\"]+)\"", text)]
-    assert len(images) == 2  # the curves and the traversal
-    assert images[1] == (run / "traversal.png").read_bytes()
-    assert all(image.startswith(b"\x89PNG") for image in images)
-    assert "<td>width</td><td>4</td>" in text
-    assert "protocol" not in text
+    (run / "metrics.json").unlink()
+    assert text.count("paper protocol, seed 3") == 2
+    assert text.count("paper protocol, seed 3, earlier checkpoint") == 1
+    assert re.search(r"mig</th><td class=\"n\">0.123</td><td class=\"n\">–</td><td class=\"n\">0.123", text)
+    assert "dci completeness" in text
 
 
-def test_scores_of_a_run_say_whether_they_are_of_this_checkpoint(tmp_path, capsys):
-    cfg = replace(PRESETS["quick"], width=4, hidden=8)
-    model = checkpoint.build_model(cfg, (3, 16, 16))
-    checkpoint.write_config(tmp_path, cfg, (3, 16, 16))
-    checkpoint.save(tmp_path, model, {}, {"step": 1})
-    (tmp_path / "metrics.jsonl").touch()
-    scores = {"mig": {"score": 0.123456}, "dci": {"score": 0.5, "disentanglement": 0.5, "completeness": 0.25}}
-    result = {"data": "squares", "protocol": "paper", "seed": 0, "metrics": scores}
-    (tmp_path / "metrics.json").write_text(json.dumps({run_key(tmp_path): [result]}))
-    text = page(tmp_path)
-    assert (
-        "squares, paper protocol, seed 0</h2><table><tr><td>metric</td><td>better</td><td>score</td></tr><tr><td>mig"
-        in text
-    )
-    assert "<td>0.1235</td>" in text
-    assert "<td>dci completeness</td><td>higher</td><td>0.2500</td>" in text
-    torch.nn.init.zeros_(model.discriminator.real[0].weight)
-    checkpoint.save(tmp_path, model, {}, {"step": 2})
-    assert "squares, paper protocol, seed 0, of an earlier checkpoint</h2>" in page(tmp_path)
-    shutil.rmtree(tmp_path / "checkpoint")
-    assert "squares, paper protocol, seed 0, of an earlier checkpoint</h2>" in page(tmp_path)
+def test_a_run_without_a_model_shows_its_pictures_and_says_why(tmp_path, run):
+    shutil.copytree(run, tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "checkpoint")
+    text = page(tmp_path / "copy")
+    assert "cannot be opened" in text
+    assert base64.b64encode((run / "traversal.png").read_bytes()).decode() in text
 
 
-def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(run):
-    whole = page(run)
-    with (run / "metrics.jsonl").open("a") as file:
+def test_a_run_whose_data_are_gone_keeps_its_traversals(tmp_path, run):
+    shutil.copytree(run, tmp_path / "copy")
+    about = json.loads((run / "config.json").read_text())
+    about["config"] |= {"data": "cars3d", "root": str(tmp_path / "gone")}
+    (tmp_path / "copy" / "config.json").write_text(json.dumps(about))
+    text = page(tmp_path / "copy")
+    assert 'type="range"' in text
+    assert "cannot be compared with the factors" in text
+
+
+def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(tmp_path, run, run_text):
+    shutil.copytree(run, tmp_path / "run")
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 300, "d"')
-    assert page(run) == whole
+    assert page(tmp_path / "run") == run_text
 
 
-def test_a_selection_is_shown_whole(tmp_path):
-    result = {
-        "method": "centrality",
-        "models": [MODEL, {**MODEL, "rank": 2, "name": "c"}],
-        "sentences": ["warning: two clusters"],
-    }
-    (tmp_path / "ranking.json").write_text(json.dumps(result))
+def test_what_cannot_be_shown_is_named(tmp_path, run, capsys):
+    assert "neither config.json nor ranking.json" in refused(tmp_path, capsys)
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
+    (tmp_path / "run" / "metrics.jsonl").write_text("{\n{\n")
+    assert "damaged" in refused(tmp_path / "run", capsys)
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    assert "metrics.jsonl: No such file" in refused(tmp_path / "run", capsys)
+
+
+# ---------------------------------------------------------------- a selection
+
+
+def test_scores_and_votes_of_pairs():
+    swapped = np.array([[0, 5], [4, 1], [0, 0]])
+    tables = {(0, 0): np.array([[5, 0], [0, 5], [0, 0]]), (0, 1): swapped, (1, 0): np.array([[3, 2], [0, 0], [2, 3]])}
+    found = matrix(tables, ["a", "b"])
+    assert found["data"]["scores"] == [[1.0, 0.9], [0.6, None]]
+    assert found["similarity"] == [[1.0, 0.75], [0.75, None]]
+    assert found["data"]["votes"]["0,1"] == swapped.tolist()
+
+
+def test_a_large_pool_shows_its_best_pairs():
+    tables = {(i, j): np.ones((41, 40), int) for i in range(70) for j in range(70)}
+    found = matrix(tables, [str(i) for i in range(70)])
+    assert len(found["names"]) == 60
+    assert 200 < len(found["data"]["votes"]) < 250
+    assert "0,0" in found["data"]["votes"]
+
+
+def test_short_names_leave_out_what_all_share():
+    assert short_names(["runs/a,seed=1", "runs/a,seed=2"]) == ["seed=1", "seed=2"]
+
+
+def test_votes_are_read_by_cache_key(tmp_path):
+    votes = {(0, 0): [0, 1, 0, 1], (0, 1): [1, 0, 1, -1], (1, 0): [1, 1, 1, 1], (1, 1): [-1, -1, -1, -1]}
+    votes = {pair: np.array(vote, np.int16) for pair, vote in votes.items()}
+    folder = write_selection(tmp_path, ["a", "b"], K=2, groups=4, votes=votes)
+    tables = read_tables(folder / "scores.h5", ["key1", "key0", "another"])
+    assert tables[1, 1].tolist() == [[2, 0], [0, 2], [0, 0]]
+    assert tables[1, 0].tolist() == [[0, 1], [2, 0], [0, 1]]
+    assert tables[0, 0].tolist() == [[0, 0], [0, 0], [2, 2]]
+
+
+def test_a_selection_is_shown_whole(tmp_path, run):
+    folder = write_selection(tmp_path / "choice", [str(run), "gone/b", "gone/c"], K=4, groups=40)
+    text = page(folder)
+    for part in ("the pool splits", "is ahead of", "There is no folder gone/c here", "0.93", 'alt="Traversal of c1"'):
+        assert part in text
+    assert text.count("<td tabindex=") == 9
+    assert data_of(text)["names"][1:] == ["gone,b", "gone,c"]
+    assert "It has changed since the selection" in text  # its key is not that of the ranking
+
+
+def test_a_selection_without_votes_shows_its_picture(tmp_path):
+    models = [{"rank": 1, "name": "a", "score": 0.5}, {"rank": 2, "name": "b", "score": 0.25}]
+    (tmp_path / "ranking.json").write_text(json.dumps({"method": "udr-lasso", "models": models}))
+    pictures.save_picture(Image.new("RGB", (8, 8)), tmp_path / "similarity.png")
     text = page(tmp_path)
-    assert "method: centrality" in text
-    assert "warning: two clusters" in text
-    assert "<tr><td>rank</td><td>name</td><td>score</td></tr><tr><td>1</td><td>&lt;b&gt;</td><td>0.9123</td>" in text
+    assert base64.b64encode((tmp_path / "similarity.png").read_bytes()).decode() in text
+    assert "udr-lasso" in text
+    assert 'role="grid"' not in text
 
 
-def test_what_cannot_be_shown_is_named(run, tmp_path_factory, capsys):
-    empty = tmp_path_factory.mktemp("empty")
-    assert "holds neither config.json nor ranking.json" in refused(empty, capsys)
-    (run / "metrics.jsonl").write_text("{\n{\n")
-    assert "are damaged, or not of this library" in refused(run, capsys)
-    (run / "metrics.jsonl").unlink()
-    assert "metrics.jsonl: No such file or directory" in refused(run, capsys)
-    assert not (run / "report.html").exists()
+# ---------------------------------------------------------------- a sweep
+
+
+def test_a_sweep_is_a_table_of_its_runs(tmp_path, run):
+    for seed in (0, 1):
+        write_run(tmp_path / f"seed={seed}", seed=seed)
+    (tmp_path / "seed=0" / "report.html").touch()
+    states = [{"run": "seed=1", "state": "done"}, {"run": "seed=2", "state": "failed"}]
+    (tmp_path / ".sweep").mkdir()
+    (tmp_path / ".sweep" / "sweep.json").write_text(json.dumps(states))
+    text = page(tmp_path)
+    assert re.findall(r"<td>(?:<a[^>]*>)?(seed=\d)", text) == ["seed=0", "seed=1", "seed=2"]
+    assert 'href="seed%3D0/report.html"' in text
+    assert text.count("data:image/") == 2
+    assert '<th scope="col">seed</th>' in text
+    assert "failed" in text

@@ -73,7 +73,7 @@ def command(*flags):
 
 
 def tensors_of(run):
-    return b"".join(path.read_bytes() for path in sorted(checkpoint.latest(run).glob("*")))
+    return b"".join(path.read_bytes() for path in sorted(checkpoint.latest(run).glob("*.safetensors")))
 
 
 # ---------------------------------------------------------------- schedules and the step
@@ -296,7 +296,7 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, small_scores):
     out = tmp_path / "run"
     model = train(TINY, out, "cpu")
     names = {path.name for path in out.iterdir() if "tfevents" not in path.name and path.name[0] != "."}
-    assert names == {"config.json", "metrics.jsonl", "traversal.png", "samples.png", "checkpoint"}
+    assert names == {"config.json", "metrics.jsonl", "traversal.png", "traversal.gif", "samples.png", "checkpoint"}
     assert any("tfevents" in path.name for path in out.iterdir())
     assert not [path for path in out.rglob("*") if path.suffix in (".pt", ".pth", ".pkl")]
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -348,7 +348,7 @@ def kill_and_compare(tmp_path, kills):
     process = command(*FLAGS, "--out", out)
     assert process.wait() == 0, process.stderr.read()
     assert tensors_of(out) == tensors_of(straight)
-    for name in ("metrics.jsonl", "traversal.png", "samples.png"):
+    for name in ("metrics.jsonl", "traversal.png", "traversal.gif", "samples.png"):
         assert (out / name).read_bytes() == (straight / name).read_bytes(), name
     before = [folder / "checkpoint" / "before-cr" / "model.safetensors" for folder in (out, straight)]
     assert before[0].read_bytes() == before[1].read_bytes()

@@ -1,7 +1,6 @@
 """Rank a pool of models without labels: what `crgan.rank` and `python -m crgan.select` have in common."""
 
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from ..loading import LoadedModel, open_models
 from .budget import sequential_halving
 from .centrality import Pool, model_centrality, similarity
 from .scores import ScoreFile
+from .tables import short_names
 from .uncertainty import Votes, bootstrap, confidence_gap, split
 from .votes import Array, Sizes
 
@@ -239,13 +239,6 @@ def _warnings(votes: Votes, names: Sequence[str]) -> list[str]:
         who = ", ".join(names[j] for j in sorted(still))
         found.append(f"no encoder's codes vary over the images of {who}: what is scored on such a generator is chance")
     return found
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Return the names without the folders and settings that all of them have."""
-    parts = [re.split("[/,]", name) for name in names]
-    shared = set.intersection(*map(set, parts))
-    return [",".join(part for part in of if part not in shared) or name for of, name in zip(parts, names)]
 
 
 def rank_by_udr(models: Sequence[LoadedModel], codes: Sequence[Array], method: str) -> Ranking:

@@ -1,0 +1,66 @@
+"""Folders for the report: what crgan.train and crgan.select leave there, of small or made-up models."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from crgan import PRESETS, checkpoint
+from crgan.pictures import save_picture
+
+CFG = replace(PRESETS["quick"], width=4, hidden=8, steps=300, cr_start=200, blur_steps=100)
+
+
+def write_run(folder: Path, cfg=CFG, shape=(3, 16, 16), seed: int = 0) -> Path:
+    """Write the folder of an untrained model, with losses as if it had trained."""
+    cfg = replace(cfg, seed=seed)
+    made = {"crgan": "0.1.0", "torch": "2.13", "device": "a CPU", "threads": 1, "date": "2026-01-31", "command": "c"}
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_config(folder, cfg, shape, {"source": "rendered", "made_with": made})
+    checkpoint.save(folder, checkpoint.build_model(cfg, shape), {}, {"step": cfg.steps, "seconds": 125.0})
+    rows = [{"step": 100, "discriminator": 1.25, "generator": 0.5, "info": -3.5}, {"step": 100, "factor_vae": 0.75}]
+    rows += [{"step": 300, "discriminator": 1.5, "generator": 0.25, "info": -7.5, "contrastive": 0.125}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("traversal.png", "samples.png"):
+        save_picture(Image.new("RGB", (32, 16)), folder / name)
+    return folder
+
+
+def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 500, votes=None) -> Path:
+    """Write ranking.json and scores.h5 of a pool in the order of its rank; returns the folder."""
+    N, skill = len(names), np.linspace(0.99, 0.4, len(names))
+    votes = make_votes(skill, K, groups) if votes is None else votes
+    models = [
+        {"rank": i + 1, "name": name, "score": 0.8 * skill[i], "standard_error": 0.01, "own_score": skill[i]}
+        | {"factor_vae": skill[i] * (0.9 + 0.1 * np.sin(9 * i)), "cache_key": f"key{i}"}
+        for i, name in enumerate(names)
+    ]
+    sentences = [f"{names[0]} is ahead of {names[1]}", "warning: the pool splits"]
+    ranking = {"method": "centrality", "sentences": sentences, "groups": groups, "group_size": 100, "budget": 1.0}
+    ranking |= {"clusters": [names[: N // 2], names[N // 2 :]], "rank_correlation": 0.93, "models": models}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ranking.json").write_text(json.dumps(ranking))
+    with h5py.File(folder / "scores.h5", "w") as file:
+        file.attrs.update({"format": 2, "groups": groups, "group_size": 100, "scale_samples": 5_000, "seed": 0})
+        file["models/name"], file["models/num_codes"] = names, [K] * N
+        keys = file["models/cache_key"] = [f"key{i}" for i in range(N)]
+        file["B"] = np.ones((N, N))
+        for j, key in enumerate(keys):
+            file[f"exact/{key}/encoders"] = keys
+            file[f"exact/{key}/votes"] = np.stack([votes[i, j] for i in range(N)])
+    return folder
+
+
+def make_votes(skill: np.ndarray, K: int, groups: int) -> dict[tuple[int, int], np.ndarray]:
+    """Draw the votes of pairs of models whose codes have orders of their own; the less skilled err more often."""
+    draw, held, N = np.random.default_rng(0), np.arange(groups) % K, len(skill)
+    order = [draw.permutation(K) for _ in range(N)]
+    votes = {}
+    for i in range(N):
+        for j in range(N):
+            right, other = np.argsort(order[i])[order[j][held]], draw.integers(-1, K, groups)
+            votes[i, j] = np.where(draw.random(groups) < skill[i] * skill[j], right, other).astype(np.int16)
+    return votes

@@ -1,0 +1,160 @@
+"""The report in Debian's Chromium: `pytest -m browser`. A missing browser fails these tests."""
+
+import json
+import shutil
+
+import pytest
+from report_folders import write_run, write_selection
+from selenium import webdriver
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.support.ui import WebDriverWait
+
+from crgan.report import main
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def driver():
+    binary, service = shutil.which("chromium"), shutil.which("chromedriver")
+    assert binary, "Chromium is not installed: apt-get install chromium chromium-driver"
+    assert service, "chromedriver is not installed: apt-get install chromium-driver"
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(service))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    """Write the page of each kind; names try to run a script."""
+    root = tmp_path_factory.mktemp("pages")
+    evil = "<script>alert(1)<img src=x onerror=alert(2)>"
+    runs = [write_run(root / "sweep" / f"seed={seed}{evil}", seed=seed) for seed in (0, 1)]
+    folders = {"run": runs[0], "sweep": root / "sweep"}
+    names = [*map(str, runs), *(f"gone/model {i} {evil}" for i in range(18))]
+    folders["selection"] = write_selection(root / "selection", names, K=4, groups=80)
+    for folder in folders.values():
+        main([str(folder)])
+    return {name: (folder / "report.html").resolve().as_uri() for name, folder in folders.items()}
+
+
+def show(driver, url, width=1400, scheme="light"):
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    media = [{"name": "prefers-color-scheme", "value": scheme}]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+    driver.get_log("browser")  # empties it
+    driver.get(url)
+    if driver.find_elements("css selector", ".explorer"):
+        WebDriverWait(driver, 20).until(lambda d: d.find_elements("css selector", ".explorer[data-ready]"))
+
+
+def picture(driver):
+    return driver.execute_script("return document.querySelector('canvas.image').toDataURL()")
+
+
+def test_a_page_opens_from_disk_without_an_error_or_a_foreign_script(driver, pages):
+    for url in pages.values():
+        show(driver, url)
+        assert driver.get_log("browser") == []
+        assert not driver.find_elements("css selector", "h1 *, td script, img[src=x]")
+        loaded = driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+        assert [name for name in loaded if not name.startswith("data:")] == []
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_no_page_scrolls_sideways(driver, pages, width):
+    for url in pages.values():
+        show(driver, url, width)
+        inner, outer = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+        assert inner <= outer == width
+
+
+def test_everything_has_a_label(driver, pages):
+    nameless = """return [...document.querySelectorAll("img, canvas, input, button, [role]")].filter((e) =>
+        !e.closest("[aria-hidden]") && !e.alt && !e.ariaLabel && !e.labels?.length && !e.textContent.trim())
+        .map((e) => e.outerHTML.slice(0, 80))"""
+    for url in pages.values():
+        show(driver, url)
+        assert driver.execute_script(nameless) == []
+
+
+def test_dark_mode_changes_the_colours(driver, pages):
+    seen = []
+    for scheme in ("light", "dark"):
+        show(driver, pages["run"], scheme=scheme)
+        seen.append(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert seen[0] != seen[1]
+
+
+def test_each_slider_moves_the_picture_by_keyboard(driver, pages):
+    show(driver, pages["run"])
+    sliders = driver.find_elements("css selector", "input[type=range]")
+    assert len(sliders) == 4
+    for number, slider in enumerate(sliders, 1):
+        slider.send_keys(Keys.END, Keys.HOME)
+        first = picture(driver)
+        assert driver.find_element("class name", "state").text == f"c{number} = −1.00"
+        slider.send_keys(Keys.END)
+        assert picture(driver) != first
+        slider.send_keys(Keys.ARROW_LEFT)
+        assert slider.get_attribute("aria-valuetext") == f"code {number} at 0.86"
+    positions = json.loads(driver.find_element("css selector", ".explorer script").get_attribute("textContent"))
+    values = [int(slider.get_attribute("value")) for slider in sliders]
+    assert values[:3] == positions["columns"][0][:3]  # the others return to the base image
+
+
+def test_base_images_the_grid_and_play(driver, pages):
+    show(driver, pages["run"])
+    first = picture(driver)
+    base = driver.find_elements("css selector", "[name=base]")
+    base[0].send_keys(Keys.ARROW_RIGHT)
+    assert base[1].is_selected()
+    assert picture(driver) != first
+    strip = driver.find_element("css selector", ".strip canvas")
+    assert strip.is_displayed()
+    driver.find_element("class name", "grid").send_keys(" ")
+    assert not strip.is_displayed()
+    play, state = driver.find_element("class name", "play"), driver.find_element("class name", "state")
+    before = state.text
+    play.send_keys(" ")
+    WebDriverWait(driver, 20).until(lambda d: state.text != before)
+    play.send_keys(" ")
+    assert "Play" in play.text
+
+
+def test_hover_and_focus_show_a_pair(driver, pages):
+    show(driver, pages["selection"])
+    panel = driver.find_element("class name", "pair")
+    cells = driver.find_elements("css selector", ".matrix tbody tr:nth-child(3) td")
+    ActionChains(driver).move_to_element(cells[4]).perform()
+    assert "model 0" in panel.text
+    assert "model 2" in panel.text
+    assert "Encoder of" in panel.text
+    assert len(panel.find_elements("css selector", "table")) == 2
+    first = driver.find_element("css selector", ".matrix td[tabindex='0']")
+    first.send_keys(Keys.ARROW_RIGHT)
+    driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
+    assert driver.switch_to.active_element.get_attribute("tabindex") == "0"
+    assert "with itself" in panel.text
+    assert len(driver.find_elements("css selector", ".matrix td[tabindex='0']")) == 1
+
+
+def test_a_heading_sorts_the_table(driver, pages):
+    show(driver, pages["sweep"])
+    names = "return [...document.querySelectorAll('tbody tr')].map((row) => row.cells[0].textContent.slice(0, 6))"
+    button = driver.find_element("css selector", "thead th button")
+    assert button.text == "run"
+    button.send_keys(" ")
+    assert driver.execute_script(names) == ["seed=1", "seed=0"]
+    button.send_keys(" ")
+    assert driver.execute_script(names) == ["seed=0", "seed=1"]
+    assert driver.find_element("css selector", "th[aria-sort]").get_attribute("aria-sort") == "ascending"
