@@ -1,7 +1,7 @@
 # One target per duty; PYTHON picks the interpreter.
 PYTHON ?= python
 
-.PHONY: install test slow bench lint gpu
+.PHONY: install test slow bench lint docs gpu
 
 install:  ## editable, with the tools of a developer
 	$(PYTHON) -m pip install --no-build-isolation -e '.[test]'
@@ -23,6 +23,9 @@ lint:  ## layout, types, and the size of the library: at most 6,500 lines, at mo
 	    '$$2 != "total" && $$1 > 350 { print $$2 " has " $$1 " lines; at most 350"; bad = 1 } \
 	     $$2 == "total" { print $$1 " lines in the library"; if ($$1 > 6500) { print "at most 6500"; bad = 1 } } \
 	     END { exit bad }'
+
+docs:  ## the site, in site/; needs the extra docs
+	NO_MKDOCS_2_WARNING=1 $(PYTHON) -m mkdocs build --strict
 
 gpu:  ## build, check and time everything on a CUDA machine; figures under OUT
 	bash benchmarks/gpu.sh $(or $(OUT),benchmarks/results/new)

@@ -1,4 +1,4 @@
-"""Open models of any kind, and check what they give: the contract of docs/selection.md."""
+"""Open models of any kind, and check what they give: the contract of docs/models.md."""
 
 import hashlib
 import importlib
@@ -264,7 +264,7 @@ def _exported(folder: Path, device: torch.device) -> _Exported:
         shapes.append([values[given].shape for given in program.graph_signature.user_inputs if isinstance(given, str)])
         if fixed := [shape[0] for shape in shapes[-1] if isinstance(shape[0], int)]:
             raise InputError(
-                f"{folder}/{name} takes batches of {fixed[0]} alone; export it with a dynamic batch (docs/selection.md)"
+                f"{folder}/{name} takes batches of {fixed[0]} alone; export it with a dynamic batch (docs/models.md)"
             )
     widths = [shape[1] for shape in shapes[0]]
     if not 1 <= len(widths) <= 2 or not all(isinstance(width, int) for width in widths):

@@ -50,7 +50,7 @@ def cross_scores(
     """Compute B [N, N] float64: B[i, j] in [0, 1] is the FactorVAE score of encoder i on generator j.
 
     `models`, a sequence or a mapping of names to models, are any objects with `sample(n, seed)`, `generate(codes)` and
-    `encode(images)` (docs/selection.md); their code sizes may differ. Group m of generator j holds code m mod K_j at
+    `encode(images)` (docs/models.md); their code sizes may differ. Group m of generator j holds code m mod K_j at
     one random value and draws all else anew for each image; its label is that code. Encoder i's codes are divided by
     their standard deviation (ddof 0) on `scale_samples` unconditional images of j, the dimension with the least
     variance in a group votes, and B[i, j] = sum_d max_f votes[d, f] / groups. Groups where no dimension can vote

@@ -106,7 +106,7 @@ def rank(
 ) -> Ranking:
     """Rank models by ModelCentrality and return the ranking: `.winner`, `.order`, `.scores`, `.similarity`, `.table()`.
 
-    `models_or_runs` holds models (docs/selection.md), in a sequence or a mapping of names, or what the command takes:
+    `models_or_runs` holds models (docs/models.md), in a sequence or a mapping of names, or what the command takes:
     run folders, folders with exported programs, `module:function`; these are opened on `device`. `budget` is the share
     of the exact selection's encodes to spend, in (0, 1]. With `out`, the folder gets scores.h5, ranking.json and
     similarity.png, and what it holds is not computed again; an interrupt loses at most the generator in progress.

@@ -29,7 +29,7 @@ def read(path: str | Path) -> tuple[list[str], list[str], list[int], dict[tuple[
 
 
 class ScoreFile:
-    """What is known of a pool, on disk (layout: docs/selection.md).
+    """What is known of a pool, on disk (layout: docs/select.md).
 
     Votes are found by the cache keys of their two models, so that a larger pool or another order finds what it needs,
     and a changed model finds nothing. The file is replaced whole after each generator: a kill at any moment leaves the
