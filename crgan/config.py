@@ -263,21 +263,21 @@ PRESETS: dict[str, Config] = {
         blur_steps=4_000, cr_start=1_300, eval_every=1_000,
     ),
     "dsprites-fast": replace(_DSPRITES, data="dsprites", num_codes=5),
-    "shapes3d-like": replace(_SCENES, data="shapes3d_like", num_codes=6),
+    "shapes3d_like": replace(_SCENES, data="shapes3d_like", num_codes=6),
     "shapes3d": replace(_SCENES, data="shapes3d", num_codes=6),
-    "mpi3d": replace(_SCENES, data="mpi3d_toy", num_codes=7),
+    "mpi3d_toy": replace(_SCENES, data="mpi3d_toy", num_codes=7),
     "cars3d": replace(_SCENES, data="cars3d", num_codes=3),
     "smallnorb": replace(_SCENES, data="smallnorb", num_codes=4),
     "mnist": replace(_PICTURES, data="mnist", num_noise=20),
     "rmnist": replace(_PICTURES, data="rmnist", num_noise=20),
     "rbmn": replace(_PICTURES, data="rbmn", num_noise=20),
-    "adrenal": replace(_PICTURES, data="adrenalmnist3d", num_noise=20),
+    "adrenalmnist3d": replace(_PICTURES, data="adrenalmnist3d", num_noise=20),
     "folder": replace(_PICTURES, data="folder"),
     # The paper's settings, to the letter.
     "dsprites": _PAPER,
     "dsprites-infogan": replace(_PAPER, cr_weight=0.0, steps=288_000),  # "InfoGAN (modified)": the state before CR
     # 8,000 epochs of 1,080 images in batches of 30.
-    "circular": replace(
+    "circular_dsprites": replace(
         _PAPER, data="circular_dsprites", num_codes=2, batch_size=30, steps=288_000, info_weight=0.2, cr_start=216_000
     ),
     # 40 epochs of 200,000 images in batches of 64.

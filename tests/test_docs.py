@@ -1,6 +1,8 @@
 """README and docs/: every Python block runs, every flag of a command exists, links lead somewhere, lines are short."""
 
+import json
 import re
+import runpy
 import shlex
 from dataclasses import replace
 from itertools import chain
@@ -50,6 +52,21 @@ def test_python_blocks_run(page, runs, monkeypatch):
     monkeypatch.chdir(runs)
     for text in blocks(page, "python"):
         exec(compile(text, page.name, "exec"), {"__name__": "snippet"})
+
+
+def test_the_notebook_runs(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    space: dict = {}
+    for cell in json.loads((ROOT / "examples" / "quickstart.ipynb").read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]).replace("STEPS = 1500", "STEPS = 3"), space)
+    assert space["ranking"].winner in space["models"]
+
+
+def test_own_models_are_scored_and_ranked(capsys):
+    runpy.run_path(str(ROOT / "examples" / "own_model.py"))["main"](steps=20, groups=20, scale_samples=300)
+    printed = capsys.readouterr().out
+    assert all(printed.count(f"seed {seed}") == 2 for seed in range(3))
 
 
 def commands(page: Path) -> list[list[str]]:

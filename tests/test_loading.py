@@ -108,7 +108,7 @@ def run_folders(tmp_path_factory):
     for seed in range(2):
         folder = sweep / f"seed={seed}"
         folder.mkdir()
-        cfg = replace(PRESETS["circular"], seed=seed, width=4, hidden=16)
+        cfg = replace(PRESETS["circular_dsprites"], seed=seed, width=4, hidden=16)
         checkpoint.write_config(folder, cfg, (1, 64, 64))
         checkpoint.save(folder, checkpoint.build_model(cfg, (1, 64, 64)), {}, {"step": 0})
     return [str(sweep / "seed=0"), str(sweep / "seed=1")]

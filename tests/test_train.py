@@ -220,7 +220,7 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch):
         cli.device("cuda:2")
 
 
-@pytest.mark.parametrize("preset", ["dsprites", "dsprites-fast", "shapes3d-like", "teapots", "celeba"])
+@pytest.mark.parametrize("preset", ["dsprites", "dsprites-fast", "shapes3d_like", "teapots", "celeba"])
 def test_a_step_reads_nothing_back(preset):
     cfg = replace(PRESETS[preset], width=2, hidden=8, batch_size=4, precision="bfloat16", ema=0.9)
     model = build_model(cfg, (1, 32, 32))
