@@ -13,20 +13,20 @@ from scipy.ndimage import gaussian_filter
 
 from crgan import data, metrics
 from crgan.errors import InputError
-from crgan.metrics.mutual_information import discretise
+from crgan.metrics.images import shape_classifier
+from crgan.metrics.information import discretise
 
-SIZES = (3, 4, 5, 6)
-GRID = np.array(list(itertools.product(*map(range, SIZES))))  # every combination once: factors exactly independent
+GRID = np.array(list(itertools.product(range(3), range(4), range(5), range(6))))  # factors exactly independent
 IDENTITY = GRID.astype(float)
 
 
-def mixture(n, num_codes, sizes=(3, 6, 10, 8, 8), noise=0.1, seed=0):
+def mixture(n, num_codes, sizes=(3, 6, 10, 8, 8), seed=0):
     """Codes that mix the factors, each with one that it follows most, as a model half-way trained has them."""
     rng = np.random.default_rng(seed)
     factors = np.stack([rng.integers(size, size=n) for size in sizes], 1)
     weight = np.random.default_rng(7).normal(size=(num_codes, len(sizes))) * 0.3
     weight[: len(sizes)] += np.eye(len(sizes))
-    codes = (factors / sizes * 2 - 1) @ weight.T + noise * rng.normal(size=(n, num_codes))
+    codes = (factors / sizes * 2 - 1) @ weight.T + 0.1 * rng.normal(size=(n, num_codes))
     return codes.astype(np.float32), factors
 
 
@@ -56,10 +56,9 @@ def test_mig_and_modularity_equal_the_definition(dtype, shift):
 
 def test_every_value_gets_the_bin_that_numpy_gives_it():
     rng = np.random.default_rng(0)
-    columns = rng.integers(21, size=5000), rng.integers(41, size=5000) / 40, rng.normal(size=5000)
-    for column in columns:  # most values of the first two lie on an edge
-        for x in (column.astype(np.float32), column.astype(float)):
-            assert (discretise(x, 20) == plain.discretise(x) - 1).all()
+    for column in rng.integers(21, size=5000), rng.integers(41, size=5000) / 40, rng.normal(size=5000):
+        for x in (column.astype(np.float32), column.astype(float)):  # most of the first two lie on an edge
+            assert (discretise(x) == plain.discretise(x) - 1).all()
 
 
 def test_other_metrics_equal_the_definition():
@@ -74,8 +73,7 @@ def test_other_metrics_equal_the_definition():
     assert metrics.irs(codes, FACTORS)["score"] == pytest.approx(plain.irs(codes, FACTORS), abs=1e-9)
     many = mixture(4000, 5, (50, 50, 50, 50, 50))  # more values than bins
     assert metrics.irs(*many)["score"] == pytest.approx(plain.irs(*many), abs=1e-9)
-    shifted = CODES[:500].astype(float) * 100 + 1e3
-    for codes in (CODES[:499], CODES[:500], shifted):
+    for codes in (CODES[:499], CODES[:500].astype(float) * 100 + 1e3):
         assert metrics.dhsic(codes)["score"] == pytest.approx(plain.dhsic(codes), rel=1e-6)
 
 
@@ -89,20 +87,38 @@ def test_dci_equals_the_definition_with_boosting_and_with_lasso():
     assert [result["disentanglement"], result["completeness"]] == pytest.approx(plain.dci_lasso(CODES, FACTORS))
 
 
-@pytest.mark.parametrize("noise", [0.3, 2.0])
-def test_beta_vae_equals_the_definition(noise):
-    def pairs(groups, seed):
+def test_beta_vae_equals_the_definition():
+    def pairs(groups, seed, noise=1.0):
         rng = np.random.default_rng(seed)
         factors, label = rng.uniform(-1, 1, (groups, 30, 2, 5)), rng.integers(5, size=groups)
         for g, f in enumerate(label):
             factors[g, :, 1, f] = factors[g, :, 0, f]
-        weight = np.random.default_rng(7).normal(size=(7, 5)) * 0.3 + np.eye(7, 5)
-        return factors @ weight.T + noise * rng.normal(size=(groups, 30, 2, 7)), label
+        return factors @ np.random.default_rng(7).normal(size=(5, 7)) + noise * rng.normal(size=(groups, 30, 2, 7)), label
 
     train, held = pairs(500, 0), pairs(300, 1)
     result = metrics.beta_vae(*train, heldout=held)
     assert result["score"] == pytest.approx(plain.beta_vae(*train, heldout=held), abs=0.005)
     assert result["train_score"] == pytest.approx(plain.beta_vae(*train), abs=0.005)
+
+
+def test_psnr_and_ssim_equal_the_definition():
+    rng = np.random.default_rng(0)
+    x = rng.random((4, 3, 20, 24))
+    y = np.clip(x + 0.1 * rng.normal(size=x.shape), 0, 1)
+
+    def smooth(image):
+        return gaussian_filter(image, 1.5, truncate=3.5)[5:-5, 5:-5]
+
+    ssim = []
+    for a, b in zip(x.reshape(-1, 20, 24), y.reshape(-1, 20, 24)):
+        ma, mb = smooth(a), smooth(b)
+        va, vb, cov = smooth(a * a) - ma**2, smooth(b * b) - mb**2, smooth(a * b) - ma * mb
+        top = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4)
+        ssim.append(np.mean(top / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))))
+    psnr = [10 * math.log10(1 / np.mean((a - b) ** 2)) for a, b in zip(x, y)]
+    result = metrics.reconstruction(x, y)
+    assert (result["psnr"], result["ssim"]) == pytest.approx((np.mean(psnr), np.mean(ssim)), abs=1e-4)
+    assert metrics.reconstruction(x, x) == pytest.approx({"score": 100.0, "psnr": 100.0, "ssim": 1.0})
 
 
 # ---------------------------------------------------------------- known answers
@@ -129,19 +145,16 @@ def test_constant_codes_score_chance_and_give_no_nan(name, value):
 
 
 @pytest.mark.parametrize("column", [[1.0, 1.0000001], [5e5, 5e5], [1e7, 1e7 + 1], [1e-21, -1e-21]])
-def test_one_rule_says_which_codes_are_constant(column):
-    codes = np.array(CODES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_one_rule_says_which_codes_are_constant(column, dtype):
+    codes = CODES[:600].astype(dtype)
     codes[:, 2] = np.resize(np.array(column, np.float32), len(codes))
-    assert (metrics.mig(codes, FACTORS)["mutual_information"][2] < 1e-12).all()
-    assert (metrics.irs(codes, FACTORS)["matrix"][2] == 0).all()
-    found = metrics.sap(codes, FACTORS, continuous=range(1, 5))["matrix"][2]
-    assert (found[1:] == 0).all()
-    zero = np.where(np.arange(7) == 2, 0, codes)
-    for name in ("sap", "explicitness", "dhsic"):
-        arguments = (FACTORS,) if name != "dhsic" else ()
-        rows = slice(None if arguments else 500)
-        score = getattr(metrics, name)
-        assert score(codes[rows], *arguments)["score"] == pytest.approx(score(zero[rows], *arguments)["score"])
+    zero, factors = np.where(np.arange(7) == 2, 0, codes), FACTORS[:600]
+    assert (metrics.mig(codes, factors)["mutual_information"][2] < 1e-12).all()
+    assert (metrics.irs(codes, factors)["matrix"][2] == 0).all()
+    assert (metrics.sap(codes, factors, continuous=range(1, 5))["matrix"][2, 1:] == 0).all()
+    for score in (metrics.dhsic, lambda c: metrics.sap(c, factors), lambda c: metrics.explicitness(c, factors)):
+        assert score(codes)["score"] == pytest.approx(score(zero)["score"])
 
 
 def test_one_code_for_two_factors_is_complete_but_not_disentangled():
@@ -157,8 +170,7 @@ def test_one_code_for_two_factors_is_complete_but_not_disentangled():
 
 
 def test_two_codes_for_one_factor_are_disentangled_but_not_complete():
-    codes = IDENTITY[:, [0, 0, 1, 2, 3]] + 0.0
-    codes[:, 1] *= -2
+    codes = IDENTITY[:, [0, 0, 1, 2, 3]] * [1, -2, 1, 1, 1]
     assert metrics.mig(codes, GRID)["gaps"] == pytest.approx([0, 1, 1, 1])
     assert metrics.sap(codes, GRID, continuous=range(4))["score"] == pytest.approx(0.75)
     assert metrics.modularity(codes, GRID)["score"] == pytest.approx(1.0)
@@ -193,41 +205,19 @@ def test_inception_score_of_clear_unclear_and_one_sided_shapes():
 
 
 def test_the_shape_classifier_names_every_shape_of_dsprites():
-    classifier, accuracy = metrics.shape_classifier()
+    classify, accuracy = shape_classifier()
     assert accuracy > 0.999
     dataset = data.load("dsprites")
     index = torch.randint(dataset.num_images, (600,), generator=torch.Generator().manual_seed(5))
-    assert metrics.inception(classifier(dataset.images(index)))["score"] > 2.95
-    assert torch.isfinite(classifier(torch.zeros(1, 1, 64, 64))).all()
-
-
-def test_psnr_and_ssim_equal_the_definition():
-    rng = np.random.default_rng(0)
-    x = rng.random((4, 3, 20, 24))
-    y = np.clip(x + 0.1 * rng.normal(size=x.shape), 0, 1)
-
-    def smooth(image):
-        return gaussian_filter(image, 1.5, truncate=3.5)[5:-5, 5:-5]
-
-    ssim = []
-    for a, b in zip(x.reshape(-1, 20, 24), y.reshape(-1, 20, 24)):
-        ma, mb = smooth(a), smooth(b)
-        va, vb, cov = smooth(a * a) - ma**2, smooth(b * b) - mb**2, smooth(a * b) - ma * mb
-        top = (2 * ma * mb + 1e-4) * (2 * cov + 9e-4)
-        ssim.append(np.mean(top / ((ma**2 + mb**2 + 1e-4) * (va + vb + 9e-4))))
-    psnr = [10 * math.log10(1 / np.mean((a - b) ** 2)) for a, b in zip(x, y)]
-    result = metrics.reconstruction(x, y)
-    assert (result["psnr"], result["ssim"]) == pytest.approx((np.mean(psnr), np.mean(ssim)), abs=1e-4)
-    assert metrics.reconstruction(x, x) == pytest.approx({"score": 100.0, "psnr": 100.0, "ssim": 1.0})
-    colours_last = [torch.from_numpy(images).to(memory_format=torch.channels_last) for images in (x, y)]
-    assert metrics.reconstruction(*colours_last) == pytest.approx(result)
+    assert metrics.inception(classify(dataset.images(index)))["score"] > 2.95
+    assert torch.isfinite(classify(torch.zeros(1, 1, 64, 64))).all()
 
 
 # ---------------------------------------------------------------- arguments
 
 
 class Frame:
-    """What a data frame or its column is to numpy: read-only, of objects."""
+    """What a data frame is to numpy: read-only, of objects."""
 
     def __init__(self, array):
         self.array = array.astype(object)
@@ -242,65 +232,53 @@ def test_arrays_of_any_kind_give_the_same_plain_values(name):
     codes, factors = CODES[:300].astype(np.float16), FACTORS[:300]
     expected = SCORES[name](codes.astype(np.float32), factors)
     assert all(isinstance(value, float | np.ndarray) for value in expected.values())
-    readonly = codes.copy()
-    readonly.flags.writeable = False
-    for same in (codes[::-1][::-1], codes.astype(">f4"), torch.tensor(codes).requires_grad_(), readonly):
+    for same in (codes[::-1][::-1], codes.astype(">f4"), torch.tensor(codes).requires_grad_()):
         found = SCORES[name](same, factors.astype(np.uint16))
         assert all(np.array_equal(value, found[key]) for key, value in expected.items())
     wide = SCORES[name](codes.astype(float), factors)["score"]
     for same in (codes.astype(float).tolist(), Frame(codes), list(torch.tensor(codes).double())):
         assert SCORES[name](same, Frame(factors))["score"] == wide
-    assert SCORES[name](torch.tensor(codes).bfloat16(), factors.astype(float))["score"] <= 1
 
 
 @pytest.mark.parametrize("name", SCORES)
-@pytest.mark.parametrize(
-    ("codes", "factors", "message"),
-    [
+def test_wrong_arrays_are_named(name):
+    for codes, factors, message in (
         (CODES[:, 0], FACTORS, r"\[3000\].*\[N K\]"),
+        (CODES[:0], FACTORS[:0], "codes"),
         (np.where(CODES > 1, np.inf, CODES), FACTORS, "codes.*not finite"),
         (CODES, FACTORS[:10], r"\[10, 5\].*3000"),
         (CODES, FACTORS * [1, 0, 1, 1, 1], r"factors\[:, 1\] is constant"),
         (CODES, FACTORS * [1, math.nan, 1, 1, 1], "factors.*not finite"),
-        (CODES, [["red"] * 5] * 3000, "factors is no array of numbers"),
-        ([[1.0], [1.0, 2.0]], FACTORS, "codes is no array of numbers"),
-        (CODES + 1j, FACTORS, "codes holds complex numbers"),
-    ],
-)
-def test_wrong_arrays_are_named(name, codes, factors, message):
-    with pytest.raises(InputError, match=message):
-        SCORES[name](codes, factors)
+        (CODES, [["red"] * 5] * 3000, "factors is no array"),
+        ([[1.0], [1.0, 2.0]], FACTORS, "codes is no array"),
+        (CODES + 1j, FACTORS, "codes is no array"),
+    ):
+        with pytest.raises(InputError, match=message):
+            SCORES[name](codes, factors)
 
 
 def test_continuous_factors_are_binned_or_regressed_or_refused():
     values = GRID + np.random.default_rng(0).uniform(-0.3, 0.3, GRID.shape)
     values[:, 0] = GRID[:, 0]  # one of classes among them
-    identity = values.copy()
-    assert metrics.mig(identity, values, bins=5)["score"] > 0.5
-    assert metrics.modularity(identity, values, bins=5)["score"] > 0.9
-    assert metrics.irs(identity, values)["score"] > 0.8
+    assert metrics.mig(values, values)["score"] > 0.5
+    assert metrics.modularity(values, values)["score"] > 0.9
+    assert metrics.irs(values, values)["score"] > 0.8
     for predictor in ("lasso", "boosting"):
-        result = metrics.dci(identity, values, predictor=predictor)
+        result = metrics.dci(values, values, predictor=predictor)
         assert result["disentanglement"] > 0.95
         assert result["informativeness"] > 0.9
-    found = metrics.sap(identity, values)["matrix"]
-    assert np.diag(found)[1:] == pytest.approx([1, 1, 1])  # squared correlations
-    for refuse in (metrics.explicitness, lambda c, f: metrics.factor_vae(c[:, None], f[:, 1], c)):
-        with pytest.raises(InputError, match=r"factor"):
-            refuse(identity, values)
+    assert np.diag(metrics.sap(values, values)["matrix"])[1:] == pytest.approx([1, 1, 1])  # squared correlations
+    with pytest.raises(InputError, match="fractions"):
+        metrics.explicitness(values, values)
 
 
 def test_wrong_arguments_of_single_metrics():
-    for name, test in itertools.product(
-        ("dci", "sap", "explicitness"), ((TEST[0][:, 1:], TEST[1]), (TEST[0], TEST[1][:, 1:]))
-    ):
-        with pytest.raises(InputError, match=r"test has \d codes and \d factors; expected the 7 and 5"):
-            getattr(metrics, name)(CODES, FACTORS, test=test)
     still = (TEST[0], np.zeros_like(TEST[1]))
     assert metrics.explicitness(CODES, FACTORS, test=still)["score"] == 0.5
     for call, message in (
+        (lambda: metrics.sap(CODES, FACTORS, test=(TEST[0][:, 1:], TEST[1])), r"\(6, 5\); expected \(7, 5\)"),
+        (lambda: metrics.dci(CODES, FACTORS, test=(TEST[0], TEST[1][:, 1:])), r"\(7, 4\); expected \(7, 5\)"),
         (lambda: metrics.dci(CODES, FACTORS, predictor="tree"), "'tree'"),
-        (lambda: metrics.sap(CODES, FACTORS, continuous=(7,)), "7.*0 to 4"),
         (lambda: metrics.reconstruction(np.zeros((2, 1, 8, 8)), np.zeros((2, 1, 8, 8))), "11 x 11"),
         (lambda: metrics.beta_vae(np.zeros((5, 4, 2)), np.zeros(5, int)), r"\[5, 4, 2\]"),
         (lambda: metrics.beta_vae(np.zeros((5, 4, 3, 7)), np.zeros(5, int)), r"\[5, 4, 3, 7\]"),
@@ -311,5 +289,5 @@ def test_wrong_arguments_of_single_metrics():
 
 
 def test_importing_the_library_leaves_scikit_learn_alone():
-    code = "import sys, crgan; sys.exit('sklearn' in sys.modules)"
+    code = "import sys, crgan.metrics; sys.exit('sklearn' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
