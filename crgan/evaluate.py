@@ -15,8 +15,6 @@ from .errors import InputError
 from .files import write_json
 from .loading import open_models
 
-Entry = dict[str, Any]
-
 
 def evaluate(
     runs: Annotated[tuple[str, ...], tyro.conf.Positional],
@@ -50,7 +48,7 @@ def evaluate(
     folders = [out or Path(model.name) for model in models]
     if missing := [str(folder) for folder in folders if out is None and not folder.is_dir()]:
         raise InputError(f"{missing[0]} is no folder to write metrics.json into; give --out DIR")
-    results: dict[str, Entry] = {}
+    results: dict[str, Any] = {}
     load = cache(datasets.load)
     with cli.progress() as bar:
         for model, folder in zip(models, folders):
@@ -83,7 +81,7 @@ def evaluate(
     print("wrote", ", ".join(str(folder / "metrics.json") for folder in dict.fromkeys(folders)))
 
 
-def _print_table(results: dict[str, Entry], protocol: str) -> None:
+def _print_table(results: dict[str, Any], protocol: str) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
@@ -92,12 +90,12 @@ def _print_table(results: dict[str, Entry], protocol: str) -> None:
     table = Table("metric", "better", *columns, title=f"{protocol} protocol")
     for metric in dict.fromkeys(metric for result in results.values() for metric in result):
         for part, label, better in metrics.rows(metric):
-            cells = [result[metric][part] if metric in result else None for result in results.values()]
-            table.add_row(label, better, *("" if cell is None else f"{cell:.4f}" for cell in cells))
+            cells = (f"{result[metric][part]:.4f}" if metric in result else "" for result in results.values())
+            table.add_row(label, better, *cells)
     Console().print(table)
 
 
-def _entry(file: Path, key: str, head: Entry) -> tuple[dict[str, list[Entry]], Entry]:
+def _entry(file: Path, key: str, head: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what metrics.json holds, by cache key of the model, and its entry of this model, data and draws."""
     try:
         content = json.loads(file.read_text()) if file.exists() else {}

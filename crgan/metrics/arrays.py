@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError, NotFiniteError
 
 Array = NDArray[Any]
-Pair = tuple[Any, Any]  # codes [N, K] and factors [N, F]; or groups and the factor that each shares
+Pair = tuple[Any, Any]  # codes and factors; groups and the factor that each shares
 Scores = dict[str, Any]
 
 
@@ -30,44 +30,35 @@ def tensor(values: Any, name: str, shape: str) -> Tensor:
         low, high = torch.aminmax(x := values.detach().to(wide))  # refuses complex numbers and empty arrays
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} is no array of real numbers ({error}); expected a tensor, array or lists") from None
-    if x.dim() != len(shape.split()):
+    sizes = zip(x.shape, shape.split())
+    if x.dim() != len(shape.split()) or any(size.isdigit() and int(size) != found for found, size in sizes):
         raise InputError(f"{name} has shape {list(x.shape)}; expected [{shape}]")
     if not math.isfinite(low) or not math.isfinite(high):
         raise NotFiniteError(f"{name} holds values that are not finite; a model that gives them cannot be scored")
     return x
 
 
-def labelled(codes: Any, factors: Any) -> tuple[Array, Array]:
-    """Return codes [N, K] and factors [N, F] as arrays. Raises InputError where they differ in length."""
-    x, y = tensor(codes, "codes", "N K"), tensor(factors, "factors", "N F")
-    if len(x) != len(y):
-        raise InputError(f"factors has shape {list(y.shape)}; expected a row for each of the {len(x)} of codes")
-    return x.numpy(force=True), y.numpy(force=True)
-
-
 def fit_and_test(codes: Any, factors: Any, test: Pair | None = None) -> tuple[Array, Array, Array, Array]:
-    """Return codes and factors to fit on and to score on; the same ones where `test` is None.
+    """Return codes and factors to fit on, and those to score on: the same ones where `test` is None.
 
-    Raises InputError where they do not agree, and for a factor to fit on that does not vary.
+    Raises InputError for shapes that do not agree, and for a factor that does not vary among those to fit on.
     """
-    x, y = labelled(codes, factors)
+    given = (codes, factors, *(test or ()))
+    names = ("codes", "N K"), ("factors", "N F"), ("test codes", "M K"), ("test factors", "M F")
+    parts = [tensor(part, *name).numpy(force=True) for part, name in zip(given, names)]
+    x, y, test_x, test_y = (parts * 2)[:4]
+    if (len(x), len(test_x), x.shape[1], y.shape[1]) != (len(y), len(test_y), test_x.shape[1], test_y.shape[1]):
+        shapes = ", ".join(f"{name} {list(part.shape)}" for part, (name, _) in zip(parts, names))
+        raise InputError(f"shapes do not agree: {shapes}; expected [N, K], [N, F], and of test [M, K], [M, F]")
     if (constant := (y == y[0]).all(0)).any():
         raise InputError(f"factors[:, {constant.argmax()}] is constant in these {len(y)} rows; leave it out")
-    test_x, test_y = (x, y) if test is None else labelled(*test)
-    if (found := (test_x.shape[1], test_y.shape[1])) != (expected := (x.shape[1], y.shape[1])):
-        raise InputError(f"test has (codes, factors) {found}; expected {expected}, as there are to fit on")
     return x, y, test_x, test_y
-
-
-def is_continuous(factors: Array) -> bool:
-    """Return whether some values are fractions, so that they are no classes."""
-    return bool((factors != np.round(factors)).any())
 
 
 def group_factors(factor: Any, groups: Tensor) -> Tensor:
     """Return the index of each group's factor as int64 [G] on the device of `groups` [G, ...]."""
     y = tensor(factor, "factor", "G")
-    if len(y) != len(groups) or (y != y.round()).any() or y.min() < 0:
+    if len(y) != len(groups) or (y % 1).any() or y.min() < 0:
         raise InputError(f"factor holds {len(y)} numbers from {y.min()}; expected {len(groups)} indices >= 0")
     return y.to(groups.device, torch.int64)
 

@@ -44,23 +44,22 @@ class Protocol:
     reconstructed: int = 5_000  # images for PSNR and SSIM
 
 
-PAPER = Protocol("paper")  # the original code of InfoGAN-CR
 DLIB = Protocol(  # disentanglement_lib
     "dlib", groups=10_000, heldout_groups=5_000, group_size=64, scale_samples=10_000, points=10_000, test_points=5_000
 )
-PROTOCOLS = {"paper": PAPER, "dlib": DLIB}
+PROTOCOLS = {"paper": Protocol("paper"), "dlib": DLIB}  # that of the original code of InfoGAN-CR first
 
 
 class Samples:
-    """The samples that the metrics of one evaluation share. Each image is made and encoded at most once.
-
-    Each need has a stream of random numbers of its own, so that no metric depends on which others run.
-    """
+    """Draws the samples that the metrics of one evaluation share, and scores them. Each image is encoded at most once,
+    and each need has a stream of random numbers of its own, so that no metric depends on which others run."""
 
     def __init__(self, model: Member, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable):
         self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
         self.batch_size, self.progress, self.dlib = batch_size, progress, protocol.name == "dlib"
         self.varying = [f for f, size in enumerate(dataset.factor_sizes) if size > 1]
+        self.fit = partial(self.labelled, protocol.points, 4)
+        self.test = partial(self.labelled, protocol.test_points, 5)
         self.known = torch.zeros(dataset.num_images, dtype=torch.bool, device=model.device)
         self.codes = torch.empty(dataset.num_images, model.num_codes, dtype=torch.float32, device=model.device)
 
@@ -68,13 +67,12 @@ class Samples:
         return torch.Generator().manual_seed(self.seed * 16 + stream)
 
     def draw(self, n: int, stream: int) -> Tensor:
-        """Return the indices [n] of random images, on the CPU."""
+        """Return the indices [n] of random images."""
         return torch.randint(self.dataset.num_images, (n,), generator=self.generator(stream), device="cpu")
 
     def encode(self, index: Tensor) -> Tensor:  # [...] int64 -> [..., K]
         index = index.to(self.model.device)
-        needed = torch.zeros_like(self.known)
-        needed[index.reshape(-1)] = True
+        needed = torch.zeros_like(self.known).index_fill(0, index.flatten(), True)
         new = (needed & ~self.known).nonzero()[:, 0]
         for start in range(0, len(new), self.batch_size):
             batch = new[start : start + self.batch_size]
@@ -91,18 +89,9 @@ class Samples:
         index = self.draw(n, stream)
         return (self.encode(index), self.factors(index)[:, self.varying]) if n else None
 
-    def fit(self) -> tuple[Tensor, Tensor]:
-        return self.labelled(self.protocol.points, 4)
-
-    def test(self) -> tuple[Tensor, Tensor] | None:
-        return self.labelled(self.protocol.test_points, 5)
-
     def groups(self, n: int, stream: int, pairs: bool = False) -> Any:
-        """Return codes [n, L, K] and the factor [n] (of those that vary) of which each group shares one value.
-
-        With `pairs` codes [n, L, 2, K]: the two of each pair share a value, which differs from pair to pair. None for
-        n = 0.
-        """
+        """Return codes [n, L, K] and the factor [n] (of those that vary) of which each group shares one value; with
+        `pairs` codes [n, L, 2, K], where the two of each pair share a value of their own; None for n = 0."""
         if n == 0:
             return None
         size, generator = self.protocol.group_size, self.generator(stream)
@@ -125,29 +114,23 @@ class Samples:
         grid = hasattr(dataset, "index") and getattr(dataset, "table", None) is None
         if grid and prod(dataset.factor_sizes) == dataset.num_images:
             return dataset.index(self.factors(other).scatter(1, factor[:, None], values))
-        table = self.factors(torch.arange(dataset.num_images, device="cpu")).long()
-        for f in factor.unique().tolist():
-            order, sizes = table[:, f].argsort(stable=True), table[:, f].bincount()
-            rows = factor == f
-            value = values[rows, 0].long()
-            other[rows] = order[(sizes.cumsum(0) - sizes)[value] + other[rows] % sizes[value]]
+        table = self.factors(torch.arange(dataset.num_images, device="cpu"))
+        for f, value in {*zip(factor.tolist(), values[:, 0].tolist())}:
+            rows, same = (factor == f) & (values[:, 0] == value), (table[:, f] == value).nonzero()[:, 0]
+            other[rows] = same[other[rows] % len(same)]
         return other
 
-    def chunks(self, n: int, what: str) -> Iterator[tuple[int, int, int]]:
-        """Yield (start, stop, seed below 2^32) of the chunks in which a model generates n images."""
+    def chunks(self, n: int, what: str) -> Iterator[tuple[slice, int]]:
+        """Yield (images, seed below 2^32) of the chunks in which a model generates n images."""
         for start in range(0, n, CHUNK):
             stop = min(start + CHUNK, n)
-            yield start, stop, int(np.random.SeedSequence([self.seed, start]).generate_state(1)[0])
+            yield slice(start, stop), int(np.random.SeedSequence([self.seed, start]).generate_state(1)[0])
             self.progress(what, stop, n)
 
-    # ---------------------------------------------------------------- metrics
-
     def factor_vae(self) -> Scores:
-        p, min_std = self.protocol, 0.05 if self.dlib else 0
-        groups, factor = self.groups(p.groups, 0)
-        points = self.encode(self.draw(p.scale_samples, 4))  # of the stream of `fit`: its images serve both
-        heldout = self.groups(p.heldout_groups, 2)
-        return factor_vae(groups, factor, points, heldout=heldout, min_std=min_std, ddof=int(self.dlib))
+        (groups, factor), heldout = self.groups(self.protocol.groups, 0), self.groups(self.protocol.heldout_groups, 2)
+        points = self.encode(self.draw(self.protocol.scale_samples, 4))  # images of `fit`
+        return factor_vae(groups, factor, points, heldout=heldout, min_std=0.05 * self.dlib, ddof=int(self.dlib))
 
     def beta_vae(self) -> Scores:
         p = self.protocol
@@ -158,8 +141,8 @@ class Samples:
         return prediction.beta_vae(groups[:, : p.group_size // 2 * 2].unflatten(1, (-1, 2)), factor)
 
     def dci(self, predictor: str = "") -> Scores:
-        predictor = predictor or ("boosting" if self.dlib else "lasso")
-        return prediction.dci(*self.fit(), test=self.test(), predictor=predictor)
+        default = "boosting" if self.dlib else "lasso"
+        return prediction.dci(*self.fit(), test=self.test(), predictor=predictor or default)
 
     def sap(self) -> Scores:
         names, sizes = self.dataset.factor_names, self.dataset.factor_sizes
@@ -173,28 +156,26 @@ class Samples:
     def inception(self) -> Scores:
         classify, accuracy = images.shape_classifier()
         probabilities = []
-        for start, stop, seed in self.chunks(self.protocol.generated, "inception"):
-            drawn = tensor(self.model.sample(stop - start, seed), "a sample", "N C H W").to(torch.float32)
+        for part, seed in self.chunks(self.protocol.generated, "inception"):
+            drawn = tensor(self.model.sample(part.stop - part.start, seed), "a sample", "N C H W").to(torch.float32)
             probabilities.append(classify(drawn.clamp(0, 1)))
         return {**images.inception(torch.cat(probabilities)), "classifier_accuracy": accuracy}
 
     def reconstruction(self) -> Scores:
         index = self.draw(self.protocol.reconstructed, 10).to(self.model.device)
-        codes, parts = self.encode(index), []
-        for start, stop, seed in self.chunks(len(index), "reconstruction"):
-            rebuilt = self.model.generate(codes[start:stop], seed)
-            parts.append((stop - start, images.reconstruction(self.dataset.images(index[start:stop]), rebuilt)))
-        return {name: sum(n * part[name] for n, part in parts) / len(index) for name in parts[0][1]}
+        codes, chunks = self.encode(index), self.chunks(len(index), "reconstruction")
+        rebuilt = torch.cat([self.model.generate(codes[part], seed) for part, seed in chunks])
+        return images.reconstruction(self.dataset.images(index), rebuilt)
 
 
 class Metric(NamedTuple):
     compute: Callable[[Samples], Scores]
     factors: int = 1  # that vary; with one, every vote and guess of some metrics is right, whatever the codes
     shown: tuple[str, ...] = ("score",)  # what a table shows of the result
-    lower_is_better: tuple[str, ...] = ()
     needs: str = "encode"  # the model's method
 
 
+LOWER_IS_BETTER = {"dhsic", "inception mode_kl"}
 DCI = ("disentanglement", "completeness", "informativeness")
 METRICS = {
     "factor_vae": Metric(Samples.factor_vae, 2),
@@ -206,8 +187,8 @@ METRICS = {
     "modularity": Metric(lambda s: information.modularity(*s.fit()), 2),
     "explicitness": Metric(lambda s: prediction.explicitness(*s.fit(), test=s.test(), standardise=s.dlib)),
     "irs": Metric(lambda s: information.irs(*s.fit())),
-    "dhsic": Metric(Samples.dhsic, 0, lower_is_better=("score",)),
-    "inception": Metric(Samples.inception, 1, ("score", "confidence", "mode_kl"), ("mode_kl",), "sample"),
+    "dhsic": Metric(Samples.dhsic, 0),
+    "inception": Metric(Samples.inception, 1, ("score", "confidence", "mode_kl"), "sample"),
     "reconstruction": Metric(Samples.reconstruction, 0, ("psnr", "ssim"), needs="generate"),
 }
 
@@ -225,21 +206,18 @@ def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) 
 
     Raises InputError for a name that is unknown or does not apply to the data set or the model.
     """
-    fitting, names = applicable(dataset, model), []
+    fitting, names = applicable(dataset, model), dict[str, None]()
     for metric in [metrics] if isinstance(metrics, str) else metrics:
-        check_name("metric", metric, ["all", *METRICS])
-        names += [name for name in fitting if not name.startswith("dci_")] if metric == "all" else [metric]
-    if unfit := [name for name in names if name not in fitting]:
-        fit = f"the data set {dataset.name!r} and this model; those that do: {', '.join(fitting)}"
-        raise InputError(f"metric {unfit[0]!r} does not apply to {fit}")
-    return list(dict.fromkeys(names))
+        if metric not in fitting:
+            check_name(f"metric for the data set {dataset.name} and this model called", metric, ["all", *fitting])
+        names |= dict.fromkeys([n for n in fitting if not n.startswith("dci_")] if metric == "all" else [metric])
+    return list(names)
 
 
 def rows(metric: str) -> list[tuple[str, str, str]]:
     """Return (key of the result, label, "higher" or "lower" for which is better) of a metric's rows in a table."""
     labels = {key: metric if key == "score" else f"{metric} {key}" for key in METRICS[metric].shown}
-    lower = METRICS[metric].lower_is_better
-    return [(key, label, "lower" if key in lower else "higher") for key, label in labels.items()]
+    return [(key, label, "lower" if label in LOWER_IS_BETTER else "higher") for key, label in labels.items()]
 
 
 @exact_arithmetic()  # scores must not depend on the caller's settings
@@ -258,12 +236,10 @@ def evaluate(
     """Score a model on a data set: {metric: its dict}.
 
     `model` is any object with `encode`; inception needs `sample` too, reconstruction `generate`. `dataset` is any
-    object with images(index), factors(index), factor_names, factor_sizes, num_images, image_shape and name.
-
-    "all" stands for every metric that applies. Factors of size 1 are left out; index f of every result counts the
-    others, in the order of the data set. The same seed draws the same images, whichever metrics are asked for.
-    `progress(what, done, total)` is called as work proceeds. A torch module is left in eval mode. Raises InputError
-    for an unknown metric, protocol or size, and for a metric that the data or the model cannot have.
+    object with images(index), factors(index), factor_names, factor_sizes, num_images, image_shape and name. Factors of
+    size 1 are left out; index f of every result counts the others, in the order of the data set. The same seed draws
+    the same images, whichever metrics are asked for. `progress(what, done, total)` is called as work proceeds. Raises
+    InputError for an unknown metric, protocol or size, and for a metric that the data or the model cannot have.
     """
     check_name("protocol", protocol, PROTOCOLS)
     for name, value in sizes.items():
@@ -273,7 +249,7 @@ def evaluate(
         if not hasattr(given, verb):
             raise InputError(f"the {what} is {given!r}, without {verb}(); expected an object such as crgan.load gives")
     names = metric_names(metrics, dataset, model)
-    opened = model if isinstance(model, Member) else Member("the model", _completed(model, dataset), "unhashed")
+    opened = model if isinstance(model, Member) else _opened(model, dataset)
     opened.check_data(dataset)
     if batch_size is None:
         batch_size = 128 if opened.device.type == "cpu" else 500
@@ -286,15 +262,18 @@ def evaluate(
     return results
 
 
-def _completed(model: Any, dataset: Any) -> Any:
-    """Return a view of an encoder with stand-ins for what it lacks of a whole model."""
+def _opened(model: Any, dataset: Any) -> Member:
+    """Return the model behind the checks of a loaded one; an encoder alone gets stand-ins for what it lacks."""
     if hasattr(model, "sample") and hasattr(model, "generate"):
-        return model
+        return Member("the model", model, "unhashed")
     view = copy(model)
     view.sample = view.generate = lambda *_: None
     view.image_shape = getattr(model, "image_shape", dataset.image_shape)
-    view.num_codes = getattr(model, "num_codes", None) or model.encode(dataset.images(torch.tensor([0]))).shape[-1]
-    return view
+    view.num_codes = getattr(model, "num_codes", 1)
+    opened = Member("the model", view, "unhashed")
+    if not hasattr(model, "num_codes"):
+        opened.num_codes = model.encode(dataset.images(torch.tensor([0], device=opened.device))).shape[-1]
+    return opened
 
 
 def _whole_number(name: str, value: Any, least: int = 0, most: int = 2**53) -> int:

@@ -18,24 +18,19 @@ def vote_score(table: Any) -> Any:  # [..., D, F] counts -> [...]
 
 
 def factor_vae(
-    groups: Any,  # [G, L, K] codes; in group g factor `factor[g]` has one value, all others vary
-    factor: Any,  # [G] int, index of the fixed factor
-    points: Any,  # [N, K] codes of random images, for the scale of each code
-    *,
-    heldout: Pair | None = None,  # (groups, factor) to score on; None: the voting groups
-    min_std: float = 0.0,  # codes with a smaller standard deviation over `points` do not vote
-    ddof: int = 0,
+    groups: Any, factor: Any, points: Any, *, heldout: Pair | None = None, min_std: float = 0.0, ddof: int = 0
 ) -> Scores:
     """Compute the FactorVAE score in [0, 1] (Kim and Mnih 2018, Disentangling by Factorising, section 4).
 
-    In each group the code k with the least Var_g[c_k] / s_k^2 votes, s_k its standard deviation over `points`;
-    votes[k, f] counts them. Without `heldout` the score is sum_k max_f votes[k, f] / G (the original of InfoGAN-CR).
-    With it, the majority vote of each code, f(k) = argmax_f votes[k, f], classifies the held-out groups, and the score
-    is its accuracy there (disentanglement_lib with ddof 1, which prunes codes by `min_std` first).
+    `groups` are codes [G, L, K]: in group g factor `factor[g]` has one value, all others vary; `points` [N, K] codes of
+    random images, s_k their standard deviations. In each group the code k with the least Var_g[c_k] / s_k^2 votes;
+    votes[k, f] counts them. The score is sum_k max_f votes[k, f] / G (the original of InfoGAN-CR). With `heldout`, such
+    groups and factors, the majority vote of each code, f(k) = argmax_f votes[k, f], classifies these, and the score is
+    its accuracy (disentanglement_lib with ddof 1, which prunes codes of s_k < `min_std` first).
 
     Codes that do not vary never vote. Groups where none can vote count as the votes of one further dimension. If all
-    codes are pruned by `min_std` the score is 0, as in disentanglement_lib, and a warning names them. Returns score,
-    train_score, votes int64 [K, F], num_active, scale [K]. Raises InputError for shapes that do not agree.
+    codes are pruned the score is 0, as in disentanglement_lib, and a warning names them. Returns score, train_score,
+    votes int64 [K, F], num_active, scale [K]. Raises InputError for shapes that do not agree.
     """
     groups, points = tensor(groups, "groups", "G L K"), tensor(points, "points", "N K")
     factor = group_factors(factor, groups)

@@ -24,13 +24,9 @@ def inception(probabilities: Any) -> Scores:  # [N, C], rows summing to 1
     p = tensor(probabilities, "probabilities", "N C").double()
     kl = (p * (p.clamp(min=1e-12).log() - p.mean(0).clamp(min=1e-12).log())).sum(1)
     modes = p.argmax(1).bincount(minlength=p.shape[1]) / len(p)
-    return {
-        "score": float(kl.mean().exp()),
-        "log_std": float(kl.std(correction=0)),
-        "confidence": float(p.amax(1).mean()),
-        "mode_kl": float((modes * (modes.clamp(min=1e-12) * len(modes)).log()).sum()),
-        "modes": modes.cpu().numpy(),
-    }
+    mode_kl = float((modes * (modes.clamp(min=1e-12) * len(modes)).log()).sum())
+    scores = {"score": float(kl.mean().exp()), "log_std": float(kl.std(correction=0)), "mode_kl": mode_kl}
+    return scores | {"confidence": float(p.amax(1).mean()), "modes": modes.numpy(force=True)}
 
 
 @cache

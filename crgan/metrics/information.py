@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import Array, Scores, active_dimensions, fit_and_test, is_continuous, tensor
+from .arrays import Array, Scores, active_dimensions, fit_and_test, tensor
 
 BINS = 20  # of codes, and of factors with fractions, as in disentanglement_lib
 
@@ -13,8 +13,8 @@ def mig(codes: Any, factors: Any) -> Scores:  # [N, K], [N, F] classes or number
     """Compute the Mutual Information Gap in [0, 1] (Chen et al. 2018, Isolating Sources of Disentanglement, eq. 6).
 
     (1/F) sum_f (I(c_k1; f) - I(c_k2; f)) / H(f), k1 and k2 the two codes with the most information about f. A code
-    counts by its bin among 20 of equal width, a factor with fractions too. For a single code the second is 0.
-    Returns score, gaps [F], mutual_information [K, F] and entropies [F], in nats.
+    counts by its bin among 20 of equal width, a factor with fractions too. Returns score, gaps [F],
+    mutual_information [K, F] and entropies [F], in nats.
     """
     info, entropies = _mutual_information(codes, factors)
     gaps = top_gap(info) / entropies
@@ -40,25 +40,22 @@ def irs(codes: Any, factors: Any) -> Scores:  # [N, K], [N, F] classes or number
     """Compute the Interventional Robustness Score in [0, 1] (Suter et al. 2019, Robustly Disentangled Causal
     Mechanisms, eq. 8).
 
-    For code k and factor f: 1 - (mean over the values of f of the 0.99 quantile of |c_k - its mean at that value|) /
-    max |c_k - mean c_k|. The score is the mean over codes of the best factor's, weighted by that maximum. The quantile
-    is that of disentanglement_lib, as are 20 bins for each factor and that constant codes are left out. Returns score,
-    per_code [K] (0 where constant), matrix [K, F].
+    For code k and factor f: 1 - (mean over the bins of f of the 0.99 quantile of |c_k - its mean in the bin|) /
+    max |c_k - mean c_k|. The score is the mean over codes of the best factor's, weighted by that maximum. Quantile and
+    bins are those of disentanglement_lib. Returns score, per_code [K] (0 where constant), matrix [K, F].
     """
     x, y, *_ = fit_and_test(codes, factors)
     active = active_dimensions(x)[1].numpy()
-    matrix = np.zeros((len(active), y.shape[1]))
-    if not active.any():
-        return {"score": 0.0, "per_code": matrix.max(1), "matrix": matrix}
-    x = x[:, active].astype(np.float64)
+    x = x.astype(np.float64) * active
     largest = np.abs(x - x.mean(0)).max(0)
+    matrix = np.zeros((x.shape[1], y.shape[1]))
     for f, column in enumerate(y.T):
         binned = discretise(column)
         groups = [x[binned == value] for value in np.unique(binned)]
         spread = np.mean([np.quantile(np.abs(g - g.mean(0)), 0.99, 0) for g in groups], 0)
-        matrix[active, f] = 1 - spread / largest
+        matrix[:, f] = 1 - np.divide(spread, largest, out=np.ones_like(spread), where=active)
     per_code = matrix.max(1)
-    return {"score": float(np.average(per_code[active], weights=largest)), "per_code": per_code, "matrix": matrix}
+    return {"score": float(per_code @ largest / (largest.sum() or 1)), "per_code": per_code, "matrix": matrix}
 
 
 def dhsic(codes: Any) -> Scores:  # [n, K]
@@ -90,7 +87,7 @@ def _mutual_information(codes: Any, factors: Any) -> tuple[Array, Array]:
     binned = np.stack([discretise(column) * varies for column, varies in zip(x.T, active)])
     information, entropies = [], []
     for column in y.T:
-        classes = discretise(column) if is_continuous(column) else column
+        classes = discretise(column) if (column % 1).any() else column
         present, index = np.unique(classes, return_inverse=True)
         cells = (np.arange(len(binned))[:, None] * BINS + binned) * len(present) + index  # [K, N]
         counts = np.bincount(cells.ravel(), minlength=len(binned) * BINS * len(present))

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, check_name
-from .arrays import Array, Pair, Scores, active_dimensions, fit_and_test, group_factors, is_continuous, tensor
+from .arrays import Array, Pair, Scores, active_dimensions, fit_and_test, group_factors, tensor
 from .information import entropy, top_gap
 
 PREDICTORS = ("boosting", "lasso", "forest")
@@ -25,8 +25,6 @@ def beta_vae(pairs: Any, factor: Any, *, heldout: Pair | None = None) -> Scores:
 
     def features(pairs: Any, factor: Any) -> tuple[Array, Array]:  # -> [G, K], [G]
         codes = tensor(pairs, "pairs", "G P 2 K")
-        if codes.shape[2] != 2:
-            raise InputError(f"pairs has shape {list(codes.shape)}; expected [G P 2 K], two images in a pair")
         means = (codes[:, :, 0] - codes[:, :, 1]).abs_().mean(1)
         return means.numpy(force=True), group_factors(factor, codes).numpy(force=True)
 
@@ -82,19 +80,15 @@ def dci(codes: Any, factors: Any, *, test: Pair | None = None, predictor: str = 
 
 def _fit(predictor: str, f: int, x: Array, y: Array, test_x: Array, test_y: Array) -> tuple[Array, float]:
     """Return the importance of each code [K] for factor f, and the quality of the predictor."""
-    from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor, RandomForestRegressor
-    from sklearn.linear_model import Lasso
+    from sklearn import ensemble, linear_model
 
     if predictor == "boosting":
-        kind = GradientBoostingRegressor if is_continuous(y) else GradientBoostingClassifier
+        kind = ensemble.GradientBoostingRegressor if (y % 1).any() else ensemble.GradientBoostingClassifier
         trees = kind(random_state=0).fit(x, y)
         return trees.feature_importances_, trees.score(test_x, test_y)
-    if predictor == "lasso":
-        model = Lasso(0.02).fit(x, y)
-        importance = np.abs(model.coef_)
-    else:
-        model = RandomForestRegressor(max_depth=FOREST_DEPTHS[min(f, 4)], random_state=0, n_jobs=-1).fit(x, y)
-        importance = model.feature_importances_
+    forest = ensemble.RandomForestRegressor(max_depth=FOREST_DEPTHS[min(f, 4)], random_state=0, n_jobs=-1)
+    model: Any = (linear_model.Lasso(0.02) if predictor == "lasso" else forest).fit(x, y)
+    importance = np.abs(model.coef_) if predictor == "lasso" else model.feature_importances_
     return importance, 1 - np.sqrt(np.mean((model.predict(test_x) - test_y) ** 2))
 
 
@@ -121,7 +115,7 @@ def sap(codes: Any, factors: Any, *, test: Pair | None = None, continuous: Colle
     x, test_x = x * active, test_x * active  # a constant code is 0
     matrix = np.zeros((x.shape[1], y.shape[1]))
     for k, f in np.ndindex(matrix.shape):
-        if f in continuous or is_continuous(y[:, f]):
+        if f in continuous or (y[:, f] % 1).any():
             matrix[k, f] = np.corrcoef(x[:, k], y[:, f])[0, 1] ** 2 if active[k] else 0.0
         else:
             machine = LinearSVC(C=0.01, class_weight="balanced", random_state=0).fit(x[:, [k]], y[:, f])
@@ -141,14 +135,14 @@ def explicitness(codes: Any, factors: Any, *, test: Pair | None = None, standard
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
+    from sklearn.preprocessing import StandardScaler
 
     x, y, test_x, test_y = fit_and_test(codes, factors, test)
-    if is_continuous(y):
+    if (y % 1).any():
         raise InputError("factors hold fractions; expected the class of each factor")
-    std, active = (part.numpy() for part in active_dimensions(x))
-    scale = active / np.where(active & standardise, std, 1)  # a constant code becomes 0
-    mean = x.mean(0, dtype=float)  # the intercept is free, so the shift only speeds the fit up
-    x, test_x = (((part - mean) * scale).astype(x.dtype) for part in (x, test_x))
+    active = active_dimensions(x)[1].numpy()
+    scaler = StandardScaler(with_std=standardise).fit(x * active)  # the intercept is free, but centred codes fit faster
+    x, test_x = scaler.transform(x * active), scaler.transform(test_x * active)
     per_factor = []
     for column, truth in zip(y.T, test_y.T):
         classifier = LogisticRegression(max_iter=1000).fit(x, column)
