@@ -87,7 +87,7 @@ def _mutual_information(codes: Any, factors: Any) -> tuple[Array, Array]:
     binned = np.stack([discretise(column) * varies for column, varies in zip(x.T, active)])
     information, entropies = [], []
     for column in y.T:
-        classes = discretise(column) if (column % 1).any() else column
+        classes = discretise(column) if (column != column.round()).any() else column
         present, index = np.unique(classes, return_inverse=True)
         cells = (np.arange(len(binned))[:, None] * BINS + binned) * len(present) + index  # [K, N]
         counts = np.bincount(cells.ravel(), minlength=len(binned) * BINS * len(present))

@@ -83,7 +83,7 @@ def _fit(predictor: str, f: int, x: Array, y: Array, test_x: Array, test_y: Arra
     from sklearn import ensemble, linear_model
 
     if predictor == "boosting":
-        kind = ensemble.GradientBoostingRegressor if (y % 1).any() else ensemble.GradientBoostingClassifier
+        kind = ensemble.GradientBoostingRegressor if (y != y.round()).any() else ensemble.GradientBoostingClassifier
         trees = kind(random_state=0).fit(x, y)
         return trees.feature_importances_, trees.score(test_x, test_y)
     forest = ensemble.RandomForestRegressor(max_depth=FOREST_DEPTHS[min(f, 4)], random_state=0, n_jobs=-1)
@@ -114,8 +114,9 @@ def sap(codes: Any, factors: Any, *, test: Pair | None = None, continuous: Colle
     active = active_dimensions(x)[1].numpy()
     x, test_x = x * active, test_x * active  # a constant code is 0
     matrix = np.zeros((x.shape[1], y.shape[1]))
+    regressed = {*continuous, *np.flatnonzero((y != y.round()).any(0))}
     for k, f in np.ndindex(matrix.shape):
-        if f in continuous or (y[:, f] % 1).any():
+        if f in regressed:
             matrix[k, f] = np.corrcoef(x[:, k], y[:, f])[0, 1] ** 2 if active[k] else 0.0
         else:
             machine = LinearSVC(C=0.01, class_weight="balanced", random_state=0).fit(x[:, [k]], y[:, f])
@@ -138,7 +139,7 @@ def explicitness(codes: Any, factors: Any, *, test: Pair | None = None, standard
     from sklearn.preprocessing import StandardScaler
 
     x, y, test_x, test_y = fit_and_test(codes, factors, test)
-    if (y % 1).any():
+    if (y != y.round()).any():
         raise InputError("factors hold fractions; expected the class of each factor")
     active = active_dimensions(x)[1].numpy()
     scaler = StandardScaler(with_std=standardise).fit(x * active)  # the intercept is free, but centred codes fit faster
