@@ -58,24 +58,23 @@ def groups(protocol, n, seed, pairs=False):
 
 def arrays(metric, protocol):
     """Arguments and settings of a metric under a protocol."""
-    p = PROTOCOLS[protocol]
-    images, test = labelled(protocol, p.points, 0), labelled(protocol, p.test_points, 1) if p.test_points else None
+    p, dlib = PROTOCOLS[protocol], protocol == "dlib"
+    images, test = labelled(protocol, p.points, 0), labelled(protocol, p.test_points, 1) if dlib else None
     voting = groups(protocol, p.groups, 2)
     if metric == "factor_vae":
-        held = groups(protocol, p.heldout_groups, 3) if p.heldout_groups else None
-        scale = labelled(protocol, p.scale_samples, 0)[0]
-        return (*voting, scale), {"heldout": held, "min_std": p.min_std, "ddof": p.ddof}
-    if metric == "beta_vae" and p.pair_groups:
-        held = groups(protocol, p.heldout_pair_groups, 5, pairs=True)
-        return groups(protocol, p.pair_groups, 4, pairs=True), {"heldout": held}
+        variant = {"heldout": groups(protocol, p.heldout_groups, 3), "min_std": 0.05, "ddof": 1} if dlib else {}
+        return (*voting, labelled(protocol, p.scale_samples, 0)[0]), variant
+    if metric == "beta_vae" and dlib:
+        heldout = groups(protocol, p.heldout_groups, 5, pairs=True)
+        return groups(protocol, p.groups, 4, pairs=True), {"heldout": heldout}
     if metric == "beta_vae":  # the images of the voting groups two by two
         return (voting[0].reshape(p.groups, -1, 2, NUM_CODES[protocol]), voting[1]), {}
     if metric == "dhsic":
         return (labelled(protocol, p.dhsic_points, 0)[0],), {}
     if metric == "explicitness":
-        return images, {"test": test, "standardise": p.standardise}
-    if metric == "sap":  # shape is a category, the others are numbers where the protocol says so
-        return images, {"test": test, "continuous": (1, 2, 3, 4) if p.continuous else ()}
+        return images, {"test": test, "standardise": dlib}
+    if metric == "sap":  # shape is a category, the others are numbers in the paper's protocol
+        return images, {"test": test, "continuous": () if dlib else (1, 2, 3, 4)}
     return images, {"test": test} if metric == "dci_boosting" else {}
 
 

@@ -89,8 +89,7 @@ def dci_lasso(codes, factors):
     """Eastwood and Williams' own: codes and factors standardised; completeness unweighted."""
     codes, factors = ((x - x.mean(0)) / x.std(0) for x in (codes.astype(float), factors.astype(float)))
     importance = np.abs([Lasso(0.02).fit(codes, y).coef_ for y in factors.T]).T
-    d = [1 - entropy(row, base=len(row)) if row.sum() else 0.0 for row in importance]
-    c = [1 - entropy(column, base=len(column)) if column.sum() else 0.0 for column in importance.T]
+    d, c = (np.nan_to_num(1 - entropy(share, base=len(share))) for share in (importance.T, importance))
     return np.dot(d, importance.sum(1)) / importance.sum(), np.mean(c)
 
 

@@ -29,7 +29,7 @@ def runs(tmp_path_factory):
     """The runs that the pages take for granted, from a few steps."""
     folder = tmp_path_factory.mktemp("docs")
     cfg = replace(crgan.PRESETS["quick"], steps=2, cr_start=1, eval_every=10, width=8, threads=1)
-    small = metrics.Protocol(groups=10, group_size=10, scale_samples=200, points=200)
+    small = metrics.Protocol("paper", groups=10, group_size=10, scale_samples=200, points=200)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(crgan.PRESETS, "quick", cfg)
         patch.setitem(metrics.PROTOCOLS, "paper", small)

@@ -1,119 +1,206 @@
 """`evaluate`: draws the samples of a protocol, encodes each image once and scores the codes."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
 from ..device import exact_arithmetic
-from ..errors import InputError
-from ..loading import LoadedModel
-from .arrays import codes_array
-from .beta_vae import beta_vae
-from .dci import PREDICTORS, dci
-from .dhsic import dhsic
-from .explicitness import explicitness
+from ..errors import InputError, check_name
+from ..loading import LoadedModel, eval_mode
+from . import images, information, prediction
+from .arrays import Scores, tensor
 from .factor_vae import factor_vae
-from .inception import inception, shape_classifier
-from .irs import irs
-from .mutual_information import mig, modularity
-from .protocol import PROTOCOLS, Protocol, whole_number
-from .reconstruction import reconstruction
-from .sampling import Samples
-from .sap import sap
 
 # Factors whose classes have no order, by the names that the data sets give them.
 CATEGORIES = {"background", "block", "camera", "category", "color", "digit", "label", "lighting", "object", "shape"}
+CHUNK = 500  # images generated with one seed, whatever the batch size
 
 
-def _factor_vae(s: Samples) -> dict[str, Any]:
-    p = s.protocol
-    points = s.encode(s.draw(p.scale_samples, 4))  # of the stream of `fit`: its images serve both
-    heldout = s.groups(p.heldout_groups, 2) if p.heldout_groups else None
-    return factor_vae(*s.voting_groups, points, heldout=heldout, min_std=p.min_std, ddof=p.ddof)
+@dataclass(frozen=True)
+class Protocol:
+    """Sizes of one way to score. Scores under different protocols are not comparable.
+
+    `dlib` differs in more than sizes: groups draw their factor instead of taking turns, BetaVAE has pairs of its own,
+    standard deviations of FactorVAE have ddof 1 and codes below 0.05 are pruned, DCI boosts, SAP takes every factor for
+    classes, and Explicitness standardises the codes.
+    """
+
+    name: str
+    groups: int = 500  # FactorVAE and BetaVAE: groups to vote or to train on
+    heldout_groups: int = 0  # groups to score on; 0: the same
+    group_size: int = 100  # images in a group; pairs in a group of pairs
+    scale_samples: int = 73_728  # FactorVAE: images for each code's standard deviation
+    points: int = 73_728  # MIG, DCI, SAP, Modularity, Explicitness, IRS: images to fit on
+    test_points: int = 0  # images to score on; 0: the same
+    dhsic_points: int = 5_000
+    generated: int = 50_000  # images for the inception score
+    reconstructed: int = 5_000  # images for PSNR and SSIM
 
 
-def _beta_vae(s: Samples) -> dict[str, Any]:
-    p = s.protocol
-    if p.pair_groups:
-        heldout = s.groups(p.heldout_pair_groups, 8, pairs=True) if p.heldout_pair_groups else None
-        return beta_vae(*s.groups(p.pair_groups, 6, pairs=True), heldout=heldout)
-    groups, factor = s.voting_groups
-    return beta_vae(groups[:, : groups.shape[1] // 2 * 2].unflatten(1, (-1, 2)), factor)
+DLIB = Protocol(  # disentanglement_lib
+    "dlib", groups=10_000, heldout_groups=5_000, group_size=64, scale_samples=10_000, points=10_000, test_points=5_000
+)
+PROTOCOLS = {"paper": Protocol("paper"), "dlib": DLIB}  # that of the original code of InfoGAN-CR first
 
 
-def _dci(s: Samples, predictor: str = "") -> dict[str, Any]:
-    s.progress(f"DCI {predictor or s.protocol.dci}", 0, 1)
-    return dci(*s.fit, test=s.test, predictor=predictor or s.protocol.dci)
+class Samples:
+    """Draws the samples that the metrics of one evaluation share, and scores them. Each image is encoded at most once,
+    and each need has a stream of random numbers of its own, so that no metric depends on which others run."""
 
+    def __init__(
+        self, model: LoadedModel, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable
+    ):
+        self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
+        self.batch_size, self.progress, self.dlib = batch_size, progress, protocol.name == "dlib"
+        self.varying = [f for f, size in enumerate(dataset.factor_sizes) if size > 1]
+        self.fit = partial(self.labelled, protocol.points, 4)
+        self.test = partial(self.labelled, protocol.test_points, 5)
+        self.known = torch.zeros(dataset.num_images, dtype=torch.bool, device=model.device)
+        self.codes = torch.empty(dataset.num_images, model.num_codes, dtype=torch.float32, device=model.device)
 
-def _sap(s: Samples) -> dict[str, Any]:
-    names, sizes = s.dataset.factor_names, s.dataset.factor_sizes
-    ordered = [i for i, f in enumerate(s.varying) if names[f] not in CATEGORIES and sizes[f] > 2]
-    return sap(*s.fit, test=s.test, continuous=ordered if s.protocol.continuous else ())
+    def generator(self, stream: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 16 + stream)
 
+    def draw(self, n: int, stream: int) -> Tensor:
+        """Return the indices [n] of random images."""
+        return torch.randint(self.dataset.num_images, (n,), generator=self.generator(stream), device="cpu")
 
-def _inception(s: Samples) -> dict[str, Any]:
-    s.progress("training the shape classifier", 0, 1)
-    classifier, accuracy = shape_classifier(str(s.model.device))
-    probabilities = []
-    for start, stop, seed in s.chunks(s.protocol.generated):
-        images = codes_array(s.model.sample(stop - start, seed), "a sample", "N C H W").to(torch.float32)
-        probabilities.append(classifier(images.clamp(0, 1)))
-        s.progress("classifying", stop, s.protocol.generated)
-    return {**inception(torch.cat(probabilities)), "classifier_accuracy": accuracy}
+    def encode(self, index: Tensor) -> Tensor:  # [...] int64 -> [..., K]
+        index = index.to(self.model.device)
+        needed = torch.zeros_like(self.known).index_fill(0, index.flatten(), True)
+        new = (needed & ~self.known).nonzero()[:, 0]
+        for start in range(0, len(new), self.batch_size):
+            batch = new[start : start + self.batch_size]
+            self.codes[batch] = self.model.encode(self.dataset.images(batch)).to(self.codes)
+            self.progress("encoding", min(start + self.batch_size, len(new)), len(new))
+        self.known |= needed
+        return self.codes[index]
 
+    def factors(self, index: Tensor) -> Tensor:  # [n] -> [n, F] of all factors, on the CPU
+        return torch.as_tensor(self.dataset.factors(index), device="cpu")
 
-def _reconstruction(s: Samples) -> dict[str, Any]:
-    index = s.draw(s.protocol.reconstructed, 10).to(s.model.device)
-    codes = s.encode(index)
-    total: dict[str, float] = {}
-    for start, stop, seed in s.chunks(len(index)):
-        rebuilt = s.model.generate(codes[start:stop], seed)
-        for name, value in reconstruction(s.dataset.images(index[start:stop]), rebuilt).items():
-            total[name] = total.get(name, 0.0) + value * len(rebuilt) / len(index)
-        s.progress("reconstructing", stop, len(index))
-    return total
+    def labelled(self, n: int, stream: int) -> Any:
+        """Return the codes [n, K] and the factors [n, F] that vary, of random images; None for n = 0."""
+        index = self.draw(n, stream)
+        return (self.encode(index), self.factors(index)[:, self.varying]) if n else None
+
+    def groups(self, n: int, stream: int, pairs: bool = False) -> Any:
+        """Return codes [n, L, K] and the factor [n] (of those that vary) of which each group shares one value; with
+        `pairs` codes [n, L, 2, K], where the two of each pair share a value of their own; None for n = 0."""
+        if n == 0:
+            return None
+        size, generator = self.protocol.group_size, self.generator(stream)
+        factor = torch.arange(n, device="cpu") % len(self.varying)
+        if self.dlib:
+            factor = torch.randint(len(self.varying), (n,), generator=generator, device="cpu")
+        column = torch.tensor(self.varying, device="cpu")[factor].repeat_interleave(size)
+        first = torch.randint(self.dataset.num_images, (n, size), generator=generator, device="cpu")
+        if not pairs:
+            first = first[:, :1].expand(n, size)
+        index = self.sharing(first.flatten(), column, stream + 1).view(n, size)
+        return self.encode(torch.stack([first, index], 2) if pairs else index), factor.to(self.model.device)
+
+    def sharing(self, index: Tensor, factor: Tensor, stream: int) -> Tensor:
+        """Return for each image of `index` [n] a random one with the same value of factor `factor` [n]."""
+        values, dataset = self.factors(index).gather(1, factor[:, None]), self.dataset
+        if values.is_floating_point() and (values != values.round()).any():
+            raise InputError("groups of images that share a factor need its classes, and some factors are fractions")
+        other = self.draw(len(index), stream)
+        grid = hasattr(dataset, "index") and getattr(dataset, "table", None) is None
+        if grid and prod(dataset.factor_sizes) == dataset.num_images:
+            return dataset.index(self.factors(other).scatter(1, factor[:, None], values))
+        table = self.factors(torch.arange(dataset.num_images, device="cpu"))
+        for f, value in {*zip(factor.tolist(), values[:, 0].tolist())}:
+            rows, same = (factor == f) & (values[:, 0] == value), (table[:, f] == value).nonzero()[:, 0]
+            other[rows] = same[other[rows] % len(same)]
+        return other
+
+    def chunks(self, n: int, what: str) -> Iterator[tuple[slice, int]]:
+        """Yield (images, seed below 2^32) of the chunks in which a model generates n images."""
+        for start in range(0, n, CHUNK):
+            stop = min(start + CHUNK, n)
+            yield slice(start, stop), int(np.random.SeedSequence([self.seed, start]).generate_state(1)[0])
+            self.progress(what, stop, n)
+
+    def factor_vae(self) -> Scores:
+        (groups, factor), heldout = self.groups(self.protocol.groups, 0), self.groups(self.protocol.heldout_groups, 2)
+        points = self.encode(self.draw(self.protocol.scale_samples, 4))  # images of `fit`
+        return factor_vae(groups, factor, points, heldout=heldout, min_std=0.05 * self.dlib, ddof=int(self.dlib))
+
+    def beta_vae(self) -> Scores:
+        p = self.protocol
+        if self.dlib:
+            heldout = self.groups(p.heldout_groups, 8, pairs=True)
+            return prediction.beta_vae(*self.groups(p.groups, 6, pairs=True), heldout=heldout)
+        groups, factor = self.groups(p.groups, 0)  # those of FactorVAE, their images two by two
+        return prediction.beta_vae(groups[:, : p.group_size // 2 * 2].unflatten(1, (-1, 2)), factor)
+
+    def dci(self, predictor: str = "") -> Scores:
+        default = "boosting" if self.dlib else "lasso"
+        return prediction.dci(*self.fit(), test=self.test(), predictor=predictor or default)
+
+    def sap(self) -> Scores:
+        names, sizes = self.dataset.factor_names, self.dataset.factor_sizes
+        ordered = [i for i, f in enumerate(self.varying) if names[f] not in CATEGORIES and sizes[f] > 2]
+        return prediction.sap(*self.fit(), test=self.test(), continuous=() if self.dlib else ordered)
+
+    def dhsic(self) -> Scores:
+        distinct = torch.randperm(self.dataset.num_images, generator=self.generator(11), device="cpu")
+        return information.dhsic(self.encode(distinct[: self.protocol.dhsic_points]))
+
+    def inception(self) -> Scores:
+        classify, accuracy = images.shape_classifier()
+        probabilities = []
+        for part, seed in self.chunks(self.protocol.generated, "inception"):
+            drawn = tensor(self.model.sample(part.stop - part.start, seed), "a sample", "N C H W").to(torch.float32)
+            probabilities.append(classify(drawn.clamp(0, 1)))
+        return {**images.inception(torch.cat(probabilities)), "classifier_accuracy": accuracy}
+
+    def reconstruction(self) -> Scores:
+        index = self.draw(self.protocol.reconstructed, 10).to(self.model.device)
+        codes, chunks = self.encode(index), self.chunks(len(index), "reconstruction")
+        rebuilt = torch.cat([self.model.generate(codes[part], seed) for part, seed in chunks])
+        return images.reconstruction(self.dataset.images(index), rebuilt)
 
 
 class Metric(NamedTuple):
-    compute: Callable[[Samples], dict[str, Any]]
+    compute: Callable[[Samples], Scores]
+    factors: int = 1  # that vary; with one, every vote and guess of some metrics is right, whatever the codes
     shown: tuple[str, ...] = ("score",)  # what a table shows of the result
-    lower_is_better: tuple[str, ...] = ()
     needs: str = "encode"  # the model's method
 
 
+LOWER_IS_BETTER = {"dhsic", "inception mode_kl"}
+DCI = ("disentanglement", "completeness", "informativeness")
 METRICS = {
-    "factor_vae": Metric(_factor_vae),
-    "beta_vae": Metric(_beta_vae),
-    "mig": Metric(lambda s: mig(*s.fit)),
-    "dci": Metric(_dci, ("disentanglement", "completeness", "informativeness")),
-    **{f"dci_{name}": Metric(partial(_dci, predictor=name)) for name in PREDICTORS},
-    "sap": Metric(_sap),
-    "modularity": Metric(lambda s: modularity(*s.fit)),
-    "explicitness": Metric(lambda s: explicitness(*s.fit, test=s.test, standardise=s.protocol.standardise)),
-    "irs": Metric(lambda s: irs(*s.fit)),
-    "dhsic": Metric(lambda s: dhsic(s.encode(s.distinct(s.protocol.dhsic_points, 11))), lower_is_better=("score",)),
-    "inception": Metric(_inception, ("score", "confidence", "mode_kl"), ("mode_kl",), "sample"),
-    "reconstruction": Metric(_reconstruction, ("psnr", "ssim"), needs="generate"),
+    "factor_vae": Metric(Samples.factor_vae, 2),
+    "beta_vae": Metric(Samples.beta_vae, 2),
+    "mig": Metric(lambda s: information.mig(*s.fit())),
+    "dci": Metric(Samples.dci, shown=DCI),
+    **{f"dci_{name}": Metric(partial(Samples.dci, predictor=name), shown=DCI) for name in prediction.PREDICTORS},
+    "sap": Metric(Samples.sap),
+    "modularity": Metric(lambda s: information.modularity(*s.fit()), 2),
+    "explicitness": Metric(lambda s: prediction.explicitness(*s.fit(), test=s.test(), standardise=s.dlib)),
+    "irs": Metric(lambda s: information.irs(*s.fit())),
+    "dhsic": Metric(Samples.dhsic, 0),
+    "inception": Metric(Samples.inception, 1, ("score", "confidence", "mode_kl"), "sample"),
+    "reconstruction": Metric(Samples.reconstruction, 0, ("psnr", "ssim"), needs="generate"),
 }
 
 
 def applicable(dataset: Any, model: Any = None) -> list[str]:
     """Return the metrics that mean something on this data set, and that this model has the methods for."""
     varying = sum(size > 1 for size in dataset.factor_sizes)
-    fits = {
-        "dhsic": True,
-        "reconstruction": min(dataset.image_shape[1:]) >= 11,
-        "inception": getattr(dataset, "name", "") == "dsprites",
-        # With one factor every vote and guess is right, whatever the codes.
-        **dict.fromkeys(("factor_vae", "beta_vae", "modularity"), varying > 1),
-    }
-    able = [name for name in METRICS if model is None or callable(getattr(model, METRICS[name].needs, None))]
-    return [name for name in able if fits.get(name, varying > 0)]
+    suits = {"reconstruction": min(dataset.image_shape[1:]) >= 11, "inception": dataset.name == "dsprites"}
+    able = [name for name, metric in METRICS.items() if model is None or hasattr(model, metric.needs)]
+    return [name for name in able if varying >= METRICS[name].factors and suits.get(name, True)]
 
 
 def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) -> list[str]:
@@ -121,60 +208,18 @@ def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) 
 
     Raises InputError for a name that is unknown or does not apply to the data set or the model.
     """
-    fitting = applicable(dataset, model)
-    whole = [name for name in fitting if not name.startswith("dci_")]
-    given = (metrics,) if isinstance(metrics, str) else metrics
-    names = list(dict.fromkeys(name for metric in given for name in (whole if metric == "all" else [metric])))
-    for name in names:
-        if name not in METRICS:
-            raise InputError(f"unknown metric {name!r}; expected all, or some of {', '.join(METRICS)}")
-        if name not in fitting:
-            raise InputError(
-                f"metric {name!r} does not apply to the data set {getattr(dataset, 'name', '')!r} and this model; "
-                f"those that do: {', '.join(fitting)}"
-            )
-    return names
+    fitting, names = applicable(dataset, model), dict[str, None]()
+    for metric in [metrics] if isinstance(metrics, str) else metrics:
+        if metric not in fitting:
+            check_name(f"metric for the data set {dataset.name} and this model called", metric, ["all", *fitting])
+        names |= dict.fromkeys([n for n in fitting if not n.startswith("dci_")] if metric == "all" else [metric])
+    return list(names)
 
 
 def rows(metric: str) -> list[tuple[str, str, str]]:
     """Return (key of the result, label, "higher" or "lower" for which is better) of a metric's rows in a table."""
-    _, shown, lower_is_better, _ = METRICS[metric]
-    return [
-        (key, metric if key == "score" else f"{metric} {key}", "lower" if key in lower_is_better else "higher")
-        for key in shown
-    ]
-
-
-class _Encoder:
-    """Give a model without `sample` or `generate` what LoadedModel asks for."""
-
-    def __init__(self, model: Any, dataset: Any):
-        parameters = list(model.eval().parameters())[:1] if isinstance(model, nn.Module) else []
-        self.device = torch.device(getattr(model, "device", parameters[0].device if parameters else "cpu"))
-        self.encode, self.num_noise = model.encode, getattr(model, "num_noise", 0)
-        self.sample, self.generate = (getattr(model, verb, self._refuse) for verb in ("sample", "generate"))
-        self.image_shape = getattr(model, "image_shape", dataset.image_shape)
-        first = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.num_codes = getattr(model, "num_codes", None) or self.encode(dataset.images(first)).shape[-1]
-
-    def _refuse(self, *_: Any) -> None:
-        raise InputError("the model has no sample() or no generate(); expected one that has both")
-
-
-DATASET = ("images", "factors", "factor_names", "factor_sizes", "num_images", "image_shape")
-
-
-def _opened(model: Any, dataset: Any) -> LoadedModel:
-    """Return the model behind checks of what it returns. Raises InputError where it does not take the images."""
-    if not isinstance(model, LoadedModel):
-        whole = all(callable(getattr(model, verb, None)) for verb in ("sample", "generate"))
-        model = LoadedModel("the model", model if whole else _Encoder(model, dataset), "unhashed")
-    if tuple(dataset.image_shape) != model.image_shape:
-        raise InputError(
-            f"{model.name} takes images {list(model.image_shape)}, those of {getattr(dataset, 'name', 'the data set')} "
-            f"are {list(dataset.image_shape)}; expected the data that it was trained on, or data of that shape"
-        )
-    return model
+    labels = {key: metric if key == "score" else f"{metric} {key}" for key in METRICS[metric].shown}
+    return [(key, label, "lower" if label in LOWER_IS_BETTER else "higher") for key, label in labels.items()]
 
 
 @exact_arithmetic()  # scores must not depend on the caller's settings
@@ -189,34 +234,52 @@ def evaluate(
     batch_size: int | None = None,  # None: 128 on a CPU, 500 on a GPU
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     **sizes: Any,  # fields of Protocol, in place of the protocol's own
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Scores]:
     """Score a model on a data set: {metric: its dict}.
 
     `model` is any object with `encode`; inception needs `sample` too, reconstruction `generate`. `dataset` is any
-    object with images(index), factors(index), factor_names, factor_sizes, num_images and image_shape.
-
-    "all" stands for every metric that applies. Factors of size 1 are left out; index f of every result counts the
-    others, in the order of the data set. The same seed draws the same images, whichever metrics are asked for.
-    `progress(what, done, total)` is called as work proceeds. A torch module is left in eval mode. Raises InputError
-    for an unknown metric, protocol or size, and for a metric that the data or the model cannot have.
+    object with images(index), factors(index), factor_names, factor_sizes, num_images, image_shape and name. Factors of
+    size 1 are left out; index f of every result counts the others, in the order of the data set. The same seed draws
+    the same images, whichever metrics are asked for. `progress(what, done, total)` is called as work proceeds. Raises
+    InputError for an unknown metric, protocol or size, and for a metric that the data or the model cannot have.
     """
-    if protocol not in PROTOCOLS:
-        raise InputError(f"unknown protocol {protocol!r}; expected one of {', '.join(PROTOCOLS)}")
-    known = [field.name for field in fields(Protocol)]
-    if unknown := [size for size in sizes if size not in known]:
-        raise InputError(f"unknown size {unknown[0]!r}; expected some of {', '.join(known)}")
-    settings = replace(PROTOCOLS[protocol], **sizes)
-    seed = whole_number("seed", seed, 0, 2**32 - 1)
-    if missing := [name for name in DATASET if not hasattr(dataset, name)]:
-        raise InputError(
-            f"the data set is {dataset!r}, without {missing[0]}; "
-            f"expected an object with {', '.join(DATASET)}, such as crgan.data.load(name)"
-        )
-    if not callable(getattr(model, "encode", None)):
-        raise InputError(f"the model is {model!r}, which has no encode(); expected an object that has it")
+    check_name("protocol", protocol, PROTOCOLS)
+    for name, value in sizes.items():
+        check_name("size", name, [field.name for field in fields(Protocol)[1:]])
+        sizes[name] = _whole_number(name, value)
+    for what, given, verb in (("data set", dataset, "images"), ("model", model, "encode")):
+        if not hasattr(given, verb):
+            raise InputError(f"the {what} is {given!r}, without {verb}(); expected an object such as crgan.load gives")
     names = metric_names(metrics, dataset, model)
-    opened = _opened(model, dataset)
+    opened = model if isinstance(model, LoadedModel) else _opened(model, dataset)
+    opened.check_data(dataset)
     if batch_size is None:
         batch_size = 128 if opened.device.type == "cpu" else 500
-    samples = Samples(opened, dataset, settings, seed, whole_number("batch_size", batch_size, 1), progress)
-    return {name: METRICS[name].compute(samples) for name in names}
+    seed, batch_size = _whole_number("seed", seed, 0, 2**32 - 1), _whole_number("batch_size", batch_size, 1)
+    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **sizes), seed, batch_size, progress)
+    results = {}
+    with eval_mode([opened]):
+        for name in names:
+            progress(name, 0, 1)
+            results[name] = METRICS[name].compute(samples)
+    return results
+
+
+def _opened(model: Any, dataset: Any) -> LoadedModel:
+    """Return the model behind the checks of a loaded one; an encoder alone gets stand-ins for what it lacks."""
+    if hasattr(model, "sample") and hasattr(model, "generate"):
+        return LoadedModel("the model", model, "unhashed")
+    view = copy(model)
+    view.sample = view.generate = lambda *_: None
+    view.image_shape = getattr(model, "image_shape", dataset.image_shape)
+    view.num_codes = getattr(model, "num_codes", 1)
+    opened = LoadedModel("the model", view, "unhashed")
+    if not hasattr(model, "num_codes"):
+        opened.num_codes = model.encode(dataset.images(torch.tensor([0], device=opened.device))).shape[-1]
+    return opened
+
+
+def _whole_number(name: str, value: Any, least: int = 0, most: int = 2**53) -> int:
+    if not isinstance(value, int | float | np.integer | np.floating) or value % 1 != 0 or not least <= value <= most:
+        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least} and at most {most}")
+    return int(value)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..ops import vote_table
-from .arrays import Array, active_dimensions, codes_array, labels_array
+from .arrays import Array, Pair, Scores, active_dimensions, group_factors, tensor
 
 
 def vote_score(table: Any) -> Any:  # [..., D, F] counts -> [...]
@@ -18,60 +18,42 @@ def vote_score(table: Any) -> Any:  # [..., D, F] counts -> [...]
 
 
 def factor_vae(
-    groups: Any,  # [G, L, K] codes; in group g factor `factor[g]` has one value, all others vary
-    factor: Any,  # [G] int, index of the fixed factor
-    points: Any,  # [N, K] codes of random images, for the scale of each code
-    *,
-    num_factors: int | None = None,
-    heldout: tuple[Any, Any] | None = None,  # (groups, factor) to score on; None: the voting groups
-    min_std: float = 0.0,  # codes with a smaller standard deviation over `points` do not vote
-    ddof: int = 0,
-    impl: str = "auto",
-) -> dict[str, Any]:
+    groups: Any, factor: Any, points: Any, *, heldout: Pair | None = None, min_std: float = 0.0, ddof: int = 0
+) -> Scores:
     """Compute the FactorVAE score in [0, 1] (Kim and Mnih 2018, Disentangling by Factorising, section 4).
 
-    In each group the code k with the least Var_g[c_k] / s_k^2 votes, s_k its standard deviation over `points`;
-    votes[k, f] counts them. Without `heldout` the score is sum_k max_f votes[k, f] / G (the original of InfoGAN-CR).
-    With it, the majority vote of each code, f(k) = argmax_f votes[k, f], classifies the held-out groups, and the score
-    is its accuracy there (disentanglement_lib with ddof 1, which prunes codes by `min_std` first).
+    `groups` are codes [G, L, K]: in group g factor `factor[g]` has one value, all others vary; `points` [N, K] codes of
+    random images, s_k their standard deviations. In each group the code k with the least Var_g[c_k] / s_k^2 votes;
+    votes[k, f] counts them. The score is sum_k max_f votes[k, f] / G (the original of InfoGAN-CR). With `heldout`, such
+    groups and factors, the majority vote of each code, f(k) = argmax_f votes[k, f], classifies these, and the score is
+    its accuracy (disentanglement_lib with ddof 1, which prunes codes of s_k < `min_std` first).
 
     Codes that do not vary never vote. Groups where none can vote count as the votes of one further dimension. If all
-    codes are pruned by `min_std` the score is 0, as in disentanglement_lib, and a warning names them. Returns score,
-    train_score, votes int64 [K, F], num_active, scale [K]. Raises InputError for shapes that do not agree and values
-    that are not finite.
+    codes are pruned the score is 0, as in disentanglement_lib, and a warning names them. Returns score, train_score,
+    votes int64 [K, F], num_active, scale [K]. Raises InputError for shapes that do not agree.
     """
-    groups = codes_array(groups, "groups", "G L K")
-    factor = labels_array(factor, groups)
-    points = codes_array(points, "points", "N K")
+    groups, points = tensor(groups, "groups", "G L K"), tensor(points, "points", "N K")
+    factor = group_factors(factor, groups)
     if points.shape[1] != groups.shape[2]:
         raise InputError(f"points have {points.shape[1]} codes, groups have {groups.shape[2]}; expected the same")
-    num_factors = num_factors or int(factor.max()) + 1
     scale, active = active_dimensions(points, min_std, ddof)
-    voting_scale = scale.where(active, 0.0)  # a dimension of scale 0 does not vote
 
-    def count(groups: Tensor, factor: Tensor) -> Array:  # -> [K, F]
-        return vote_table(groups, voting_scale.to(groups), factor, num_factors, impl=impl).long().numpy(force=True)
+    def count(groups: Tensor, factor: Tensor) -> Array:  # -> [K, F]; a dimension of scale 0 does not vote
+        voting_scale = scale.where(active, 0.0).to(groups)
+        return vote_table(groups, voting_scale, factor, num_factors).long().numpy(force=True)
 
+    num_factors = int(factor.max()) + 1
     votes = count(groups, factor)
-    unvoted = factor.bincount(minlength=num_factors).numpy(force=True) - votes.sum(0)
+    unvoted = factor.bincount().numpy(force=True) - votes.sum(0)
     train_score = score = float(vote_score(np.vstack([votes, unvoted])))
     if min_std and not active.any():
         train_score = score = 0.0
         each = ", ".join(f"code {k}: {s:.3g}" for k, s in enumerate(scale.tolist()))
-        warnings.warn(
-            f"the FactorVAE score is 0 as every code has a standard deviation below {min_std} ({each}) and is pruned; "
-            "scale the codes up, or lower min_std",
-            stacklevel=2,
-        )
+        found = f"all codes have standard deviations below {min_std} ({each}) and are pruned"
+        warnings.warn(f"the FactorVAE score is 0: {found}; scale them up, or lower min_std", stacklevel=2)
     elif heldout is not None:
-        held_groups = codes_array(heldout[0], "heldout groups", "G L K")
-        held_factor = labels_array(heldout[1], held_groups, "heldout factor")
-        held_votes = count(held_groups, held_factor)
-        score = int(held_votes[np.arange(len(votes)), votes.argmax(1)].sum()) / len(held_factor)
-    return {
-        "score": score,
-        "train_score": train_score,
-        "votes": votes,
-        "num_active": int(active.sum()),
-        "scale": scale.numpy(force=True),
-    }
+        held_groups = tensor(heldout[0], "heldout groups", "G L K")
+        held_votes = count(held_groups, group_factors(heldout[1], held_groups))
+        score = float(held_votes[np.arange(len(votes)), votes.argmax(1)].sum() / len(held_groups))
+    scores = {"score": score, "train_score": train_score, "votes": votes}
+    return scores | {"num_active": int(active.sum()), "scale": scale.numpy(force=True)}
