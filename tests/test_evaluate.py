@@ -327,7 +327,7 @@ def test_a_model_that_cannot_be_scored_does_not_cost_the_scores_before_it(tmp_pa
         (("RUN", "--metrics", ","), "--metrics names none"),
         (("RUN", "--seed", "-1"), "seed is -1"),
         (("RUN", "--metrics", "inception"), "'inception' does not apply to the data set 'circular_dsprites'"),
-        (("RUN", "--device", "abacus"), "--device is 'abacus'"),
+        (("RUN", "--device", "abacus"), "no device 'abacus'"),
         (("RUN", "--batch-size", "0"), "batch_size is 0"),
     ],
 )
