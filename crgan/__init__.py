@@ -4,13 +4,16 @@
     ranking = crgan.rank("runs/pool")               choose the best model of a pool without labels
     crgan.metrics.evaluate(model, crgan.data.load("squares"), ("factor_vae", "mig"))
 
-Every command is `python -m crgan.<command>` or `crgan <command>`; `crgan --help` lists them.
+Training: fit, load, export, Config, PRESETS, InfoGAN. Selection: rank, Ranking, cross_scores, similarity,
+model_centrality, udr. Operations: contrastive_loss, traversal_pairs, group_votes, vote_table. Invalid input raises
+InputError. `help(crgan.fit)` explains one of them. Every command is `python -m crgan.<command>` or `crgan <command>`;
+`crgan --help` lists them.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # at run time, help(crgan) would print all that __all__ names
     from . import data, metrics
     from .checkpoint import load
     from .config import PRESETS, Config
@@ -24,32 +27,12 @@ if TYPE_CHECKING:
     from .train import fit
 
     __version__: str
+    __all__ = ["PRESETS", "Config", "InfoGAN", "InputError", "Ranking", "data", "export", "fit", "load", "metrics"]
+    __all__ += ["contrastive_loss", "cross_scores", "group_votes", "model_centrality", "rank", "similarity"]
+    __all__ += ["traversal_pairs", "udr", "vote_table"]
 
-__all__ = [
-    "PRESETS",
-    "Config",
-    "InfoGAN",
-    "InputError",
-    "Ranking",
-    "__version__",
-    "contrastive_loss",
-    "cross_scores",
-    "data",
-    "export",
-    "fit",
-    "group_votes",
-    "load",
-    "metrics",
-    "model_centrality",
-    "rank",
-    "similarity",
-    "traversal_pairs",
-    "udr",
-    "vote_table",
-]
-
-# Imported when they are first used: `crgan --help` must not wait for torch.
-_MODULES = {
+# Imported when they are used: `crgan --help` must not wait for torch.
+_NAMES = {
     "checkpoint": ("load",),
     "config": ("PRESETS", "Config"),
     "errors": ("InputError",),
@@ -61,23 +44,18 @@ _MODULES = {
     "selection.udr": ("udr",),
     "train": ("fit",),
 }
-_HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
-
-        value: Any = version("crgan")
-    elif name in _HOMES:
-        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    elif name in ("data", "metrics"):
+        return import_module("importlib.metadata").version("crgan")
+    if name in ("data", "metrics"):
         return import_module(f".{name}", __name__)
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
-    return value
+    for module, names in _NAMES.items():
+        if name in names:
+            return getattr(import_module(f".{module}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return ["__version__", "data", "metrics", *(name for names in _NAMES.values() for name in names)]

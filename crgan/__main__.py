@@ -1,11 +1,13 @@
-"""`crgan COMMAND ...`, or `python -m crgan COMMAND ...`."""
+"""`crgan COMMAND ...`, or `python -m crgan COMMAND ...`; the commands `traverse`, `export` and `data`."""
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from .cli import command_process
-from .errors import check_name
+from . import cli
+from .errors import InputError, check_name
 
 COMMANDS = {
     "train": "train a model: crgan train quick",
@@ -17,24 +19,103 @@ COMMANDS = {
     "export": "write a model as torch.export programs: crgan export runs/quick-seed0 my-model",
     "data": "list the data sets: crgan data",
 }
-MODULES = {"export": "exporting", "data": "data.__main__"}
+
+
+def traverse(
+    run: str,
+    /,
+    out: Path,
+    codes: tuple[int, ...] = (),
+    range: tuple[float, float] | None = None,
+    steps: int = 10,
+    base: int | None = None,
+) -> None:
+    """Draw a latent traversal: each code moves while the others, and the noise, stand still.
+
+    Args:
+        run: Run folder, exported folder or module:function, as for crgan select.
+        out: Picture: .png, with a row per code; or .gif, in which the codes move to and fro.
+        codes: Numbers of the codes, from 1; default all.
+        range: First and last value; default -1 1, or -2 2 where codes are Gaussian.
+        steps: Values of each code.
+        base: Seed of the image whose codes the others keep; default: codes 0.
+    """
+    import torch
+
+    from .files import write_atomically
+    from .loading import open_models
+    from .pictures import image_grid, traversal_codes
+
+    out = Path(out).expanduser()
+    if out.suffix not in (".png", ".gif"):
+        raise InputError(f"--out is {out}; expected a name that ends in .png or .gif")
+    model = open_models(run)[0]
+    numbers = torch.arange(1, model.num_codes + 1).tolist()
+    if wrong := set(codes) - set(numbers):
+        raise InputError(f"--codes holds {wrong.pop()}; expected numbers from 1 to {model.num_codes}")
+    codes, seed = codes or tuple(numbers), base or 0  # the seed draws the noise too
+    centre = torch.zeros(model.num_codes) if base is None else model.encode(model.sample(1, seed))[0]
+    low, high = range or ((-1, 1) if model.prior == "uniform" else (-2, 2))
+    values = traversal_codes(centre, steps, low, high)[[number - 1 for number in codes]]
+    # One image at a time: all of them are then drawn with the same noise.
+    images = torch.cat([model.generate(code[None], seed).detach() for code in values.flatten(0, 1)])
+    frames = images.unflatten(0, (-1, steps)).split(1 if out.suffix == ".gif" else steps, 1)
+    first, *more = [image_grid(frame, [f"c{number}" for number in codes]) for frame in (*frames, *frames[-2:0:-1])]
+    moving: dict[str, Any] = {"save_all": True, "append_images": more, "duration": 100, "loop": 0} if more else {}
+    write_atomically(out, lambda path: first.save(path, **moving))
+    print(f"wrote {out}")
+
+
+def export(run: str, folder: Path, /) -> None:
+    """Write a model as torch.export programs, with a model card.
+
+    Args:
+        run: Run folder of crgan train, or module:function.
+        folder: Where to write generate.pt2, encode.pt2 and README.md.
+    """
+    from .exporting import export
+
+    export(run, folder)
+    print(f"wrote {folder}/: generate.pt2, encode.pt2, README.md")
+
+
+def data(name: str | None = None, /, *, root: Path | None = None) -> None:
+    """List the data sets: image shapes and factors of those that are rendered, the files of the others.
+
+    Args:
+        name: One data set.
+        root: Folder of its published files, which are read and checked.
+    """
+    from .data import NAMES, load
+
+    for each in [name] if name else NAMES:
+        try:
+            found = load(each, root)
+        except InputError as error:
+            if name:
+                raise
+            print(error)
+        else:
+            factors = ", ".join(f"{factor} {size}" for factor, size in zip(found.factor_names, found.factor_sizes))
+            shape = " x ".join(map(str, found.image_shape))
+            print(f"{each}: {found.num_images:,} images {shape}, {found.source}; factors: {factors or 'none'}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command that the arguments begin with on the arguments that follow."""
-    args = sys.argv[1:] if args is None else list(args)
-    with command_process():
-        if not args or args[0] in ("-h", "--help"):
+    command, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
+    with cli.command_process():
+        if command in ("-h", "--help"):
             print("usage: crgan COMMAND ...\n\n" + "\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items()))
             print("\n`crgan COMMAND --help` lists the flags of a command; `crgan --version` prints the version.")
-            return
-        if args[0] == "--version":
-            from crgan import __version__
-
-            print(f"crgan {__version__}")
-            return
-        check_name("command", args[0], COMMANDS)
-    import_module(f"crgan.{MODULES.get(args[0], args[0])}").main(args[1:])
+        elif command == "--version":
+            print(f"crgan {import_module('importlib.metadata').version('crgan')}")
+        else:
+            check_name("command", command, COMMANDS)
+    if command in ("traverse", "export", "data"):
+        cli.run(f"crgan.{command}", globals()[command], rest)
+    elif command in COMMANDS:
+        import_module(f".{command}", __package__).main(rest)
 
 
 if __name__ == "__main__":

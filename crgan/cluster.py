@@ -44,15 +44,11 @@ def connect(address: str) -> bool:
 
 
 def scatter(
-    work: Callable[..., Any],
-    pieces: Mapping[Key, tuple[Any, ...]],
-    threads: int,
-    gpus: float = 0.0,
-    tick: float = 0.5,
+    work: Callable[..., Any], pieces: Mapping[Key, tuple[Any, ...]], threads: int, gpus: float = 0.0
 ) -> Generator[tuple[Key, Any] | None, None, None]:
     """Runs work(threads, *arguments) for each piece, anywhere; yields (key, its result or exception) as they end.
 
-    Also yields None every `tick` seconds. Each piece takes `threads` cores and a share `gpus` of a GPU.
+    Also yields None every second. Each piece takes `threads` cores and a share `gpus` of a GPU.
     """
     import ray
 
@@ -60,7 +56,7 @@ def scatter(
     remote = ray.remote(work).options(**options)
     waiting = {remote.remote(threads, *arguments): key for key, arguments in pieces.items()}
     while waiting:
-        ended, _ = ray.wait(list(waiting), timeout=tick)
+        ended, _ = ray.wait(list(waiting), timeout=1)
         for reference in ended:
             try:
                 result = ray.get(reference)

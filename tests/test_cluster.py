@@ -82,17 +82,16 @@ def test_a_sweep_outlives_a_worker_and_a_node(nodes, local_pool, tmp_path):
     first = next(run for run in runs_of(pool) if step_of(run) >= 100)
     worker = int(re.search(r"process (\d+)", log_of(first)).group(1))
     os.kill(worker, signal.SIGKILL)
-    wait_for(lambda: log_of(first).count("going on from") == 1)  # it came back
+    wait_for(lambda: log_of(first).count("continuing from") == 1)  # it came back
     nodes.kill("a")
     finish(process)
     logs = [log_of(run) for run in runs_of(pool)]
     assert sum(log.count("process") for log in logs) == 3 + 2  # three runs, two of them taken up again
-    assert sum(log.count("going on from") for log in logs) == 2
+    assert sum(log.count("continuing from") for log in logs) == 2
     for run in runs_of(local_pool):
         for name in ("model.safetensors", "optimisers.safetensors"):
-            assert (checkpoint.latest(pool / run.name) / name).read_bytes() == (
-                checkpoint.latest(run) / name
-            ).read_bytes()
+            here, there = (checkpoint.latest(folder) / name for folder in (run, pool / run.name))
+            assert here.read_bytes() == there.read_bytes()
         assert (pool / run.name / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     states = json.loads((pool / ".sweep" / "sweep.json").read_text())
     assert [row["state"] for row in states] == ["done"] * 3

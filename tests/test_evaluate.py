@@ -243,7 +243,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(run_folder, tmp_path, mo
         (("run", "--metrics", "fid"), "'fid'"),
         (("run", "--metrics", ","), "no metric is given"),
         (("run", "--metrics", "inception"), "'inception'"),
-        (("run", "--device", "abacus"), "--device is 'abacus'"),
+        (("run", "--device", "abacus"), "'abacus'"),
         (("run", "--batch-size", "0"), "batch_size is 0"),
     ):
         assert sentence in refused(capsys, *args)

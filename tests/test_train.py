@@ -216,7 +216,7 @@ def test_a_numbered_gpu_becomes_the_current_one(monkeypatch):
     assert chosen == []
     assert cli.device("cuda:1") == torch.device("cuda:1")
     assert chosen == [torch.device("cuda:1")]
-    with pytest.raises(InputError, match="'cuda:2' but torch sees 2 CUDA devices"):
+    with pytest.raises(InputError, match=r"'cuda:2'.* cuda:0, cuda:1"):
         cli.device("cuda:2")
 
 
@@ -380,8 +380,6 @@ def test_a_signal_is_kept_for_who_looks_and_else_ends_the_process():
 
     with pytest.raises(KeyboardInterrupt):
         received(signal.SIGINT, look=False)  # data are still read: nobody looks
-    with pytest.raises(SystemExit, match="143"):
-        received(signal.SIGTERM, look=False)
     # a sweep tells its processes, whom Ctrl-C has reached already
     assert received(signal.SIGINT, signal.SIGTERM, look=True) == signal.SIGTERM
     with pytest.raises(KeyboardInterrupt):
@@ -408,8 +406,8 @@ def test_mistakes_end_in_one_sentence(tmp_path, capsys):
     assert "num_codes is 300; expected at most 256" in refused(capsys, "quick", "--num-codes", 300)
     assert "gap_switch is -5; expected" in refused(capsys, "--gap-switch", -5)
     assert "gap is 2.0; expected a number in [0, 2)" in refused(capsys, "--gap", 2.0)
-    assert "--device is 'cuda:7' but torch sees" in refused(capsys, "--device", "cuda:7", "--out", tmp_path / "a")
-    assert "--device is 'gpu'; expected" in refused(capsys, "--device", "gpu", "--out", tmp_path / "a")
+    assert "no device 'cuda:7'" in refused(capsys, "--device", "cuda:7", "--out", tmp_path / "a")
+    assert "no device 'gpu'" in refused(capsys, "--device", "gpu", "--out", tmp_path / "a")
     assert not (tmp_path / "a").exists()
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("precious")

@@ -30,7 +30,8 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
         raise InputError(f"{name} is rendered from its factors and has no files: leave root (--root) out")
     origin = f"; it is published with {reader.publisher}" if reader else ""
     if not root:
-        raise InputError(f"{name} is read from files: expected their folder as root (--root), got {root!r}{origin}")
+        files = " or ".join(reader.files) if reader else "pictures"
+        raise InputError(f"{name} is read from {files}: expected their folder as root (--root), got {root!r}{origin}")
     path = Path(os.path.expanduser(root))
     if reader is None:
         return replace(folder(path), source=os.path.abspath(path))

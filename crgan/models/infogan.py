@@ -93,10 +93,10 @@ class InfoGAN(Model):
         Raises InputError for codes or noise of another type or shape.
         """
         codes = self._codes(codes, self.num_codes)
-        if noise is None:
+        if noise is None and self.num_noise:
             _, noise = ops.sample_latents(codes.shape[0], self.num_codes, self.num_noise, seed, 0, device=self.device)
         with evaluating(self._best("generator")) as generator:
-            return generator(codes, self._codes(noise, self.num_noise, "noise"))
+            return generator(codes, codes[:, :0] if noise is None else self._codes(noise, self.num_noise, "noise"))
 
     def sample(self, n: int, seed: int = 0) -> Tensor:  # [n, C, H, W] in [0, 1]
         """Generate n images from codes and noise drawn from the prior."""
