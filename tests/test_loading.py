@@ -79,13 +79,12 @@ def test_exported_programs_give_the_scores_of_their_models(tmp_path, num_noise):
 def test_exports_that_cannot_serve_are_refused(tmp_path):
     folder, model = tmp_path / "model", Noisy(0)
     export(model, folder, generate=(torch.zeros(3, 4),))
-    with pytest.raises(InputError, match=r"has no encode.pt2"):
+    with pytest.raises(InputError, match=r"has no encode\.pt2"):
         open_models([folder])
-    program = torch.export.export(Verb(model, "encode"), (torch.zeros(4, 1, 1, 4),))
-    torch.export.save(program, folder / "encode.pt2")
-    with pytest.raises(InputError, match="batches of 4 alone"):
+    (folder / "encode.pt2").write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"torch\.export\.load"):
         open_models([folder])
-    with pytest.raises(InputError, match=f"give its folder, {folder}"):
+    with pytest.raises(InputError, match=r"encode\.pt2 is no model"):
         open_models([folder / "encode.pt2"])
 
 
@@ -233,7 +232,7 @@ def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, capsys):
         (["labelled:divides"], "labelled:divides gives no models (ZeroDivisionError"),
         ([":models"], ":models gives no models"),
         (["labelled:pair"], "labelled:pair.encode gave a tuple"),
-        (["labelled:arrays"], "labelled:arrays.encode gave a ndarray"),
+        (["labelled:models", "labelled:arrays"], "labelled:arrays.encode gave a ndarray"),
         (["labelled:models", "labelled:twice"], "two models are called a"),
     ):
         fails(capsys, *runs, "--out", "new", match=value)
