@@ -253,7 +253,7 @@ def test_mistakes_are_named(change, value, impl):
 def test_the_op_itself_checks_what_could_touch_foreign_memory():
     codes, scale = sample_inputs()
     group_votes(codes, scale)
-    for arguments in ((codes, scale[:4]), (codes, scale.double()), (codes.double(), scale), (codes[0, 0], scale)):
+    for arguments in ((codes, scale[:4]), (codes, scale.double()), (codes[0, 0], scale)):
         with pytest.raises(RuntimeError, match="group_votes: "):
             torch.ops.crgan.group_votes(*arguments)
 
