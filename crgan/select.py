@@ -1,7 +1,7 @@
 """`python -m crgan.select RUN... --out DIR`: ranks a pool of models without labels."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -81,7 +81,7 @@ def select(
     if with_labels and (dataset is None or "factor_vae" not in metrics.applicable(dataset)):
         raise InputError("--with-labels needs a data set with two factors or more; give --data NAME")
     labels = {"data": dataset.name, "root": root and str(root.resolve()), "seed": seed} if with_labels else None
-    with output_folder(out, method) as before, cli.progress() as bar:
+    with output_folder(out) as before, cli.progress() as bar:
         if method == "centrality":
             ranking = rank_pool(pool, budget, out, bar)
         else:
@@ -92,10 +92,7 @@ def select(
             _add_labels(ranking, pool.models, dataset if with_labels else None, labels, known, bar)
         ranking.details["seconds"] = time.monotonic() - begin
         ranking.save(out)
-    for line in (ranking.table(), *ranking.sentences):
-        print(line)
-    written = ["ranking.json", "similarity.png", *(["scores.h5"] if method == "centrality" else [])]
-    print(f"wrote {', '.join(written)} to {out}")
+    print(ranking.table(), *ranking.sentences, f"wrote {out}/ranking.json and similarity.png", sep="\n")
     return ranking
 
 
@@ -113,43 +110,29 @@ def _dataset(models: Sequence[LoadedModel], name: str | None, root: Path | None)
 
 
 @exact_arithmetic()
-def _common_codes(
-    models: Sequence[LoadedModel], dataset: Any, samples: int, seed: int, bar: cli.Progress
-) -> list[Array]:
-    """Encode the same images by all models, for UDR."""
+def _common_codes(models: Sequence[LoadedModel], dataset: Any, samples: int, seed: int, bar: Any) -> list[Array]:
+    """Encode the same images by all models, for UDR: those of the data set, or else of every generator in turn."""
+    draw, generators = torch.Generator().manual_seed(seed), sorted(models, key=lambda model: model.cache_key)
+    size = min(256, -(-samples // len(models)))
     bar.start("encoding", samples * len(models), 0, "images")
     parts: list[list[Array]] = [[] for _ in models]
     with eval_mode(models), torch.inference_mode():
-        for images in _common_images(models, dataset, samples, seed):
+        for n, start in enumerate(range(0, samples, size)):
+            drawn = torch.randint(
+                dataset.num_images if dataset else 1 << 31, (min(size, samples - start),), generator=draw
+            )
+            generator = generators[n % len(models)]
+            images = dataset.images(drawn) if dataset else generator.sample(len(drawn), int(drawn[0]))
             for model, part in zip(models, parts):
                 part.append(model.encode(images).double().cpu().numpy())
-                bar.advance(len(images))
+            bar.advance(len(drawn) * len(models))
     return [np.concatenate(part) for part in parts]
 
 
-def _common_images(models: Sequence[LoadedModel], dataset: Any, samples: int, seed: int) -> Iterator[Any]:
-    """Yield batches of images: of the data set, or else of every generator an equal share."""
-    draw = torch.Generator().manual_seed(seed)
-    sources = [dataset] if dataset else sorted(models, key=lambda model: model.cache_key)
-    for n, source in enumerate(sources):
-        share = samples * (n + 1) // len(sources) - samples * n // len(sources)
-        for start in range(0, share, 256):
-            size = min(256, share - start)
-            if dataset:
-                yield dataset.images(torch.randint(dataset.num_images, (size,), generator=draw))
-            else:
-                yield source.sample(size, int(torch.randint(1 << 31, (), generator=draw)))
-
-
 def _add_labels(
-    ranking: Ranking,
-    models: Sequence[LoadedModel],
-    dataset: Any,
-    labels: dict[str, Any],
-    known: Sequence[dict[str, Any]],  # rows of an earlier ranking, whose scores count
-    bar: cli.Progress,
+    ranking: Ranking, models: Sequence[LoadedModel], dataset: Any, labels: dict[str, Any], known: Any, bar: Any
 ) -> None:
-    """Add the supervised FactorVAE score of each model; without a data set only what is known."""
+    """Add the supervised FactorVAE score of each model, from the rows `known`; the others' by the data set, if any."""
     found = {row["cache_key"]: row["factor_vae"] for row in known}
     bar.start("labels", len(models), 0, "models")
     for model in models:

@@ -229,7 +229,6 @@ def test_ctrl_c_ends_a_command_in_one_sentence(capsys):
         (["."], "is no run folder"),
         (["--out", "pool.py/out"], "pool.py"),
         (["--seed", str(2**70)], "below 2^31"),
-        (["--method", "udr-lasso", "--out", "out"], "out holds the ranking by centrality"),
     ],
 )
 def test_mistakes_end_with_one_sentence_and_code_2(args, value, pool, capsys):

@@ -4,7 +4,7 @@ import functools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,7 +115,7 @@ def rank(
     """
     begin, folder = time.monotonic(), Path(out).expanduser() if out is not None else None
     pool = Pool(open_models(models_or_runs, device), Sizes(groups, group_size, scale_samples, seed), batch_size)
-    with output_folder(folder, "centrality"), cli.progress() as bar:
+    with output_folder(folder), cli.progress() as bar:
         ranking = rank_pool(pool, budget, folder, bar)
         ranking.details["seconds"] = time.monotonic() - begin
         if folder is not None:
@@ -124,10 +124,10 @@ def rank(
 
 
 @contextmanager
-def output_folder(out: Path | None, method: str) -> Iterator[dict[str, Any]]:
+def output_folder(out: Path | None) -> Iterator[dict[str, Any]]:
     """Make the folder, hold its lock, and yield what its ranking.json has from before.
 
-    Raises InputError where the folder is a run's, another process selects into it or it holds another method's ranking.
+    Raises InputError where the folder is a run's or another process selects into it.
     """
     if out is None:
         yield {}
@@ -138,13 +138,9 @@ def output_folder(out: Path | None, method: str) -> Iterator[dict[str, Any]]:
     with lock(out) as acquired:
         if not acquired:
             raise InputError(f"another process selects into {out}; wait for its end, or give another --out")
-        try:
-            before = json.loads((out / "ranking.json").read_text())
-            before = before if {"method", "models"} <= before.keys() else {}
-        except (OSError, ValueError, AttributeError):  # none, or one that is damaged
-            before = {}
-        if before.get("method", method) != method:
-            raise InputError(f"{out} holds the ranking by {before['method']}; give another --out for that by {method}")
+        before: dict[str, Any] = {}
+        with suppress(OSError, ValueError, TypeError):  # none, or one that is damaged
+            before = dict(json.loads((out / "ranking.json").read_text()))
         yield before
 
 
@@ -203,15 +199,10 @@ def rank_pool(pool: Pool, budget: float, out: Path | None, bar: cli.Progress) ->
 
 
 def gap_sentence(gap: dict[str, Any]) -> str:
-    p = gap["confidence"]
-    known = "p > 0.99" if p > 0.99 else f"p = {p:.2f}"
-    ahead = f"{gap['winner']} is ahead of {gap['runner_up']} by {gap['gap']:.4f} ± {gap['standard_error']:.4f}"
-    if p < 0.95:
-        return f"{ahead}: the difference is within sampling error ({known})"
-    return (
-        f"{ahead}: its centrality is higher beyond sampling error ({known}). "
-        "That is agreement with the other models of this pool, not a measurement of disentanglement"
-    )
+    p, by = gap["confidence"], f"{gap['gap']:.4f} ± {gap['standard_error']:.4f}"
+    sure = f"{'within' if p < 0.95 else 'beyond'} sampling error ({'p > 0.99' if p > 0.99 else f'p = {p:.2f}'})"
+    agreement = "this is agreement within the pool, not a measurement of disentanglement"
+    return f"{gap['winner']} is ahead of {gap['runner_up']} by {by}, {sure}; {agreement}"
 
 
 def _warnings(votes: Votes, names: Sequence[str]) -> Iterator[str]:
