@@ -275,11 +275,6 @@ def test_threads_end_and_those_that_begin_later_compute_as_before():
     assert threads_of_another() == expected
 
 
-def test_a_module_encodes_where_its_weights_are():
-    assert LoadedModel("bare", Module(0).to("meta")).device == torch.device("meta")
-    assert LoadedModel("other", Linear(torch.eye(2))).device == torch.device("cpu")
-
-
 # ---------------------------------------------------------------- how sure the choice is
 
 

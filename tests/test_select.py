@@ -15,7 +15,7 @@ import torch
 from linear_models import Linear, known_pool, rotation
 
 import crgan
-from crgan import InputError, cli, select
+from crgan import InputError, select
 from crgan.files import lock
 from crgan.selection import scores
 from crgan.selection.centrality import cross_scores, vote_score, vote_tables
@@ -203,13 +203,6 @@ def test_damage_locks_and_permissions_are_told_apart(pool, capsys, monkeypatch):
     assert "readable" not in fails(capsys, "pool:models", "--out", "out", *FLAGS, match="Permission denied")
 
 
-def test_ctrl_c_ends_a_command_in_one_sentence(capsys):
-    with pytest.raises(SystemExit) as stop, cli.command_process():
-        raise KeyboardInterrupt
-    assert stop.value.code == 130
-    assert capsys.readouterr().err.startswith("stopped")
-
-
 @pytest.mark.parametrize(
     ("args", "value"),
     [
@@ -355,20 +348,3 @@ def test_rank_from_python_is_the_command(pool, tmp_path):
         crgan.rank([KNOWN["identity"]] * 2)
     with pytest.raises(InputError, match="budget is 0"):
         crgan.rank(models, budget=0)
-
-
-def test_an_interrupt_from_python_keeps_what_is_complete(pool):
-    class Stops(Linear):
-        calls = 0
-
-        def encode(self, images):
-            Stops.calls += len(images) != 64  # of the cache key
-            if Stops.calls > 3:
-                raise KeyboardInterrupt
-            return super().encode(images)
-
-    models = {"identity": KNOWN["identity"], "stops": Stops(rotation(5, 0)), "rotated": KNOWN["rotated"]}
-    with pytest.raises(KeyboardInterrupt):
-        crgan.rank(models, out="out", **SIZES)
-    models["stops"] = Linear(rotation(5, 0))
-    assert crgan.rank(models, out="out", **SIZES).details["encodes"] == 6 * FULL

@@ -78,13 +78,6 @@ def test_lasso_takes_the_median_over_columns_as_the_authors_do():
     np.testing.assert_allclose(score, [0.418, 0.166, 0.409], atol=5e-4)
 
 
-@pytest.mark.parametrize("method", ["udr-lasso", "udr-spearman"])
-def test_codes_of_one_dimension(method):
-    x = np.random.default_rng(0).normal(size=(500, 1))
-    found = udr([x, np.concatenate([x, x[::-1]], 1)], method=method)
-    assert np.isfinite(found["score"]).all()
-
-
 def test_user_mistakes(pool):
     for codes, more, value in (
         (pool[:1], {}, "at least 2 models"),
