@@ -40,44 +40,23 @@ def assert_right(codes, scale, impl, tolerance=1e-5):
     assert (won / least - 1).nan_to_num(nan=0.0).max() <= tolerance
 
 
-def test_the_extension_is_built():
+def test_auto_takes_the_extension_which_is_built(monkeypatch):
     import _crgan_C
 
     assert Path(_crgan_C.__file__).name == "_crgan_C.abi3.so"
-    called = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            called.append(str(func))
-            return func(*args, **(kwargs or {}))
-
-    with Watch():
-        group_votes(*sample_inputs())
-    assert "crgan.group_votes.default" in called, "auto must take the extension where it is built"
+    monkeypatch.delattr(ops, "group_votes_ref")  # nothing falls back
+    group_votes(*sample_inputs())
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"lead": (3,), "groups": 50},
-        {"lead": (2, 3), "groups": 7, "size": 33, "num_codes": 10},
-        {"groups": 500, "size": 100, "num_codes": 6, "mean": 3.0},
-        {"size": 1000, "num_codes": 17, "mean": -20.0},
-        {"size": 5, "num_codes": 64},
-    ],
-    ids=str,
-)
-def test_finds_the_least_spread(shape, dtype, device):
-    assert_right(*sample_inputs(**shape, dtype=dtype, device=device), "ext")
-
-
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("num_codes", [*range(1, 18), 24, 33, 64, 65, 70, 300])
-def test_every_number_of_codes_and_odd_sizes(num_codes, impl):
-    for size in (2, 3, 7, 8, 9, 15, 16, 17, 40, 65):
-        assert_right(*sample_inputs(lead=(2,), groups=3, size=size, num_codes=num_codes, seed=size), impl)
+def test_finds_the_least_spread(num_codes, dtype, device):
+    for size in (2, 3, 7, 8, 9, 15, 16, 17, 40, 65, 1000):
+        inputs = sample_inputs((2,), 3, size, num_codes, dtype, mean=num_codes - 9.0, device=device, seed=size)
+        assert_right(*inputs, "ext")
+        if dtype == torch.float32:
+            assert_right(*inputs, "ref")
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -36,11 +36,10 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name, least in (("groups", 1), ("group_size", 2), ("scale_samples", 2), ("seed", 0)):
-            if (value := getattr(self, name)) < least or value != int(value):
-                raise InputError(f"{name} is {value}, expected a whole number of at least {least}")
+            value = getattr(self, name)
+            if value != int(value) or not least <= value < 2**31:
+                raise InputError(f"{name} is {value}, expected a whole number from {least} to below 2^31")
             object.__setattr__(self, name, int(value))
-        if self.seed >= 2**31:
-            raise InputError(f"seed is {self.seed}, expected a number below 2^31")
 
     @property
     def encodes(self) -> int:
