@@ -64,8 +64,6 @@ def select(
     """
     runs = (runs,) if isinstance(runs, str) else tuple(map(str, runs))  # from Python
     out, root = Path(out).expanduser(), root and Path(root).expanduser()
-    if not 0 < budget <= 1:
-        raise InputError(f"--budget is {budget:g}, expected a share above 0 and up to 1")
     cli.at_least(2, samples=samples)
     cli.at_least(1, batch_size=batch_size)
     if method != "centrality" and (budget < 1 or ray):

@@ -207,7 +207,7 @@ def test_damage_locks_and_permissions_are_told_apart(pool, capsys, monkeypatch):
         (["--seed", "1", *FLAGS, "--out", "out"], "seed 0, not 1"),
         (["--out", "out"], "groups 40, not 500"),
         (["--method", "guess"], "guess"),
-        (["--budget", "1.5"], "--budget is 1.5"),
+        (["--budget", "1.5"], "budget is 1.5"),
         (["--budget", "0.01", *FLAGS], "too small for 4 models"),
         (["pool:models"], "are the same model"),
         (["--method", "udr-lasso", "--budget", "0.5"], "--budget and --ray serve ModelCentrality"),
@@ -219,7 +219,7 @@ def test_damage_locks_and_permissions_are_told_apart(pool, capsys, monkeypatch):
         (["pool.py"], "pool.py is no model"),
         (["."], "is no run folder"),
         (["--out", "pool.py/out"], "pool.py"),
-        (["--seed", str(2**70)], "below 2^31"),
+        (["--seed", str(2**70)], "2^31"),
     ],
 )
 def test_mistakes_end_with_one_sentence_and_code_2(args, value, pool, capsys):
