@@ -62,7 +62,6 @@ def select(
         ray: Address of a Ray cluster that encodes, or auto; it must see the runs at the same paths.
         threads: CPU cores of each of its workers.
     """
-    runs = (runs,) if isinstance(runs, str) else tuple(map(str, runs))  # from Python
     out, root = Path(out).expanduser(), root and Path(root).expanduser()
     cli.at_least(2, samples=samples)
     cli.at_least(1, batch_size=batch_size)

@@ -247,18 +247,15 @@ def test_extension_under_sanitizers(tmp_path):
     """The tests of this file once more, with the extension compiled with the sanitizers."""
     from torch.utils import cpp_extension
 
-    flags = ["-O1", "-g", "-fPIC", "-shared", "-std=c++20", "-Wno-psabi", "-fvisibility=hidden"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    flags += ["-DTORCH_EXTENSION_NAME=_crgan_C", "-DPy_LIMITED_API=0x030A0000"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{sysconfig.get_paths()['include']}"]
-    flags += [f"-I{path}" for path in cpp_extension.include_paths()]
+    flags = "-O1 -g -fPIC -shared -std=c++20 -Wno-psabi -fvisibility=hidden -fsanitize=address,undefined "
+    flags += "-fno-sanitize-recover=all -DPy_LIMITED_API=0x030A0000 -DTORCH_TARGET_VERSION=0x020b000000000000 "
+    include = [f"-I{path}" for path in (sysconfig.get_paths()["include"], *cpp_extension.include_paths())]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-ltorch", "-lc10"]
     module = tmp_path / "_crgan_C.abi3.so"
-    subprocess.run(["g++", *flags, ROOT / "csrc/group_votes.cpp", "-o", module, *libraries], check=True)
-    runtime = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
-    ]
+    source = ROOT / "csrc/group_votes.cpp"
+    subprocess.run(["g++", *flags.split(), *include, source, "-o", module, *libraries], check=True)
+    names = ("libasan.so", "libubsan.so", "libstdc++.so")
+    runtime = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path),
         "LD_PRELOAD": ":".join(runtime),
