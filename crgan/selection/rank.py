@@ -61,13 +61,12 @@ class Ranking:
 
     def table(self, limit: int = 50) -> str:
         """Return the first `limit` rows as text."""
-        heads = {"rank": "rank", "score": "score", "standard_error": "std. error", "factor_vae": "FactorVAE"}
-        rows = self.rows()
+        heads, rows = {"score": "score", "standard_error": "std. error", "factor_vae": "FactorVAE"}, self.rows()
         shown = [name for name in heads if any(row.get(name) is not None for row in rows)]
-        lines = ["  ".join(f"{heads[name]:>10}" for name in shown) + "  model"]
+        lines = ["rank" + "".join(f"{heads[name]:>12}" for name in shown) + "  model"]
         for row in rows[:limit]:
-            cells = (row[name] if name == "rank" else "" if row[name] is None else f"{row[name]:.4f}" for name in shown)
-            lines.append("  ".join(f"{cell:>10}" for cell in cells) + f"  {row['name']}")
+            cells = ("" if row[name] is None else f"{row[name]:.4f}" for name in shown)
+            lines.append(f"{row['rank']:4}" + "".join(f"{cell:>12}" for cell in cells) + f"  {row['name']}")
         return "\n".join(lines)
 
     def save(self, out: Path) -> None:
