@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -88,16 +89,14 @@ class LoadedModel:
     def _call(self, verb: str, shape: tuple[int | None, ...], *arguments: Any, **more: Any) -> Tensor:
         try:
             given = getattr(self.model, verb)(*arguments, **more)
-        except RuntimeError as error:
-            way = "" if self.dtype == torch.float32 else f"; its weights are {self.dtype}, give it in float32"
-            raise InputError(f"{self.name}.{verb} failed ({error}){way}") from error
+        except (RuntimeError, AssertionError) as error:  # an exported graph asserts the sizes that it was made for
+            raise InputError(f"{self.name}.{verb} failed ({error}); its weights are {self.dtype}") from error
         expected = ["any" if size is None else size for size in shape]
-        if not isinstance(given, Tensor):
-            raise InputError(f"{self.name}.{verb} gave a {type(given).__name__}, expected a torch.Tensor {expected}")
-        if not given.is_floating_point():
-            raise InputError(f"{self.name}.{verb} gave a tensor of {given.dtype}, expected floats")
-        if given.dim() != len(shape) or any(want not in (None, have) for want, have in zip(shape, given.shape)):
-            raise InputError(f"{self.name}.{verb} gave a tensor {list(given.shape)}, expected {expected}")
+        is_tensor = isinstance(given, Tensor)
+        fits = is_tensor and len(shape) == given.dim() and all(a in (None, b) for a, b in zip(shape, given.shape))
+        if not fits or not given.is_floating_point():
+            what = f"tensor {list(given.shape)} of {given.dtype}" if is_tensor else type(given).__name__
+            raise InputError(f"{self.name}.{verb} gave a {what}, expected a torch.Tensor {expected} of floats")
         return given.float()
 
 
@@ -134,50 +133,52 @@ def open_models(models: Any, device: str | torch.device = "cpu") -> list[LoadedM
         opened += models_of(str(model), torch.device(device)) if is_run else [LoadedModel(str(name), model)]
     if named and not opened:
         raise InputError(f"{', '.join(map(str, named.values()))} hold no model; expected runs that have trained")
-    seen: dict[str, LoadedModel] = {}
-    names: dict[str, LoadedModel] = {}
-    for opening in opened:
-        twin = seen.setdefault(opening.cache_key, opening)
-        if twin is not opening:
-            raise InputError(f"{twin.name} and {opening.name} are the same model; name each model of a pool once")
-        if names.setdefault(opening.name, opening) is not opening:
-            raise InputError(f"two models are called {opening.name}; give them names of their own")
+    for one, other in combinations(opened, 2):
+        if one.cache_key == other.cache_key:
+            raise InputError(f"{one.name} and {other.name} are the same model; name each model of a pool once")
+        if one.name == other.name:
+            raise InputError(f"two models are called {one.name}; give them names of their own")
     return opened
 
 
 def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
     """Open those of one RUN argument; none, with a warning, of a run without a checkpoint."""
+    from .checkpoint import load, read_config
+
     run = run.rstrip("/")
     path = Path(run).expanduser()
-    archives = path / "generate.pt2", path / "encode.pt2"
-    if any(file.is_file() for file in archives):
-        yield LoadedModel(run, _exported(path, device), hash_files(*archives))
+    programs = path / "generate.pt2", path / "encode.pt2"
+    if any(file.is_file() for file in programs):
+        yield LoadedModel(run, _exported(*programs, device), hash_files(*programs))
     elif path.is_dir():
-        inside = sorted(found.parent for found in path.glob("*/config.json"))
-        if (path / "config.json").exists() or not inside:
-            yield from _trained(run, path, device)
-        for folder in inside:  # a sweep's runs
-            yield from _trained(str(folder), folder, device)
-    elif path.suffix == ".pt2":
-        raise InputError(f"{run} is one half of an exported model; give its folder, {path.parent}")
+        inside = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))  # a sweep's runs
+        for name, folder in [(str(config.parent), config.parent) for config in inside] or [(run, path)]:
+            read_config(folder)  # else it is no run
+            if key := run_key(folder):
+                yield LoadedModel(name, load(folder, device), key)
+            else:
+                warnings.warn(f"{name} has no checkpoint, as a run that failed; it is left out", stacklevel=2)
     elif ":" in run:
-        for name, model in _imported(run):
-            yield LoadedModel(name, model.to(device) if isinstance(model, nn.Module) else model)
+        module, _, function = run.partition(":")
+        if "" not in sys.path:
+            sys.path.insert(0, "")  # `python -m` has it, an installed command may not
+        try:
+            found = getattr(importlib.import_module(module), function)()
+        except Exception as error:  # the user's code may raise anything
+            raise InputError(f"{run} gives no models ({type(error).__name__}: {error})") from error
+        if isinstance(found, Sequence):
+            found = {f"{run}[{i}]": model for i, model in enumerate(found)}
+        for name, model in (found if isinstance(found, Mapping) else {run: found}).items():
+            yield LoadedModel(str(name), model.to(device) if isinstance(model, nn.Module) else model)
     else:
         raise InputError(
-            f"{f'{run} is no model' if path.exists() else f'there is no {run}'}; expected a run folder, a folder with "
-            "generate.pt2 and encode.pt2, or module:function"
+            f"{run} is no model; expected a run folder, a folder with generate.pt2 and encode.pt2, or module:function"
         )
 
 
 def hash_files(*paths: Path) -> str:
     """Return the SHA-256 of the content of some files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
 
 
 def run_key(folder: Path) -> str | None:
@@ -191,48 +192,19 @@ def run_key(folder: Path) -> str | None:
     return hash_files(checkpoint / "model.safetensors") if checkpoint else None
 
 
-def _trained(run: str, path: Path, device: torch.device) -> Iterator[LoadedModel]:
-    from .checkpoint import latest, load, read_config
-
-    read_config(path)  # else it is no run
-    if latest(path) is None:
-        warnings.warn(f"{run} has no checkpoint, as a run that failed; it is left out", stacklevel=2)
-    else:
-        yield LoadedModel(run, load(path).to(device), run_key(path))
-
-
-def _imported(run: str) -> Iterator[tuple[str, Any]]:
-    module, _, function = run.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # `python -m` has it, an installed command may not
-    try:
-        models = getattr(importlib.import_module(module), function)()
-    except Exception as error:  # the user's code may raise anything
-        raise InputError(
-            f"{run} gives no models ({type(error).__name__}: {error}); expected module:function, without arguments"
-        ) from error
-    if isinstance(models, Mapping):
-        yield from ((str(name), model) for name, model in models.items())
-    elif isinstance(models, Sequence):
-        yield from ((f"{run}[{i}]", model) for i, model in enumerate(models))
-    else:
-        yield run, models
-
-
 class _Exported:
     """generate and encode of saved graphs, with draws from the prior."""
 
-    def __init__(self, generate: Any, encode: Any, num_codes: int, num_noise: int, prior: str, device: torch.device):
-        self._generate, self.encode, self.device = generate, encode, device
-        self.num_codes, self.num_noise, self.prior = num_codes, num_noise, prior
+    def __init__(self, generate: Any, encode: Any, sizes: Sequence[int], prior: str, device: torch.device):
+        self._generate, self.encode, self.sizes, self.prior, self.device = generate, encode, sizes, prior, device
+        self.num_codes, self.num_noise = sizes[0], sum(sizes[1:])
 
     def generate(self, codes: Tensor, seed: int = 0) -> Tensor:
         noise = [self._draw(len(codes), self.num_noise, seed)] if self.num_noise else []
         return self._generate(codes, *noise)
 
     def sample(self, n: int, seed: int) -> Tensor:
-        drawn = self._draw(n, self.num_codes + self.num_noise, seed)
-        return self._generate(*drawn.split([self.num_codes, self.num_noise], 1)[: 1 + (self.num_noise > 0)])
+        return self._generate(*self._draw(n, sum(self.sizes), seed).split(self.sizes, 1))
 
     def _draw(self, n: int, size: int, seed: int) -> Tensor:
         return draw_codes(self.prior, (n, size), seed).to(self.device)
@@ -246,29 +218,16 @@ def draw_codes(prior: str, shape: tuple[int, int], seed: int) -> Tensor:
     return torch.rand(shape, generator=draw, dtype=torch.float32, device="cpu") * 2 - 1
 
 
-def _exported(folder: Path, device: torch.device) -> _Exported:
+def _exported(generate: Path, encode: Path, device: torch.device) -> _Exported:
     from torch.export.passes import move_to_device_pass
 
-    for name in ("generate.pt2", "encode.pt2"):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} has no {name}; expected generate.pt2 and encode.pt2 of torch.export.save")
+    if not (generate.is_file() and encode.is_file()):
+        raise InputError(f"{generate.parent} has no {encode.name if generate.is_file() else generate.name}")
     extra = {"prior": ""}
     try:
-        generate = torch.export.load(folder / "generate.pt2", extra_files=extra)
-        encode = torch.export.load(folder / "encode.pt2")
+        programs = torch.export.load(generate, extra_files=extra), torch.export.load(encode)
+        sizes = [example.shape[1] for example in programs[0].example_inputs[0]]  # of the codes, and the noise
+        first, second = (move_to_device_pass(program, device).module() for program in programs)
     except Exception as error:  # torch raises a different one for each way in which a file can be broken
-        raise InputError(f"{folder} cannot be opened with torch.export.load ({error})") from None
-    shapes = []
-    for program, name in ((generate, "generate.pt2"), (encode, "encode.pt2")):
-        values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-        shapes.append([values[given].shape for given in program.graph_signature.user_inputs if isinstance(given, str)])
-        if fixed := [shape[0] for shape in shapes[-1] if isinstance(shape[0], int)]:
-            raise InputError(
-                f"{folder}/{name} takes batches of {fixed[0]} alone; export it with a dynamic batch (docs/models.md)"
-            )
-    widths = [shape[1] for shape in shapes[0]]
-    if not 1 <= len(widths) <= 2 or not all(isinstance(width, int) for width in widths):
-        raise InputError(f"{folder}/generate.pt2 takes {len(widths)} arrays, expected codes [n, K] or codes and noise")
-    first, second = (move_to_device_pass(program, device).module() for program in (generate, encode))
-    num_codes, num_noise = [*widths, 0][:2]
-    return _Exported(first, second, num_codes, num_noise, extra["prior"] or "normal", device)
+        raise InputError(f"{generate.parent} cannot be opened with torch.export.load ({error})") from None
+    return _Exported(first, second, sizes, extra["prior"] or "normal", device)

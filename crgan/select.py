@@ -1,7 +1,7 @@
 """`python -m crgan.select RUN... --out DIR`: ranks a pool of models without labels."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,12 +10,13 @@ import numpy as np
 import torch
 import tyro
 
-from . import cli
+from . import cli, metrics
+from . import data as datasets
 from .device import exact_arithmetic
 from .errors import InputError, NotFiniteError
 from .loading import LoadedModel, eval_mode, open_models
 from .selection.centrality import Pool
-from .selection.rank import Ranking, output_folder, progress_bar, rank_by_udr, rank_pool
+from .selection.rank import Ranking, output_folder, rank_by_udr, rank_pool
 from .selection.votes import Array, Sizes
 
 
@@ -61,49 +62,39 @@ def select(
         ray: Address of a Ray cluster that encodes, or auto; it must see the runs at the same paths.
         threads: CPU cores of each of its workers.
     """
-    runs = (runs,) if isinstance(runs, str) else tuple(map(str, runs))  # from Python
     out, root = Path(out).expanduser(), root and Path(root).expanduser()
-    if not 0 < budget <= 1:
-        raise InputError(f"--budget is {budget:g}, expected a share above 0 and up to 1")
     cli.at_least(2, samples=samples)
     cli.at_least(1, batch_size=batch_size)
-    if method != "centrality" and budget < 1:
-        raise InputError(f"--budget is {budget:g}, but {method} encodes each model once; leave it out")
-    if method == "centrality" and not with_labels and (data or root):
-        raise InputError("--data and --root serve --with-labels and UDR; leave them out")
-    if method != "centrality" and ray:
-        raise InputError(f"--ray is given, but {method} encodes each model once, on this machine; leave it out")
+    if method != "centrality" and (budget < 1 or ray):
+        raise InputError(f"--budget and --ray serve ModelCentrality: {method} encodes each model once; leave them out")
     begin, sizes = time.monotonic(), Sizes(groups, group_size, scale_samples, seed)
-    pool: Pool
     if ray:
         from .cluster import ClusterPool
 
-        pool = ClusterPool(runs, sizes, ray, threads, device, batch_size)
+        pool: Pool = ClusterPool(runs, sizes, ray, threads, device, batch_size)
     else:
         pool = Pool(open_models(runs, cli.device(device)), sizes, batch_size)
-    dataset = _dataset(pool.models, data, root) if with_labels or method != "centrality" else None
-    if with_labels:
-        _check_labels(dataset)
-    with output_folder(out, method) as before, progress_bar() as bar:
+    dataset: Any = _dataset(pool.models, data, root) if with_labels or method != "centrality" else None
+    if with_labels and (dataset is None or "factor_vae" not in metrics.applicable(dataset)):
+        raise InputError("--with-labels needs a data set with two factors or more; give --data NAME")
+    labels = {"data": dataset.name, "root": root and str(root.resolve()), "seed": seed} if with_labels else None
+    with output_folder(out) as before, cli.progress() as bar:
         if method == "centrality":
             ranking = rank_pool(pool, budget, out, bar)
         else:
             ranking = rank_by_udr(pool.models, _common_codes(pool.models, dataset, samples, seed, bar), method)
             ranking.details |= {"device": pool.device, "seed": seed}
-        _add_labels(ranking, pool.models, dataset if with_labels else None, root, seed, before, bar)
+        if labels := labels or before.get("labels"):  # once asked for, they stay
+            known = before["models"] if before.get("labels") == labels else []
+            _add_labels(ranking, pool.models, dataset if with_labels else None, labels, known, bar)
         ranking.details["seconds"] = time.monotonic() - begin
         ranking.save(out)
-    for line in (ranking.table(), *ranking.sentences):
-        print(line)
-    written = ["ranking.json", "similarity.png", *(["scores.h5"] if method == "centrality" else [])]
-    print(f"wrote {', '.join(written)} to {out}")
+    print(ranking.table(), *ranking.sentences, f"wrote {out}/ranking.json and similarity.png", sep="\n")
     return ranking
 
 
 def _dataset(models: Sequence[LoadedModel], name: str | None, root: Path | None) -> Any:
     """Load the data set named, else the one that all models were trained on; None where there is no such one."""
-    from . import data as datasets
-
     if name is None:
         configs = [getattr(model.model, "cfg", None) for model in models]
         if len({cfg and (cfg.data, cfg.root) for cfg in configs}) > 1 or configs[0] is None:
@@ -115,73 +106,39 @@ def _dataset(models: Sequence[LoadedModel], name: str | None, root: Path | None)
     return dataset
 
 
-def _check_labels(dataset: Any) -> None:
-    from . import metrics
-
-    if dataset is None:
-        raise InputError("--with-labels needs --data NAME: the models do not tell one data set that they share")
-    if "factor_vae" not in metrics.applicable(dataset):
-        raise InputError(
-            f"--with-labels needs two factors or more, which {dataset.name} lacks; leave it out or give --data NAME"
-        )
-
-
 @exact_arithmetic()
 def _common_codes(models: Sequence[LoadedModel], dataset: Any, samples: int, seed: int, bar: Any) -> list[Array]:
-    """Encode the same images by all models, for UDR."""
-    task = bar.add_task("encoding", total=samples * len(models))
+    """Encode the same images by all models, for UDR: those of the data set, or else of every generator in turn."""
+    draw, generators = torch.Generator().manual_seed(seed), sorted(models, key=lambda model: model.cache_key)
+    size = min(256, -(-samples // len(models)))
+    bar.start("encoding", samples * len(models), 0, "images")
     parts: list[list[Array]] = [[] for _ in models]
     with eval_mode(models), torch.inference_mode():
-        for images in _common_images(models, dataset, samples, seed):
+        for n, start in enumerate(range(0, samples, size)):
+            drawn = torch.randint(
+                dataset.num_images if dataset else 1 << 31, (min(size, samples - start),), generator=draw
+            )
+            generator = generators[n % len(models)]
+            images = dataset.images(drawn) if dataset else generator.sample(len(drawn), int(drawn[0]))
             for model, part in zip(models, parts):
                 part.append(model.encode(images).double().cpu().numpy())
-                bar.advance(task, len(images))
+            bar.advance(len(drawn) * len(models))
     return [np.concatenate(part) for part in parts]
 
 
-def _common_images(models: Sequence[LoadedModel], dataset: Any, samples: int, seed: int) -> Iterator[Any]:
-    """Yield batches of images: of the data set, or else of every generator an equal share."""
-    draw = torch.Generator().manual_seed(seed)
-    sources = [dataset] if dataset else sorted(models, key=lambda model: model.cache_key)
-    for n, source in enumerate(sources):
-        share = samples * (n + 1) // len(sources) - samples * n // len(sources)
-        for start in range(0, share, 256):
-            size = min(256, share - start)
-            if dataset:
-                yield dataset.images(torch.randint(dataset.num_images, (size,), generator=draw))
-            else:
-                yield source.sample(size, int(torch.randint(1 << 31, (), generator=draw)))
-
-
 def _add_labels(
-    ranking: Ranking,
-    models: Sequence[LoadedModel],
-    dataset: Any,
-    root: Path | None,
-    seed: int,
-    before: dict[str, Any],
-    bar: Any,
+    ranking: Ranking, models: Sequence[LoadedModel], dataset: Any, labels: dict[str, Any], known: Any, bar: Any
 ) -> None:
-    """Add the supervised FactorVAE score of each model, computed where there is a data set and it is not in `before`.
-
-    Scores that were asked for once stay when the selection is repeated without labels.
-    """
-    asked = {"data": dataset.name, "root": root and str(root.resolve()), "seed": seed} if dataset else None
-    labels = asked or before.get("labels")
-    if not labels:
-        return
-    known = {}
-    if before.get("labels") == labels:
-        known = {row.get("cache_key"): row.get("factor_vae") for row in before["models"]}
-    truth = np.array([known.get(model.cache_key) or np.nan for model in models], np.float64)
-    due = [i for i in range(len(models)) if dataset and np.isnan(truth[i])]
-    task = bar.add_task("labels", total=max(1, len(due)), completed=not due)
-    for i in due:
-        from . import metrics
-
-        with suppress(NotFiniteError):
-            truth[i] = metrics.evaluate(models[i], dataset, ["factor_vae"], "paper", seed)["factor_vae"]["score"]
-        bar.advance(task)
+    """Add the supervised FactorVAE score of each model, from the rows `known`; the others' by the data set, if any."""
+    found = {row["cache_key"]: row["factor_vae"] for row in known}
+    bar.start("labels", len(models), 0, "models")
+    for model in models:
+        if dataset and found.get(model.cache_key) is None:
+            with suppress(NotFiniteError):
+                scores = metrics.evaluate(model, dataset, ["factor_vae"], "paper", labels["seed"])
+                found[model.cache_key] = scores["factor_vae"]["score"]
+        bar.advance()
+    truth = np.array([found.get(model.cache_key) for model in models], np.float64)
     scored, correlation = np.isfinite(truth), None
     if len({*truth[scored]}) > 1 and len({*ranking.scores[scored]}) > 1:
         from scipy.stats import spearmanr

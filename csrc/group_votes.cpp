@@ -1,28 +1,10 @@
 #include "group_votes.h"
 
-#include <torch/headeronly/util/BFloat16.h>
-#include <torch/headeronly/util/Half.h>
-#include <torch/headeronly/util/bit_cast.h>
-
 #include <algorithm>
 #include <utility>
 
 namespace crgan {
 namespace {
-
-using torch::headeronly::BFloat16;
-using torch::headeronly::Half;
-
-CRGAN_INLINE float widen(float x) { return x; }
-CRGAN_INLINE float widen(BFloat16 x) { return x; }
-
-// Without branches, so that loops over it are vectorised: torch's own conversion is not.
-CRGAN_INLINE float widen(Half x) {
-  using torch::headeronly::bit_cast;
-  const uint32_t magnitude = (x.x & 0x7fffu) << 13, sign = (x.x & 0x8000u) << 16;
-  const float value = bit_cast<float>(magnitude) * 0x1p112f;  // 2^(127 - 15), the biases of the two exponents
-  return bit_cast<float>(bit_cast<uint32_t>(value) | (value >= 65536 ? 0x7f800000u : 0u) | sign);  // inf and NaN
-}
 
 // Adds up `rows` rows of K values into the first, in the same order for every dimension, so that equal codes tie.
 // Value by value: longer loads would have to wait for several of the stores before them.
@@ -36,7 +18,7 @@ CRGAN_INLINE void fold(float* sums, int64_t rows, int64_t K) {
 
 // The votes of groups begin to end, of all N * G. Eight rows are worked on as one of 8 * K values, in loops that
 // compilers vectorise. FIXED is K where it is known when this is compiled, else 0.
-template <typename T, int FIXED>
+template <int FIXED>
 CRGAN_INLINE void group_votes(const GroupVotes& t, int64_t begin, int64_t end) {
   constexpr int64_t R = 8;
   const int64_t K = FIXED ? FIXED : t.K, L = t.L, size = R * K;
@@ -45,10 +27,10 @@ CRGAN_INLINE void group_votes(const GroupVotes& t, int64_t begin, int64_t end) {
   std::vector<float> many(FIXED ? 0 : 3 * size);
   float *const shift = FIXED ? few : many.data(), *const sum = shift + size, *const square = sum + size;
   for (int64_t g = begin; g < end; ++g) {
-    const T* __restrict x = (const T*)t.codes + g * L * K;
+    const float* __restrict x = (const float*)t.codes + g * L * K;
     for (int64_t i = 0; i < 3 * size; ++i) shift[i] = 0;
     const auto add_head = [&](int64_t row, int64_t n) __attribute__((always_inline)) {
-      for (int64_t i = 0; i < n; ++i) shift[i] += widen(x[row * K + i]);
+      for (int64_t i = 0; i < n; ++i) shift[i] += x[row * K + i];
     };
     int64_t row = 0;
     for (; row + R <= head; row += R) add_head(row, size);
@@ -59,67 +41,53 @@ CRGAN_INLINE void group_votes(const GroupVotes& t, int64_t begin, int64_t end) {
 
     const auto add = [&](int64_t row, int64_t n) __attribute__((always_inline)) {
       for (int64_t i = 0; i < n; ++i) {
-        Moments m{shift[i], sum[i], square[i]};
-        m.add(widen(x[row * K + i]));
-        sum[i] = m.sum;
-        square[i] = m.square;
+        const float d = x[row * K + i] - shift[i];
+        sum[i] += d;
+        square[i] += d * d;
       }
     };
     for (row = 0; row + R <= L; row += R) add(row, size);
     add(row, (L - row) * K);
     fold(sum, R, K);
     fold(square, R, K);
-
     const float* scale = t.scale + g / t.G * K;
-    for (int64_t d = 0; d < K; ++d) sum[d] = spread(sum[d], square[d], (float)L, usable(scale[d]));
+    for (int64_t d = 0; d < K; ++d) sum[d] = spread(sum[d], square[d], (float)L, scale[d]);
     Vote best;
     for (int64_t d = 0; d < K; ++d) best.consider(sum[d], (int)d);
     t.votes[g] = best.dimension;
   }
 }
 
-using Kernel = void (*)(const GroupVotes&, int64_t begin, int64_t end);
-
-template <typename T, int FIXED>
+template <int FIXED>
 void baseline(const GroupVotes& t, int64_t begin, int64_t end) {
-  group_votes<T, FIXED>(t, begin, end);
+  group_votes<FIXED>(t, begin, end);
 }
 
 // The baseline of x86-64 is that of 2003, so AVX2 is compiled beside it and chosen at run time. AVX-512 gains nothing.
 #ifdef __x86_64__
-template <typename T, int FIXED>
+template <int FIXED>
 __attribute__((target("avx2,fma"))) void avx2(const GroupVotes& t, int64_t begin, int64_t end) {
-  group_votes<T, FIXED>(t, begin, end);
+  group_votes<FIXED>(t, begin, end);
 }
 #endif
 
-template <typename T, int... K>
-Kernel choose(int64_t num_codes, std::integer_sequence<int, K...>) {
+template <int... K>
+auto choose(int64_t num_codes, std::integer_sequence<int, K...>) {
   const int64_t fixed = num_codes < (int64_t)sizeof...(K) ? num_codes : 0;
 #ifdef __x86_64__
-  static constexpr Kernel fast[] = {avx2<T, K>...};
+  static constexpr decltype(&avx2<0>) fast[] = {avx2<K>...};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return fast[fixed];
 #endif
-  static constexpr Kernel plain[] = {baseline<T, K>...};
+  static constexpr decltype(&baseline<0>) plain[] = {baseline<K>...};
   return plain[fixed];
 }
 
-template <typename T>
-void run(const GroupVotes& t) {
-  const Kernel kernel = choose<T>(t.K, std::make_integer_sequence<int, 13>{});
-  const int64_t grain = 1 + 16384 / (t.L * t.K + 1);  // below some 10 us of work a thread does not pay
-  torch::stable::parallel_for(0, t.N * t.G, grain, [&](int64_t begin, int64_t end) { kernel(t, begin, end); });
-}
-
 Tensor group_votes_cpu(const Tensor& codes, const Tensor& scale) {
-  const GroupVotesOp op(codes, scale);
-  const ScalarType type = op.codes.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
-                  "group_votes: codes must be float32, float16 or bfloat16");
+  const GroupVotesOp op(torch::stable::to(codes, ScalarType::Float), scale);
   if (op.empty()) return op.votes;
-  if (type == ScalarType::Float) run<float>(op.t);
-  if (type == ScalarType::Half) run<Half>(op.t);
-  if (type == ScalarType::BFloat16) run<BFloat16>(op.t);
+  const auto kernel = choose(op.t.K, std::make_integer_sequence<int, 13>{});
+  const int64_t grain = 1 + 16384 / (op.t.L * op.t.K + 1);  // below some 10 us of work a thread does not pay
+  torch::stable::parallel_for(0, op.t.N * op.t.G, grain, [&](int64_t begin, int64_t end) { kernel(op.t, begin, end); });
   return op.votes;
 }
 
@@ -127,5 +95,5 @@ Tensor group_votes_cpu(const Tensor& codes, const Tensor& scale) {
 }  // namespace crgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(crgan, m) { m.def("group_votes(Tensor codes, Tensor scale) -> Tensor"); }
-
 STABLE_TORCH_LIBRARY_IMPL(crgan, CPU, m) { m.impl("group_votes", TORCH_BOX(&crgan::group_votes_cpu)); }
+CRGAN_MODULE(_crgan_C)

@@ -12,6 +12,17 @@
 namespace crgan {
 namespace {
 
+// Sums of the deviations from a shift that some of the values give, so that one pass over all of them is enough.
+struct Moments {
+  float shift = 0, sum = 0, square = 0;
+
+  __device__ inline void add(float x) {
+    const float d = x - shift;
+    sum += d;
+    square += d * d;
+  }
+};
+
 constexpr int kWarp = 32;
 constexpr int kPiece = 16;             // bytes that a lane copies, or reads from shared memory, at once
 constexpr int64_t kStage = 12 * 1024;  // bytes that a warp works on at once; a Hopper's multiprocessor holds 16 warps
@@ -146,7 +157,7 @@ __global__ void __launch_bounds__(kWarp) group_votes(GroupVotes t, Tiling tiling
     if (first + rows == L)
 #pragma unroll 1
       for (int d = column; d < dimensions; d += width) {
-        const float own = usable(d == column ? scale : scales[d]);
+        const float own = d == column ? scale : scales[d];
         best.consider(spread(fold(sums, d), fold(squares, d), (float)L, own), d);
       }
   }
@@ -162,40 +173,30 @@ __global__ void __launch_bounds__(kWarp) group_votes(GroupVotes t, Tiling tiling
   if (folds && column == 0) t.votes[group] = best.dimension;
 }
 
-constexpr int64_t kMost = std::numeric_limits<int32_t>::max() / 2;
-
 Tensor group_votes_cuda(const Tensor& codes, const Tensor& scale) {
   const int device = codes.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   const GroupVotesOp op(codes, scale);
   const GroupVotes& t = op.t;
   if (op.empty()) return op.votes;
-  STD_TORCH_CHECK(t.N * t.G <= kMost && t.L * t.K <= kMost / 4, "group_votes: ", t.N * t.G, " groups of ", t.L, " x ",
-                  t.K, " codes are too many");
+  constexpr int64_t most = std::numeric_limits<int32_t>::max() / 2;
+  STD_TORCH_CHECK(t.N * t.G <= most && t.L * t.K <= most / 4, "group_votes: too many codes");
   void* stream;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const auto launch = [&](auto kernel, int64_t item_size) {
     const Tiling tiling(t, item_size);
     int room = 0;
     STD_CUDA_CHECK(cudaDeviceGetAttribute(&room, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-    STD_TORCH_CHECK(tiling.bytes <= room, "group_votes: ", t.K,
-                    " codes are too many for a GPU's shared memory, use impl='ref'");
+    STD_TORCH_CHECK(tiling.bytes <= room, "group_votes: too many codes for a GPU's shared memory, use impl='ref'");
     STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, room));
     kernel<<<tiling.tiles, kWarp, tiling.bytes, (cudaStream_t)stream>>>(t, tiling);
   };
-  switch (op.codes.scalar_type()) {
-    case ScalarType::Float:
-      launch(group_votes<float>, sizeof(float));
-      break;
-    case ScalarType::Half:
-      launch(group_votes<__half>, sizeof(__half));
-      break;
-    case ScalarType::BFloat16:
-      launch(group_votes<__nv_bfloat16>, sizeof(__nv_bfloat16));
-      break;
-    default:
-      STD_TORCH_CHECK(false, "group_votes: codes must be float32, float16 or bfloat16");
-  }
+  const ScalarType type = op.codes.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
+                  "group_votes: codes must be float32, float16 or bfloat16");
+  if (type == ScalarType::Float) launch(group_votes<float>, 4);
+  if (type == ScalarType::Half) launch(group_votes<__half>, 2);
+  if (type == ScalarType::BFloat16) launch(group_votes<__nv_bfloat16>, 2);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return op.votes;
 }
@@ -204,3 +205,4 @@ Tensor group_votes_cuda(const Tensor& codes, const Tensor& scale) {
 }  // namespace crgan
 
 STABLE_TORCH_LIBRARY_IMPL(crgan, CUDA, m) { m.impl("group_votes", TORCH_BOX(&crgan::group_votes_cuda)); }
+CRGAN_MODULE(_crgan_cuda)

@@ -17,7 +17,6 @@
 #endif
 
 namespace crgan {
-
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
@@ -35,16 +34,14 @@ struct GroupVotesOp {
 
   GroupVotesOp(const Tensor& codes_, const Tensor& scale_)
       : codes(torch::stable::contiguous(codes_)), scale(torch::stable::contiguous(scale_)), votes(codes) {
-    const auto shape = codes.sizes();
-    const int64_t dim = codes.dim();
+    const int64_t dim = codes.dim(), *const shape = codes.sizes().data();
     STD_TORCH_CHECK(dim >= 3, "group_votes: codes have ", dim, " dimensions, expected 3 or more");
-    std::vector<int64_t> out(shape.begin(), shape.begin() + (dim - 2));
+    const int64_t G = shape[dim - 3], L = shape[dim - 2], K = shape[dim - 1];
     int64_t N = 1;
     for (int64_t i = 0; i < dim - 3; ++i) N *= shape[i];
-    const int64_t G = shape[dim - 3], L = shape[dim - 2], K = shape[dim - 1];
-    STD_TORCH_CHECK(scale.scalar_type() == ScalarType::Float, "group_votes: scale must be float32");
-    STD_TORCH_CHECK(scale.numel() == N * K, "group_votes: scale has ", scale.numel(), " values, expected ", N * K);
-    votes = torch::stable::new_empty(codes, out, ScalarType::Long);
+    STD_TORCH_CHECK(scale.scalar_type() == ScalarType::Float && scale.numel() == N * K, "group_votes: scale has ",
+                    scale.numel(), " values, expected ", N * K, " float32");
+    votes = torch::stable::new_empty(codes, std::vector<int64_t>(shape, shape + dim - 2), ScalarType::Long);
     t = {codes.const_data_ptr(), scale.const_data_ptr<float>(), votes.mutable_data_ptr<int64_t>(), N, G, L, K};
     if (empty()) torch::stable::fill_(votes, -1);
   }
@@ -53,33 +50,18 @@ struct GroupVotesOp {
   bool empty() const { return t.N * t.G * t.L * t.K == 0; }
 };
 
-// Sums of the deviations from a shift that some of the values give, so that one pass over all of them is enough.
-struct Moments {
-  float shift = 0, sum = 0, square = 0;
-
-  CRGAN_INLINE void add(float x) {
-    const float d = x - shift;
-    sum += d;
-    square += d * d;
-  }
-};
-
 // How many of n rows give the shift, which is their mean. Few, so that most of a group is read once; enough that the
 // shift lies near the group's mean, or four bits away where they are outliers.
 CRGAN_INLINE int64_t head_rows(int64_t n) { return (n + 7) / 8; }
 
-// The scale, or NaN where it cannot be divided by: then the spread is NaN too, and the dimension does not vote.
-CRGAN_INLINE float usable(float scale) {
-  return scale > 0 && scale <= std::numeric_limits<float>::max() ? scale : std::numeric_limits<float>::quiet_NaN();
-}
-
-// Variance (ddof 0) over the square of the scale: E[d^2] - E[d]^2 with d = x - shift. The second term makes it exact for
-// any shift; where that is the mean of n of the values, at most log2(count / n) bits cancel, and only if those are
+// Variance (ddof 0) over the square of the scale, E[d^2] - E[d]^2 with d = x - shift; NaN where the scale cannot be
+// divided by. At most log2(count / n) bits cancel where the shift is the mean of n values, and only if those are
 // outliers. Divides twice, as scale^2 could underflow.
 CRGAN_INLINE float spread(float sum, float square, float count, float scale) {
-  const float mean = sum / count;
+  using limits = std::numeric_limits<float>;
+  const float mean = sum / count, usable = scale > 0 && scale <= limits::max() ? scale : limits::quiet_NaN();
   const float variance = square / count - mean * mean;
-  return (variance < 0 ? 0 : variance) / scale / scale;  // rounding may leave a variance of 0 below it
+  return (variance < 0 ? 0 : variance) / usable / usable;  // rounding may leave a variance of 0 below it
 }
 
 // The dimension with the least spread so far. Neither NaN nor infinity ever wins, and of equal ones the first does.
@@ -88,20 +70,14 @@ struct Vote {
   int dimension = -1;
 
   CRGAN_INLINE void consider(float value, int d) {
-    if (value < least) {
-      least = value;
-      dimension = d;
-    }
+    if (value < least) least = value, dimension = d;
   }
 };
-
 }  // namespace crgan
 
 // An empty Python module: importing it loads the library, whose static initialisers register the op.
-#define CRGAN_MODULE_(name)                                                      \
-  PyMODINIT_FUNC PyInit_##name() {                                               \
-    static PyModuleDef module = {PyModuleDef_HEAD_INIT, #name, nullptr, -1};     \
-    return PyModule_Create(&module);                                             \
+#define CRGAN_MODULE(name)                                                   \
+  PyMODINIT_FUNC PyInit_##name() {                                           \
+    static PyModuleDef module = {PyModuleDef_HEAD_INIT, #name, nullptr, -1}; \
+    return PyModule_Create(&module);                                         \
   }
-#define CRGAN_MODULE(name) CRGAN_MODULE_(name)
-CRGAN_MODULE(TORCH_EXTENSION_NAME)

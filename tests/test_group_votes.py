@@ -40,44 +40,23 @@ def assert_right(codes, scale, impl, tolerance=1e-5):
     assert (won / least - 1).nan_to_num(nan=0.0).max() <= tolerance
 
 
-def test_the_extension_is_built():
+def test_auto_takes_the_extension_which_is_built(monkeypatch):
     import _crgan_C
 
     assert Path(_crgan_C.__file__).name == "_crgan_C.abi3.so"
-    called = []
-
-    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            called.append(str(func))
-            return func(*args, **(kwargs or {}))
-
-    with Watch():
-        group_votes(*sample_inputs())
-    assert "crgan.group_votes.default" in called, "auto must take the extension where it is built"
+    monkeypatch.delattr(ops, "group_votes_ref")  # nothing falls back
+    group_votes(*sample_inputs())
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "shape",
-    [
-        {"lead": (3,), "groups": 50},
-        {"lead": (2, 3), "groups": 7, "size": 33, "num_codes": 10},
-        {"groups": 500, "size": 100, "num_codes": 6, "mean": 3.0},
-        {"size": 1000, "num_codes": 17, "mean": -20.0},
-        {"size": 5, "num_codes": 64},
-    ],
-    ids=str,
-)
-def test_finds_the_least_spread(shape, dtype, device):
-    assert_right(*sample_inputs(**shape, dtype=dtype, device=device), "ext")
-
-
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("num_codes", [*range(1, 18), 24, 33, 64, 65, 70, 300])
-def test_every_number_of_codes_and_odd_sizes(num_codes, impl):
-    for size in (2, 3, 7, 8, 9, 15, 16, 17, 40, 65):
-        assert_right(*sample_inputs(lead=(2,), groups=3, size=size, num_codes=num_codes, seed=size), impl)
+def test_finds_the_least_spread(num_codes, dtype, device):
+    for size in (2, 3, 7, 8, 9, 15, 16, 17, 40, 65, 1000):
+        inputs = sample_inputs((2,), 3, size, num_codes, dtype, mean=num_codes - 9.0, device=device, seed=size)
+        assert_right(*inputs, "ext")
+        if dtype == torch.float32:
+            assert_right(*inputs, "ref")
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -93,19 +72,6 @@ def test_large_means_and_outliers_cost_no_digits(size, num_codes, mean, outlier,
     least = torch.arange(16) % num_codes
     scale[torch.arange(16), least] *= 1 + 1e-5
     assert group_votes(codes.to(device), scale.float().to(device), impl="ext")[:, 0].tolist() == least.tolist()
-
-
-def test_every_half_is_widened_exactly():
-    """Codes 0 and h in two dimensions, whose scales differ by 1e-6: a wrong h makes no variance of h^2 / 4."""
-    h = torch.arange(65536, dtype=torch.int32).to(torch.uint16).view(torch.float16)
-    h = h[h.isfinite() & (h != 0)]
-    codes = torch.zeros(len(h), 2, 2, dtype=torch.float16)
-    codes[:, 1] = h[:, None]
-    for factor in (1 - 1e-6, 1 + 1e-6):
-        scale = torch.stack([h.float().abs(), h.float().abs() * factor], 1)
-        assert (group_votes(codes[:, None], scale, impl="ext")[:, 0] == int(factor > 1)).all()
-    broken = torch.tensor([torch.inf, -torch.inf, torch.nan], dtype=torch.float16)
-    assert (group_votes(broken[:, None, None, None].expand(3, 1, 2, 1), torch.ones(3, 1), impl="ext") == -1).all()
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -187,19 +153,6 @@ def test_scales_of_no_use_never_win(num_codes, impl, device):
     assert torch.equal(group_votes(codes * tiny, scale * tiny, impl=impl)[:5], votes[:5])
 
 
-def test_threads_change_nothing():
-    codes, scale = sample_inputs((7,), 300, 20, 5)
-    before, votes = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            votes.append(group_votes(codes, scale, impl="ext"))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(votes[0], votes[1])
-    assert torch.equal(votes[0], votes[2])
-
-
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("impl", IMPLS)
 def test_the_table_counts_the_votes(impl, device):
@@ -253,7 +206,7 @@ def test_mistakes_are_named(change, value, impl):
 def test_the_op_itself_checks_what_could_touch_foreign_memory():
     codes, scale = sample_inputs()
     group_votes(codes, scale)
-    for arguments in ((codes, scale[:4]), (codes, scale.double()), (codes.double(), scale), (codes[0, 0], scale)):
+    for arguments in ((codes, scale[:4]), (codes, scale.double()), (codes[0, 0], scale)):
         with pytest.raises(RuntimeError, match="group_votes: "):
             torch.ops.crgan.group_votes(*arguments)
 
@@ -294,18 +247,15 @@ def test_extension_under_sanitizers(tmp_path):
     """The tests of this file once more, with the extension compiled with the sanitizers."""
     from torch.utils import cpp_extension
 
-    flags = ["-O1", "-g", "-fPIC", "-shared", "-std=c++20", "-Wno-psabi", "-fvisibility=hidden"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    flags += ["-DTORCH_EXTENSION_NAME=_crgan_C", "-DPy_LIMITED_API=0x030A0000"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", f"-I{sysconfig.get_paths()['include']}"]
-    flags += [f"-I{path}" for path in cpp_extension.include_paths()]
+    flags = "-O1 -g -fPIC -shared -std=c++20 -Wno-psabi -fvisibility=hidden -fsanitize=address,undefined "
+    flags += "-fno-sanitize-recover=all -DPy_LIMITED_API=0x030A0000 -DTORCH_TARGET_VERSION=0x020b000000000000 "
+    include = [f"-I{path}" for path in (sysconfig.get_paths()["include"], *cpp_extension.include_paths())]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-ltorch", "-lc10"]
     module = tmp_path / "_crgan_C.abi3.so"
-    subprocess.run(["g++", *flags, ROOT / "csrc/group_votes.cpp", "-o", module, *libraries], check=True)
-    runtime = [
-        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
-    ]
+    source = ROOT / "csrc/group_votes.cpp"
+    subprocess.run(["g++", *flags.split(), *include, source, "-o", module, *libraries], check=True)
+    names = ("libasan.so", "libubsan.so", "libstdc++.so")
+    runtime = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
     environment = os.environ | {
         "PYTHONPATH": str(tmp_path),
         "LD_PRELOAD": ":".join(runtime),

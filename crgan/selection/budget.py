@@ -52,9 +52,8 @@ def sequential_halving(
 
     everything = N * (N - 1) * full * sizes.group_size
     count = 1 if budget * exact >= everything else ceil(log2(N))
-    if (least := plan(2)[-1] * count) > budget * exact:
-        way = f"expected at least {ceil(1e4 * least / exact) / 1e4:g}" if least < exact else "leave it out"
-        raise InputError(f"a budget of {budget:g} is too small for {N} models; {way}")
+    if (least := plan(2)[-1] * count / exact) > budget:
+        raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {min(least, 1):.4f}")
     for left in range(count, 0, -1):
         low, high = 2, N + full - first
         while low < high:  # the furthest step that this round's share of the budget pays for

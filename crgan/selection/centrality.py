@@ -116,46 +116,42 @@ class Pool:
                     f"{list(model.image_shape)}; expected one shape, as each encodes the other's"
                 )
         self.models, self.sizes, self.batch_size, self.progress = list(models), sizes, batch_size, progress
-        self.device = str(models[0].device)
+        self.keys, self.device = [model.cache_key for model in models], str(models[0].device)
         self.exact: dict[tuple[str, str], Array] = {}
         self.race: dict[tuple[str, str], Partial] = {}
         self.B = np.full((len(models), len(models)), np.nan)
         self.on_votes: Callable[[], None] = lambda: None  # called when votes were added
 
-    def __len__(self) -> int:
-        return len(self.models)
-
-    def keys(self, i: int, j: int) -> tuple[str, str]:
-        return self.models[i].cache_key, self.models[j].cache_key
-
     def due(self) -> dict[int, list[int]]:
         """Return the generators, each with the encoders, whose exact votes are not known."""
-        missing = {j: [i for i in range(len(self)) if self.keys(i, j) not in self.exact] for j in range(len(self))}
+        missing = {
+            j: [i for i, encoder in enumerate(self.keys) if (encoder, generator) not in self.exact]
+            for j, generator in enumerate(self.keys)
+        }
         return {j: encoders for j, encoders in missing.items() if encoders}
 
     def measure_all(self) -> None:
         """Fill in the exact matrix, generator by generator."""
         for i, j, votes in self._exact(self.due()):
-            self.exact[self.keys(i, j)] = votes
-        for i in range(len(self)):
-            for j in range(len(self)):
-                self.B[i, j] = self._score(i, j, self.exact[self.keys(i, j)])
+            self.exact[self.keys[i], self.keys[j]] = votes
+        for (i, j), votes in self.votes().items():
+            self.B[i, j] = self._score(i, j, votes)
 
     def measure(self, j: int, encoders: Sequence[int], groups: int) -> Array:
         """Measure `encoders` on the first `groups` groups of generator j, as a race does; return their B[:, j]."""
-        held = {i: self.race.get(self.keys(i, j)) for i in encoders}
+        held = {i: self.race.get((self.keys[i], self.keys[j])) for i in encoders}
         done = {i: len(partial.votes) if partial else 0 for i, partial in held.items()}
         for start in sorted({count for count in done.values() if count < groups}):
             due = [i for i in encoders if done[i] == start]
             for i, partial in zip(due, self._race(j, due, [held[i] for i in due], groups)):
-                self.race[self.keys(i, j)] = partial
+                self.race[self.keys[i], self.keys[j]] = partial
             self.on_votes()
         for i in encoders:
-            self.B[i, j] = self._score(i, j, self.race[self.keys(i, j)].votes[:groups])
+            self.B[i, j] = self._score(i, j, self.race[self.keys[i], self.keys[j]].votes[:groups])
         return self.B[list(encoders), j]
 
     def votes(self) -> dict[tuple[int, int], Array]:
-        return pool_votes([model.cache_key for model in self.models], self.exact, self.race)
+        return pool_votes(self.keys, self.exact, self.race)
 
     def _score(self, i: int, j: int, votes: Array) -> float:
         return float(vote_score(vote_tables(votes[None], self.models[i].num_codes, self.models[j].num_codes))[0])

@@ -1,9 +1,10 @@
 """Rank a pool of models without labels: what `crgan.rank` and `python -m crgan.select` have in common."""
 
+import functools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import cli
 from ..errors import InputError
 from ..files import lock, write_atomically, write_json
 from ..loading import LoadedModel, open_models
 from .budget import sequential_halving
-from .centrality import Pool, model_centrality, similarity
-from .scores import ScoreFile
-from .tables import short_names
+from .centrality import Pool, similarity
+from .scores import restore, save
+from .udr import udr
 from .uncertainty import Votes, bootstrap, confidence_gap, split
 from .votes import Array, Sizes
 
@@ -59,13 +61,12 @@ class Ranking:
 
     def table(self, limit: int = 50) -> str:
         """Return the first `limit` rows as text."""
-        heads = {"rank": "rank", "score": "score", "standard_error": "std. error", "factor_vae": "FactorVAE"}
-        rows = self.rows()
+        heads, rows = {"score": "score", "standard_error": "std. error", "factor_vae": "FactorVAE"}, self.rows()
         shown = [name for name in heads if any(row.get(name) is not None for row in rows)]
-        lines = ["  ".join(f"{heads[name]:>10}" for name in shown) + "  model"]
+        lines = ["rank" + "".join(f"{heads[name]:>12}" for name in shown) + "  model"]
         for row in rows[:limit]:
-            cells = (row[name] if name == "rank" else "" if row[name] is None else f"{row[name]:.4f}" for name in shown)
-            lines.append("  ".join(f"{cell:>10}" for cell in cells) + f"  {row['name']}")
+            cells = ("" if row[name] is None else f"{row[name]:.4f}" for name in shown)
+            lines.append(f"{row['rank']:4}" + "".join(f"{cell:>12}" for cell in cells) + f"  {row['name']}")
         return "\n".join(lines)
 
     def save(self, out: Path) -> None:
@@ -83,9 +84,7 @@ class Ranking:
         axes = figure.subplots()
         picture = axes.imshow(self.similarity[np.ix_(self.order, self.order)], vmin=0, vmax=1, cmap="magma")
         if N <= 60:
-            short = short_names([self.names[i] for i in self.order])
-            names = [f"{name[-40:]}  {rank}" for rank, name in enumerate(short, 1)]
-            axes.set_xticks(range(N), [str(n) for n in range(1, N + 1)], fontsize=8)
+            names = [f"{self.names[i][-40:]}  {rank}" for rank, i in enumerate(self.order, 1)]
             axes.set_yticks(range(N), names, fontsize=8, parse_math=False)
         axes.set_title("similarity of the models, by rank")
         figure.colorbar(picture, shrink=0.7)
@@ -106,7 +105,7 @@ def rank(
 ) -> Ranking:
     """Rank models by ModelCentrality and return the ranking: `.winner`, `.order`, `.scores`, `.similarity`, `.table()`.
 
-    `models_or_runs` holds models (docs/models.md), in a sequence or a mapping of names, or what the command takes:
+    `models_or_runs` holds models (docs/select.md), in a sequence or a mapping of names, or what the command takes:
     run folders, folders with exported programs, `module:function`; these are opened on `device`. `budget` is the share
     of the exact selection's encodes to spend, in (0, 1]. With `out`, the folder gets scores.h5, ranking.json and
     similarity.png, and what it holds is not computed again; an interrupt loses at most the generator in progress.
@@ -115,7 +114,7 @@ def rank(
     """
     begin, folder = time.monotonic(), Path(out).expanduser() if out is not None else None
     pool = Pool(open_models(models_or_runs, device), Sizes(groups, group_size, scale_samples, seed), batch_size)
-    with output_folder(folder, "centrality"), progress_bar() as bar:
+    with output_folder(folder), cli.progress() as bar:
         ranking = rank_pool(pool, budget, folder, bar)
         ranking.details["seconds"] = time.monotonic() - begin
         if folder is not None:
@@ -124,10 +123,10 @@ def rank(
 
 
 @contextmanager
-def output_folder(out: Path | None, method: str) -> Iterator[dict[str, Any]]:
+def output_folder(out: Path | None) -> Iterator[dict[str, Any]]:
     """Make the folder, hold its lock, and yield what its ranking.json has from before.
 
-    Raises InputError where the folder is a run's, another process selects into it or it holds another method's ranking.
+    Raises InputError where the folder is a run's or another process selects into it.
     """
     if out is None:
         yield {}
@@ -138,116 +137,89 @@ def output_folder(out: Path | None, method: str) -> Iterator[dict[str, Any]]:
     with lock(out) as acquired:
         if not acquired:
             raise InputError(f"another process selects into {out}; wait for its end, or give another --out")
-        try:
-            before = json.loads((out / "ranking.json").read_text())
-            before = before if {"method", "models"} <= before.keys() else {}
-        except (OSError, ValueError, AttributeError):  # none, or one that is damaged
-            before = {}
-        if before.get("method", method) != method:
-            raise InputError(f"{out} holds the ranking by {before['method']}; give another --out for that by {method}")
+        before: dict[str, Any] = {}
+        with suppress(OSError, ValueError, TypeError):  # none, or one that is damaged
+            before = dict(json.loads((out / "ranking.json").read_text()))
         yield before
 
 
-def progress_bar(console: Any = None) -> Any:
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(show_speed=True))
-    return Progress(*columns, TimeRemainingColumn(), console=console)
-
-
-def rank_pool(pool: Pool, budget: float, out: Path | None, bar: Any) -> Ranking:
+def rank_pool(pool: Pool, budget: float, out: Path | None, bar: cli.Progress) -> Ranking:
     """Rank a pool by ModelCentrality, keeping its votes in scores.h5 of the folder `out`."""
     if not 0 < budget <= 1:
         raise InputError(f"budget is {budget:g}, expected a share above 0 and up to 1")
-    N, full, made = len(pool), pool.sizes.encodes, 0
-    file = ScoreFile(out / "scores.h5", pool) if out else None
-    for name in file.changed if file else ():
-        bar.console.print(f"{name} has changed since it was scored: its pairs are measured anew", markup=False)
-    due = sum(map(len, pool.due().values()))
+    N, seed, all_encodes, made = len(pool.models), pool.sizes.seed, len(pool.models) ** 2 * pool.sizes.encodes, 0
+    if out:
+        path = out / "scores.h5"
+        for name in restore(path, pool) if path.exists() else ():
+            print(f"{name} has changed since it was scored: its pairs are measured anew")
+        pool.on_votes = functools.partial(save, path, pool)
+    due = sum(map(len, pool.due().values())) * pool.sizes.encodes
     exact = budget == 1 or not due
-    task = bar.add_task("encoding", total=max(1, int(budget * N * N * full)), completed=(N * N - due) * full * exact)
+    bar.start("encoding", all_encodes if exact else budget * all_encodes, all_encodes - due if exact else 0, "images")
 
     def progress(encodes: int) -> None:
         nonlocal made
         made += encodes
-        bar.advance(task, encodes)
+        bar.advance(encodes)
 
     pool.progress = progress
     details: dict[str, Any] = {"device": pool.device, **asdict(pool.sizes), "budget": budget}
-    try:
-        if exact:
-            pool.on_votes = file.save if file else pool.on_votes
-            pool.measure_all()
-            met = np.arange(N)
-        else:
-            pool.on_votes = file.save_race if file else pool.on_votes
-            first = 3 * max(model.num_codes for model in pool.models)
-            halving = sequential_halving(pool.measure, N, budget, sizes=pool.sizes, first_groups=first)
-            met = halving.references[: halving.rounds[0]["references"]]
-            details |= {"rounds": halving.rounds, "share_of_encodes": halving.encodes / (N * N * full)}
-    finally:
-        if file and (pool.exact or pool.race):
-            file.save()
-    bar.update(task, total=1, completed=1)
+    if exact:
+        pool.measure_all()
+        met = np.arange(N)
+    else:
+        first = 3 * max(model.num_codes for model in pool.models)
+        halving = sequential_halving(pool.measure, N, budget, sizes=pool.sizes, first_groups=first)
+        met = halving.references[: halving.rounds[0]["references"]]
+        details |= {"rounds": halving.rounds, "share_of_encodes": halving.encodes / all_encodes}
+    pool.on_votes()
     A, votes, num_codes = similarity(pool.B), pool.votes(), [model.num_codes for model in pool.models]
     mask = np.isfinite(A) & ~np.eye(N, dtype=bool)
-    scores = model_centrality(A) if exact else np.where(mask, A, 0).sum(1) / np.maximum(mask.sum(1), 1)
+    scores = A.sum(1, where=mask) / mask.sum(1)
     order = np.argsort(-scores, kind="stable") if exact else halving.ranking
-    errors = bootstrap(votes, num_codes, mask, pool.sizes.seed).std(0)
-    gap = confidence_gap(A, votes, num_codes, int(order[0]), int(order[1]), pool.sizes.seed)
-    names, keys = [model.name for model in pool.models], [model.cache_key for model in pool.models]
-    details |= {"encodes": made, "gap": {"winner": names[order[0]], "runner_up": names[order[1]], **gap}}
+    first, second = map(int, order[:2])
+    names = [model.name for model in pool.models]
+    gap = confidence_gap(A, votes, num_codes, first, second, seed)
+    details |= {"encodes": made, "gap": {"winner": names[first], "runner_up": names[second], **gap}}
     sentences = [gap_sentence(details["gap"])]
     if len(details.get("rounds", ())) > 1:
         sentences.append("the scores of models that left the race early rest on fewer references and groups")
     sentences += [f"warning: {text}" for text in _warnings(votes, names)]
     referees = np.concatenate([met, np.setdiff1d(np.arange(N), met)])
     if len(met) > 3 and (clusters := split(A[np.ix_(referees, met)])):
-        sides = [[names[referees[n]] for n in np.flatnonzero(clusters[0] == side)] for side in (True, False)]
+        sides = [[names[int(i)] for i in referees[clusters[0] == side]] for side in (True, False)]
         sentences.append(
             f"warning: the pool splits into clusters of {len(sides[0])} and {len(sides[1])} models that agree only "
             f"within themselves (by {clusters[1]:.2f}): the winner speaks for its own cluster; select among each alone"
         )
         details["clusters"] = sides
-    return Ranking("centrality", names, keys, order, scores, errors, A, sentences, details)
+    errors = bootstrap(votes, num_codes, mask, seed).std(0)
+    return Ranking("centrality", names, pool.keys, order, scores, errors, A, sentences, details)
 
 
 def gap_sentence(gap: dict[str, Any]) -> str:
-    p = gap["confidence"]
-    known = "p > 0.99" if p > 0.99 else f"p = {p:.2f}"
-    ahead = f"{gap['winner']} is ahead of {gap['runner_up']} by {gap['gap']:.4f} ± {gap['standard_error']:.4f}"
-    if p < 0.95:
-        return f"{ahead}: the difference is within sampling error ({known})"
-    return (
-        f"{ahead}: its centrality is higher beyond sampling error ({known}). "
-        "That is agreement with the other models of this pool, not a measurement of disentanglement"
-    )
+    p, by = gap["confidence"], f"{gap['gap']:.4f} ± {gap['standard_error']:.4f}"
+    sure = f"{'within' if p < 0.95 else 'beyond'} sampling error ({'p > 0.99' if p > 0.99 else f'p = {p:.2f}'})"
+    agreement = "this is agreement within the pool, not a measurement of disentanglement"
+    return f"{gap['winner']} is ahead of {gap['runner_up']} by {by}, {sure}; {agreement}"
 
 
-def _warnings(votes: Votes, names: Sequence[str]) -> list[str]:
-    found = []
+def _warnings(votes: Votes, names: Sequence[str]) -> Iterator[str]:
     if len(names) == 2:
-        found.append("two models are as similar to each other: only a third can tell which is the better")
-    silent = {pair: bool((given < 0).all()) for pair, given in votes.items()}
-    mute = {i for i, _ in silent} - {i for (i, _), none in silent.items() if not none}
-    heard = {(i, j): none for (i, j), none in silent.items() if i not in mute}
-    still = {j for _, j in heard} - {j for (_, j), none in heard.items() if not none}
-    if mute:
-        who = ", ".join(names[i] for i in sorted(mute))
-        found.append(f"no code of {who} varies, or they are not finite: what such an encoder scores is chance")
-    if still:
-        who = ", ".join(names[j] for j in sorted(still))
-        found.append(f"no encoder's codes vary over the images of {who}: what is scored on such a generator is chance")
-    return found
+        yield "two models are as similar to each other: only a third can tell which is the better"
+    measured, voting = np.zeros((2, len(names), len(names)), bool)
+    for pair, given in votes.items():
+        measured[pair], voting[pair] = True, (given >= 0).any()
+    mute = ~voting.any(1)
+    still = measured[~mute].any(0) & ~voting.any(0)
+    for chance, what in ((mute, "no code of {} varies"), (still, "no encoder's codes vary over the images of {}")):
+        if who := ", ".join(names[int(i)] for i in np.flatnonzero(chance)):
+            yield f"{what.format(who)}, or they are not finite: what is scored there is chance"
 
 
 def rank_by_udr(models: Sequence[LoadedModel], codes: Sequence[Array], method: str) -> Ranking:
     """Rank models by UDR, from each one's codes [n, K] of the same images."""
-    from .udr import udr
-
-    found = udr(codes, method=method)
-    scores, A = found["score"], found["pairs"] + np.diag(np.full(len(models), np.nan))
+    found, unknown = udr(codes, method=method), np.full(len(models), np.nan)
+    order, pairs = np.argsort(-found["score"], kind="stable"), found["pairs"] + np.diag(unknown)
     names, keys = [model.name for model in models], [model.cache_key for model in models]
-    details = {"samples": len(codes[0])}
-    order, unknown = np.argsort(-scores, kind="stable"), np.full(len(models), np.nan)
-    return Ranking(method, names, keys, order, scores, unknown, A, details=details)
+    return Ranking(method, names, keys, order, found["score"], unknown, pairs, details={"samples": len(codes[0])})

@@ -36,11 +36,10 @@ class Sizes:
 
     def __post_init__(self) -> None:
         for name, least in (("groups", 1), ("group_size", 2), ("scale_samples", 2), ("seed", 0)):
-            if (value := getattr(self, name)) < least or value != int(value):
-                raise InputError(f"{name} is {value}, expected a whole number of at least {least}")
+            value = getattr(self, name)
+            if value != int(value) or not least <= value < 2**31:
+                raise InputError(f"{name} is {value}, expected a whole number from {least} to below 2^31")
             object.__setattr__(self, name, int(value))
-        if self.seed >= 2**31:
-            raise InputError(f"seed is {self.seed}, expected a number below 2^31")
 
     @property
     def encodes(self) -> int:
@@ -74,17 +73,13 @@ class Images:
 
     @torch.inference_mode()
     def groups(self, start: int, stop: int) -> Tensor:
-        """Make images [stop - start, C, H, W] of whole groups."""
-        size = self.sizes.group_size
-        return torch.cat([self.group(m) for m in range(start // size, stop // size)])
-
-    def group(self, m: int) -> Tensor:
-        """Make the images [L, C, H, W] of group m."""
-        num_codes = self.generator.num_codes
-        codes = draw_codes(self.generator.prior, (self.sizes.group_size, num_codes), self._seed("group", m))
-        held = m % num_codes
-        codes[:, held] = codes[0, held].clone()
-        return self.generator.generate(codes, self._seed("noise", m))
+        """Make images [stop - start, C, H, W] of whole groups; group m holds code m mod K."""
+        images, size, num_codes = [], self.sizes.group_size, self.generator.num_codes
+        for m in range(start // size, stop // size):
+            codes = draw_codes(self.generator.prior, (size, num_codes), self._seed("group", m))
+            codes[:, m % num_codes] = codes[0, m % num_codes].clone()
+            images.append(self.generator.generate(codes, self._seed("noise", m)))
+        return torch.cat(images)
 
     def _seed(self, stream: str, block: int) -> int:
         """Return a 32-bit seed: every library's generator takes one."""
@@ -96,7 +91,6 @@ class Images:
         make: Callable[[int, int], Tensor],  # `points` or `groups`
         start: int,
         stop: int,
-        unit: int,  # a chunk holds a multiple of it
         encoders: Sequence[LoadedModel],
         progress: Progress,
     ) -> list[Tensor]:
@@ -106,10 +100,8 @@ class Images:
         that keeps cores busy which the layers of one small network would not.
         """
 
-        @torch.inference_mode()
-        def encode(encoder: LoadedModel, images: Tensor) -> Tensor:
-            return encoder.encode(images)
-
+        encode = torch.inference_mode()(LoadedModel.encode)
+        unit = POINTS_BLOCK if make == self.points else self.sizes.group_size  # a chunk holds a multiple of it
         span = max(1, self.batch // unit) * unit
         codes: list[list[Tensor]] = [[] for _ in encoders]
         with eval_mode([self.generator, *encoders]), _thread_pool(self.generator.device) as threads:
@@ -129,12 +121,11 @@ class Images:
 def _thread_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads in which torch computes with one core each; on a GPU one thread, on the caller's stream."""
     count = torch.get_num_threads()
+    workers: tuple[int, Any, Any] = (count, torch.set_num_threads, (1,))
     if device.type == "cuda":
-        pool = ThreadPoolExecutor(1, initializer=torch.cuda.set_stream, initargs=(torch.cuda.current_stream(device),))
-    else:
-        pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+        workers = (1, torch.cuda.set_stream, (torch.cuda.current_stream(device),))
     try:
-        with pool:
+        with ThreadPoolExecutor(workers[0], initializer=workers[1], initargs=workers[2]) as pool:
             yield pool
     finally:
         torch.set_num_threads(count)  # threads that begin later take the number that was set last, in any thread
@@ -154,10 +145,10 @@ def exact_votes(
     block = max(1, min(ENCODERS_BLOCK, 2**30 // (4 * widest * sizes.encodes)))  # at most 1 GiB of codes
     for first in range(0, len(encoders), block):
         part = encoders[first : first + block]
-        points = images.encoded(images.points, 0, sizes.scale_samples, POINTS_BLOCK, part, progress)
-        scales = [_scale(*torch.var_mean(codes.double(), 0, correction=0)) for codes in points]
-        groups = images.encoded(images.groups, 0, stop, sizes.group_size, part, progress)
-        votes += [_votes(codes, scale, sizes) for codes, scale in zip(groups, scales)]
+        points = images.encoded(images.points, 0, sizes.scale_samples, part, progress)
+        moments = [torch.var_mean(codes.double(), 0, correction=0) for codes in points]
+        groups = images.encoded(images.groups, 0, stop, part, progress)
+        votes += [_votes(codes, *moment, sizes.group_size) for codes, moment in zip(groups, moments)]
     return votes
 
 
@@ -181,21 +172,18 @@ def race_votes(
     for first in range(0, len(encoders), ENCODERS_BLOCK):
         part = slice(first, first + ENCODERS_BLOCK)
         start, stop = done * sizes.group_size, groups * sizes.group_size
-        codes = images.encoded(images.groups, start, stop, sizes.group_size, encoders[part], progress)
+        codes = images.encoded(images.groups, start, stop, encoders[part], progress)
         for new, old in zip(codes, before[part]):
             inside = new.double().unflatten(0, (-1, sizes.group_size)).var(1, correction=0).sum(0)
             earlier = torch.as_tensor(old.variance * done).to(inside) if old else 0
             variance = (inside + earlier) / groups
-            votes = _votes(new, _scale(variance, new.double().mean(0)), sizes)
+            votes = _votes(new, variance, new.double().mean(0), sizes.group_size)
             found.append(Partial(np.concatenate([old.votes, votes]) if old else votes, variance.cpu().numpy()))
     return found
 
 
-def _scale(variance: Tensor, mean: Tensor) -> Tensor:  # [K] float64 both -> float32
-    """Return the standard deviation, 0 for codes that are constants but for rounding, which never vote."""
+def _votes(codes: Tensor, variance: Tensor, mean: Tensor, size: int) -> Array:  # [G * L, K], [K], [K] -> [G] int16
+    """Vote by the standard deviation; codes that are constants but for rounding have none and never vote."""
     std = variance.sqrt()
-    return std.where(varies(std, mean), 0.0).float()
-
-
-def _votes(codes: Tensor, scale: Tensor, sizes: Sizes) -> Array:  # [G * L, K], [K] -> [G] int16
-    return group_votes(codes.unflatten(0, (-1, sizes.group_size)), scale).to(torch.int16).cpu().numpy()
+    scale = std.where(varies(std, mean), 0.0).float()
+    return group_votes(codes.unflatten(0, (-1, size)), scale).to(torch.int16).cpu().numpy()
