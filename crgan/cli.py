@@ -176,6 +176,10 @@ class progress:
             of = f"{done:,.0f} of {self.task.total:,.0f} ({self.task.percentage:.0f}%)"
             print(f"{self.what}: {of}, {note}", file=sys.stderr, flush=True)
 
+    def advance(self, count: float = 1) -> None:
+        """Say that `count` more units are done."""
+        self.update(self.task.completed + count)
+
     @contextmanager
     def aside(self, what: str) -> Iterator[None]:
         """Show `what` while the body runs, whose time does not count in the rate."""

@@ -27,7 +27,8 @@ class Noisy(nn.Module):
         self.num_noise = num_noise
         self.mix = nn.Parameter(rotation(4 + num_noise, seed))
 
-    def generate(self, codes, noise):
+    def generate(self, codes, noise=None):
+        noise = codes[:, :0] if noise is None else noise
         return (torch.cat([codes, noise], 1) @ self.mix.T)[:, None, None]
 
     def sample(self, n, seed):

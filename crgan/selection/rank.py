@@ -143,7 +143,7 @@ def output_folder(out: Path | None) -> Iterator[dict[str, Any]]:
         yield before
 
 
-def rank_pool(pool: Pool, budget: float, out: Path | None, bar: cli.Progress) -> Ranking:
+def rank_pool(pool: Pool, budget: float, out: Path | None, bar: cli.progress) -> Ranking:
     """Rank a pool by ModelCentrality, keeping its votes in scores.h5 of the folder `out`."""
     if not 0 < budget <= 1:
         raise InputError(f"budget is {budget:g}, expected a share above 0 and up to 1")
