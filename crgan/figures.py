@@ -9,15 +9,12 @@ from typing import Any
 
 INK, SERIES = "#010203", ("#0072b2", "#d55e00")
 CSS = {INK: "currentColor", SERIES[0]: "var(--series-1)", SERIES[1]: "var(--series-2)"}
-STYLE: Any = {
-    **dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"], INK),
-    **{"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
-}
+STYLE: Any = dict.fromkeys(["axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color"], INK)
 
 # Title, what it says, and names in metrics.jsonl.
 PANELS = (
     ("FactorVAE score", "Higher is better; 1 is perfect.", ["factor_vae"]),
-    ("Adversarial losses", "D's error in telling real from generated, and G's.", ["discriminator", "generator"]),
+    ("Adversarial losses", "D's for telling real from generated, G's for fooling D.", ["discriminator", "generator"]),
     ("Information loss", "Q's negative log-likelihood of the codes; lower is better.", ["info"]),
     ("Contrastive loss", "H's cross-entropy of the code that two images share.", ["contrastive"]),
     ("Reconstruction loss", "Negative log-likelihood of the images; lower is better.", ["reconstruction"]),
@@ -25,7 +22,7 @@ PANELS = (
 )
 
 
-def curves(rows: Sequence[Mapping[str, Any]], marks: Sequence[tuple[str, int, str]]) -> list[tuple[str, str, Any]]:
+def curves(rows: Sequence[Mapping[str, Any]], marks: Sequence[tuple[str, int, str]]) -> list[tuple[str, str, str]]:
     """Draw a panel for each group of curves that `rows` hold, with letters as marks: (title, explanation, SVG)."""
     drawn = []
     for title, text, names in PANELS:
@@ -47,7 +44,7 @@ def _curves(series: Mapping[str, Sequence[Any]], marks: Sequence[tuple[str, int,
     axes.set(xlabel="step", xlim=(0, None), ylim=(0, 1.03) if "factor vae" in series else None)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     if len(series) > 1:
-        axes.legend()
+        axes.legend(frameon=False)
 
 
 def schedule_marks(config: Mapping[str, Any], last: int) -> list[tuple[str, int, str]]:
@@ -63,31 +60,32 @@ def schedule_marks(config: Mapping[str, Any], last: int) -> list[tuple[str, int,
     return [(letter, *change) for letter, change in zip("ABCD", sorted(c for c in changes if 0 < c[0] <= last))]
 
 
-def scatter(points: Sequence[tuple[float, float]], method: str) -> Any:
+def scatter(points: Sequence[tuple[float, float]], method: str) -> str:
     """Draw the supervised score of each model against its score by the selection; the first, the winner, stands out."""
 
     def draw(axes: Any) -> None:
         axes.scatter(*zip(*points[1:]), color=SERIES[0])
-        axes.scatter(*points[0], color=SERIES[1], marker="D")
-        axes.annotate("winner", points[0], (-8, 0), textcoords="offset points", ha="right", va="center")
+        axes.scatter(*points[0], color=SERIES[1], marker="D", label="the winner")
+        axes.legend(frameon=False)
         axes.set(xlabel=method, ylabel="FactorVAE score")
 
     return _svg(f"FactorVAE score against {method} of {len(points)} models.", draw)
 
 
-def _svg(description: str, draw: Callable[[Any], None]) -> Any:
-    from markupsafe import Markup
+def _svg(description: str, draw: Callable[[Any], None]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     content = io.StringIO()
     with rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": description}):
         figure = Figure((4.8, 2.4), layout="constrained")
-        draw(figure.subplots())
+        axes = figure.subplots()
+        axes.spines[["top", "right"]].set_visible(False)
+        draw(axes)
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = content.getvalue()
     text = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<svg") :])  # the same in every figure
     text = text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
     for colour, name in CSS.items():
         text = text.replace(colour, name)
-    return Markup(text)
+    return text

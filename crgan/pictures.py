@@ -17,11 +17,7 @@ from .loading import draw_codes
 
 
 def image_grid(images: Tensor, labels: Sequence[str] = (), gutter: int = 2, shortest: int = 64) -> Image.Image:
-    """Arrange images [rows, columns, C, H, W] in [0, 1] in a grid with a label per row.
-
-    Each is enlarged by an integer factor to at least `shortest`. Of more than 3 channels the first 3 are shown, of 2
-    the first.
-    """
+    """Arrange images [rows, columns, C, H, W] in [0, 1], each enlarged to at least `shortest`, with labels of rows."""
     channels, height, width = images.shape[2:]
     zoom = max(1, -(-shortest // min(height, width)))
     pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
@@ -53,15 +49,10 @@ def code_reach(model: Any) -> float:
 
 
 def traversal_images(model: Any, base: Any = None, noise: Any = None, num_values: int = 10) -> Tensor:
-    """Generate the images [K, num_values, C, H, W] of a latent traversal over the reach of the codes.
-
-    The codes `base` [K] and the `noise` [Z], which is the same in all images, are 0 unless given. The model has
-    `num_codes` and `generate`.
-    """
+    """Generate images [K, num_values, C, H, W] of a traversal around codes `base` [K] and `noise` [Z], default 0."""
     K, num_noise, reach = model.num_codes, getattr(model, "num_noise", 0), code_reach(model)
-    codes = traversal_codes(
-        torch.zeros(K, dtype=torch.float32) if base is None else base, num_values, -reach, reach
-    ).flatten(0, 1)
+    base = torch.zeros(K, dtype=torch.float32) if base is None else base
+    codes = traversal_codes(base, num_values, -reach, reach).flatten(0, 1)
     noise = torch.zeros(num_noise, dtype=torch.float32) if noise is None else noise
     given = {"noise": noise.expand(len(codes), -1)} if num_noise else {}
     return model.generate(codes, **given).unflatten(0, (K, num_values))
@@ -78,8 +69,7 @@ def base_traversals(model: Any, count: int, num_values: int = 15, seed: int = 0)
     draws[-1] = 0
     columns = ((draws[:, :K].clamp(-reach, reach) / reach + 1) * middle).round()
     for column, noise in zip(columns, draws[:, K:]):
-        images = traversal_images(model, (column / middle - 1) * reach, noise, num_values)
-        yield column.int().tolist(), images.cpu()
+        yield column.int().tolist(), traversal_images(model, (column / middle - 1) * reach, noise, num_values).cpu()
 
 
 def sprite_sheets(model: Any, max_codes: int, seed: int = 0, max_size: int = 3_500_000) -> dict[str, Any]:

@@ -52,12 +52,11 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
 def render(template: str, folder: Path, **content: Any) -> str:
     """Fill in a template. Everything is escaped, and a policy in the page lets no script run but report.js."""
     from jinja2 import Environment, PackageLoader
-    from markupsafe import Markup
 
     environment = Environment(loader=PackageLoader("crgan"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
     templates = Path(__file__).parent / "templates"
-    script, style = (Markup((templates / name).read_text("utf-8")) for name in ("report.js", "style.css"))
+    script, style = ((templates / name).read_text("utf-8") for name in ("report.js", "style.css"))
     content |= {"digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}
     return environment.get_template(template).render(title=folder.resolve().name, script=script, style=style, **content)
 

@@ -29,10 +29,10 @@ def write_run(folder: Path, cfg=CFG, shape=(3, 16, 16), seed: int = 0) -> Path:
     return folder
 
 
-def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 500, votes=None) -> Path:
+def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 500) -> Path:
     """Write ranking.json and scores.h5 of a pool in the order of its rank; returns the folder."""
     N, skill = len(names), np.linspace(0.99, 0.4, len(names))
-    votes = make_votes(skill, K, groups) if votes is None else votes
+    votes = make_votes(skill, K, groups)
     models = [
         {"rank": i + 1, "name": name, "score": 0.8 * skill[i], "standard_error": 0.01, "own_score": skill[i]}
         | {"factor_vae": skill[i] * (0.9 + 0.1 * np.sin(9 * i)), "cache_key": f"key{i}"}
