@@ -43,13 +43,11 @@ def pages(tmp_path_factory):
     return {name: (folder / "report.html").resolve().as_uri() for name, folder in folders.items()}
 
 
-def show(driver, url, width=1400, scheme="light"):
+def show(driver, url, width=1400):
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
     )
-    media = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
     driver.get_log("browser")  # empties it
     driver.get(url)
     if driver.find_elements("css selector", ".explorer"):
@@ -77,9 +75,11 @@ def test_a_page_opens_from_disk(driver, pages, kind, width):
 
 
 def test_dark_mode_changes_the_colours(driver, pages):
+    show(driver, pages["run"])
     seen = []
     for scheme in ("light", "dark"):
-        show(driver, pages["run"], scheme=scheme)
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
         seen.append(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert seen[0] != seen[1]
 
@@ -125,9 +125,7 @@ def test_hover_and_focus_show_a_pair(driver, pages):
     panel = driver.find_element("class name", "pair")
     cells = driver.find_elements("css selector", ".matrix tbody tr:nth-child(3) td")
     ActionChains(driver).move_to_element(cells[4]).perform()
-    assert "model 0" in panel.text
-    assert "model 2" in panel.text
-    assert "Encoder of" in panel.text
+    assert all(part in panel.text for part in ("model 0", "model 2", "Encoder of"))
     assert len(panel.find_elements("css selector", "table")) == 2
     first = driver.find_element("css selector", ".matrix td[tabindex='0']")
     first.send_keys(Keys.ARROW_RIGHT)

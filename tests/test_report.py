@@ -30,14 +30,6 @@ def data_of(text):
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text)[1])
 
 
-def refused(folder, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([str(folder)])
-    assert stop.value.code == 2
-    assert not (folder / "report.html").exists()
-    return capsys.readouterr().err
-
-
 @pytest.fixture(scope="module")
 def model():
     return checkpoint.build_model(CFG, (3, 16, 16)).for_use()
@@ -87,12 +79,9 @@ def test_sprite_sheets_stay_within_their_size(model):
 
 
 def test_curves_share_a_panel_only_where_they_share_a_scale():
-    rows = [{"step": 100, "discriminator": 1.0, "generator": 2.0, "info": -3.0}]
-    panels = curves(rows, [("A", 50, "x")])
+    panels = curves([{"step": 100, "discriminator": 1.0, "generator": 2.0, "info": -3.0}], [("A", 50, "x")])
     assert [title for title, _, _ in panels] == ["Adversarial losses", "Information loss"]
     assert "generator ends at 2" in panels[0][2]
-    assert "currentColor" in panels[0][2]
-    assert curves([], []) == []
 
 
 def test_marks_are_the_steps_where_the_schedule_changes():
@@ -179,11 +168,13 @@ def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(tmp_pat
     assert page(tmp_path / "run") == run_text
 
 
-def test_what_cannot_be_shown_is_named(tmp_path, run, capsys):
-    assert "neither config.json nor ranking.json" in refused(tmp_path, capsys)
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
-    (tmp_path / "run" / "metrics.jsonl").write_text("{\n{\n")
-    assert "damaged" in refused(tmp_path / "run", capsys)
+def test_what_cannot_be_shown_is_named(tmp_path, capsys):
+    for problem in ("neither config.json nor ranking.json", "damaged"):
+        with pytest.raises(SystemExit, match="2"):
+            page(tmp_path)
+        assert problem in capsys.readouterr().err
+        assert not (tmp_path / "report.html").exists()
+        (tmp_path / "config.json").write_text("{")
 
 
 # ---------------------------------------------------------------- a selection
@@ -213,24 +204,21 @@ def test_a_selection_without_votes_shows_its_picture(tmp_path):
     (tmp_path / "ranking.json").write_text(json.dumps({"method": "udr-lasso", "models": models}))
     pictures.save_picture(Image.new("RGB", (8, 8)), tmp_path / "similarity.png")
     text = page(tmp_path)
+    assert "by udr-lasso" in text
     assert 'alt="Similarity of all models, by rank"' in text
-    assert "udr-lasso" in text
-    assert 'role="grid"' not in text
 
 
 # ---------------------------------------------------------------- a sweep
 
 
-def test_a_sweep_is_a_table_of_its_runs(tmp_path, run):
+def test_a_sweep_is_a_table_of_its_runs(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f"seed={seed}", seed=seed)
     (tmp_path / "seed=0" / "report.html").touch()
-    states = [{"run": "seed=1", "state": "done"}, {"run": "seed=2", "state": "failed"}]
     (tmp_path / ".sweep").mkdir()
-    (tmp_path / ".sweep" / "sweep.json").write_text(json.dumps(states))
+    (tmp_path / ".sweep" / "sweep.json").write_text(json.dumps([{"run": "seed=2", "state": "failed"}]))
     text = page(tmp_path)
     assert re.findall(r"<td>(?:<a[^>]*>)?(seed=\d)", text) == ["seed=0", "seed=1", "seed=2"]
-    assert 'href="seed%3D0/report.html"' in text
     assert text.count("data:image/") == 2
-    assert '<th scope="col">seed</th>' in text
-    assert "failed" in text
+    for part in ('href="seed%3D0/report.html"', '<th scope="col">seed</th>', "<td>failed</td>"):
+        assert part in text
