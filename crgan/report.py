@@ -1,28 +1,28 @@
-"""`python -m crgan.report DIR`: one HTML page, report.html, of a run, a selection or a sweep."""
+"""`crgan report DIR`: one HTML page, report.html, of a run, a selection or a sweep."""
 
 import base64
 import hashlib
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from math import log
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import numpy as np
 import tyro
 from PIL import Image
 
-from . import cli
+from . import cli, data, metrics, pictures
+from .checkpoint import latest
+from .config import TOPICS, Config
 from .errors import InputError
-from .figures import colour, curves, data_uri, duration, number, scatter, schedule_marks, shade
+from .figures import curves, scatter, schedule_marks
 from .files import write_atomically
-from .selection.tables import MAX_MODELS, Tables, matrix, read_tables, short_names
+from .loading import open_models
+from .selection.tables import Tables, read_tables, short_names
 
-MAX_CODES = 32  # codes that the explorer shows
-THUMBNAILS = 4_000_000  # characters of all thumbnails of a page
+MAX_CODES = 32  # whose traversals are shown
+MAX_MODELS = 60  # in the similarity matrix
 
 
 def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -32,263 +32,181 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
         folder: Run folder of crgan.train, or the --out folder of crgan.select or crgan.sweep.
     """
     folder = Path(folder).expanduser()
-    if (folder / "config.json").is_file():
-        template, page = "run.html", run_page
-    elif (folder / "ranking.json").is_file():
-        template, page = "selection.html", selection_page
-    elif (folder / ".sweep").is_dir() or any(folder.glob("*/config.json")):
-        template, page = "sweep.html", sweep_page
-    else:
+    kinds = {"config.json": run_page, "ranking.json": selection_page, ".sweep": sweep_page, "*/config.json": sweep_page}
+    page = next((page for pattern, page in kinds.items() if any(folder.glob(pattern))), None)
+    if page is None:
         raise InputError(
             f"{folder} holds neither config.json nor ranking.json nor run folders; "
             "expected a run folder, or the --out of crgan.select or crgan.sweep"
         )
     try:
-        content = page(folder)
+        text = page(folder)
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"the files in {folder} are damaged, or not of this library ({error!r})") from error
-    text = render(template, title=folder.resolve().name, **content)
     write_atomically(folder / "report.html", lambda temporary: temporary.write_text(text, "utf-8", "replace"))
     print(f"wrote {folder / 'report.html'}")
 
 
-def render(template: str, **content: Any) -> str:
+def render(template: str, folder: Path, **content: Any) -> str:
     """Fill in a template. Everything is escaped, and a policy in the page lets no script run but report.js."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
+    from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("crgan"), autoescape=True, undefined=StrictUndefined)
-    environment.trim_blocks = environment.lstrip_blocks = True
-    environment.filters.update(number=number, shade=shade)
-    environment.globals["gradient"] = ",".join(colour(i / 8) for i in range(9))
-    folder = Path(__file__).parent / "templates"
-    script, style = (Markup((folder / name).read_text("utf-8")) for name in ("report.js", "style.css"))
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(script=script, style=style, digest=digest, **content)
+    environment = Environment(loader=PackageLoader("crgan"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = number
+    templates = Path(__file__).parent / "templates"
+    script, style = ((templates / name).read_text("utf-8") for name in ("report.js", "style.css"))
+    content |= {"digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}
+    return environment.get_template(template).render(title=folder.resolve().name, script=script, style=style, **content)
 
 
-# ---------------------------------------------------------------- a run
+def number(value: Any, digits: int = 3) -> str:
+    """Return a number as a reader expects it; a dash for None."""
+    if isinstance(value, float):
+        return f"{value:.{digits}f}".replace("-", "−")
+    return f"{value:,}" if isinstance(value, int) else "–" if value is None else str(value) or "–"
 
 
-def run_page(folder: Path) -> dict[str, Any]:
-    from . import pictures
-    from .checkpoint import latest
-
-    about, rows, checkpoint = _read(folder / "config.json"), _metrics(folder), latest(folder)
-    config, made = about["config"], about.get("made_with", {})
-    last = max((row["step"] for row in rows), default=0)
-    scored = [row for row in rows if "factor_vae" in row][-1:]
-    state = _read(checkpoint / "state.json") if checkpoint else {}
-    model, problem = _open(folder)
-    encoder = _encoder(model, config) if model else {"labels": []}
-    threads, shape = made.get("threads", "?"), "×".join(map(str, about.get("image_shape", ())))
+def run_page(folder: Path) -> str:
+    about, rows, checkpoint = _read(folder / "config.json"), _losses(folder), latest(folder)
+    config, last = about["config"], max((row["step"] for row in rows), default=0)
     marks = schedule_marks(config, last)
-    return {
-        "facts": [
-            *(("FactorVAE score", number(row["factor_vae"]), f"at step {row['step']:,}") for row in scored),
-            ("Steps", number(last), f"of {config['steps']:,}"),
-            ("Training time", duration(state.get("seconds")), f"started {made['date']}" if "date" in made else ""),
-            ("Device", made.get("device", "–"), f"threads: {threads}, {config.get('precision')}"),
-            ("Versions", f"crgan {made.get('crgan', '?')}", f"torch {made.get('torch', '?')}"),
-            ("Data", config["data"], f"{about.get('source', 'source unknown')}, {shape}"),
-        ],
-        "explorer": pictures.sprite_sheets(model.model, MAX_CODES, config["seed"]) if model else None,
-        "problem": problem,
-        "encoder": encoder,
-        "traversal": None if model else _uri(folder / "traversal.png"),
-        "samples": _uri(folder / "samples.png"),
-        "marks": marks,
-        "curves": curves(rows, marks, log(config["num_codes"])),
-        "scores": _scores(folder, model.cache_key if model else None),
-        "config": _grouped(config),
-        "command": made.get("command"),
-        "trunk": about.get("from"),
-    }
+    model, problem = _open(folder)
+    return render(
+        "run.html",
+        folder,
+        about=about,
+        config=config,
+        paper=Config().to_json(),
+        topics={topic.__name__: [field.name for field in fields(topic)] for topic in TOPICS},
+        step=last,
+        seconds=_read(checkpoint / "state.json").get("seconds") if checkpoint else None,
+        scored=_last_scored(rows),
+        marks=marks,
+        curves=curves(rows, marks),
+        problem=problem,
+        explorer=pictures.sprite_sheets(model.model, MAX_CODES, config["seed"]) if model else None,
+        encoder=_encoder(model, config) if model else {},
+        traversal=_picture(folder / "traversal.png"),
+        samples=_picture(folder / "samples.png"),
+        scores=_scores(folder, model and model.cache_key),
+    )
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
+def selection_page(folder: Path) -> str:
+    result, file = _read(folder / "ranking.json"), folder / "scores.h5"
+    models, names = result["models"], [model["name"] for model in result["models"]]
+    short = short_names(names)
+    tables = read_tables(file, [model.get("cache_key") for model in models]) if file.is_file() else {}
+    truth = [(model["score"], model["factor_vae"]) for model in models if model.get("factor_vae") is not None]
+    return render(
+        "selection.html",
+        folder,
+        result=result,
+        models=models,
+        short=dict(zip(names, short)),
+        traversals=_best_and_worst(folder, models, tables),
+        shown=short[:MAX_MODELS],
+        pairs={
+            f"{i},{j}": {"score": float(metrics.vote_score(table)), "votes": table.tolist()}
+            for (i, j), table in tables.items()
+            if max(i, j) < MAX_MODELS
+        },
+        similarity=_picture(folder / "similarity.png"),
+        scatter=scatter(truth, result["method"]) if len(truth) > 1 else None,
+    )
 
 
-def _metrics(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().split("\n")[:-1]  # a kill may leave half of one at the end
+def sweep_page(folder: Path) -> str:
+    states = {row["run"]: row["state"] for row in _read(folder / ".sweep" / "sweep.json", [])}
+    runs = []
+    for name in sorted({*states, *(path.parent.name for path in folder.glob("*/config.json"))}):
+        run, rows = folder / name, _losses(folder / name)
+        row = {"name": name, "state": states.get(name), "has_page": (run / "report.html").is_file()}
+        row |= {"score": _last_scored(rows).get("factor_vae"), "step": rows[-1]["step"] if rows else 0}
+        row |= {"config": _read(run / "config.json", {}).get("config", {})}
+        runs.append(row | {"thumbnail": _picture(run / "traversal.png", (240, 160))})
+    runs.sort(key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True)
+    found = [row["config"] for row in runs if row["config"]]
+    varied = [key for key in Config().to_json() if len({str(config.get(key)) for config in found}) > 1]
+    return render("sweep.html", folder, runs=runs, varied=varied)
+
+
+def _read(path: Path, default: Any = None) -> Any:
+    return default if default is not None and not path.is_file() else json.loads(path.read_text())
+
+
+def _losses(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a kill may leave half of one at the end
     return [json.loads(line) for line in lines]
 
 
-def _uri(path: Path) -> str | None:
-    return data_uri(path.read_bytes()) if path.is_file() else None
+def _last_scored(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next((row for row in reversed(rows) if "factor_vae" in row), {})
+
+
+def _picture(path: Path, size: tuple[int, int] | None = None) -> str | None:
+    """Return a picture as a data URI, at most of this size; None where there is none."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as picture:
+        picture.thumbnail(size or picture.size)
+        return pictures.data_uri(picture)
 
 
 def _open(folder: Path) -> tuple[Any, str]:
     """Return the model of a run folder or an exported one, or None and the reason."""
-    from .loading import open_models
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that training has not finished: the page shows it
-            return open_models([str(folder)])[0], ""
+        return open_models([str(folder)])[0], ""
     except (InputError, OSError) as error:
         return None, str(error)
 
 
 def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     """Compare codes and factors by mutual information and FactorVAE votes, on few images."""
-    from . import data, metrics, pictures
-
-    codes = [f"c{k + 1}" for k in range(model.num_codes)]
-    view: dict[str, Any] = {"codes": codes, "labels": [], "votes": None, "problem": ""}
     try:
         dataset = data.load(config["data"], config["root"])
-        names = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
-        if not names:
-            return view | {"problem": f"{dataset.name} has no factors to compare the codes with."}
-        asked = ["mig", "factor_vae"][: len(names)]  # with one factor every vote is right
+        asked = [name for name in ("mig", "factor_vae") if name in metrics.applicable(dataset)]
         sizes: dict[str, Any] = {"groups": 100, "scale_samples": 5_000, "points": 5_000}
         found = metrics.evaluate(model, dataset, asked, "paper", config["seed"], **sizes)
     except (InputError, OSError) as error:
-        return view | {"problem": f"The codes cannot be compared with the factors: {error}."}
-    view["factors"] = names
-    view["information"] = found["mig"]["mutual_information"] / found["mig"]["entropies"]
-    if "factor_vae" in found:
-        votes = view["votes"] = found["factor_vae"]["votes"]
-        view["vote_shares"] = votes / votes.sum(1, keepdims=True).clip(min=1)
-        view["labels"] = pictures.followed_factors(votes, names)
-    return view
+        return {"problem": f"The codes cannot be compared with the factors: {error}."}
+    factors = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
+    votes = found["factor_vae"]["votes"] if "factor_vae" in found else None
+    labels = [] if votes is None else pictures.followed_factors(votes, factors)
+    return {"factors": factors, "mig": found.get("mig"), "votes": votes, "labels": labels}
 
 
-def _scores(folder: Path, cache_key: str | None) -> dict[str, Any] | None:
+def _scores(folder: Path, cache_key: str | None) -> dict[str, Any]:
     """Return what crgan.evaluate has found: a column for each data set, protocol, seed and checkpoint."""
-    if not (folder / "metrics.json").is_file():
-        return None
-    heads, columns = [], []
-    for key, entries in _read(folder / "metrics.json").items():
-        for entry in entries:
-            old = "" if key == cache_key else ", earlier checkpoint"
-            heads.append((entry["data"], f"{entry['protocol']} protocol, seed {entry['seed']}{old}"))
-            columns.append(
-                {
-                    f"{metric} {part}".removesuffix(" score"): value
-                    for metric, result in entry["metrics"].items()
-                    for part, value in result.items()
-                    if isinstance(value, float) and part != "train_score"
-                }
-            )
-    names = dict.fromkeys(name for column in columns for name in column)
-    return {"heads": heads, "rows": [(name, [column.get(name) for column in columns]) for name in names]}
+    found = _read(folder / "metrics.json", {})
+    entries = [entry | {"is_old": key != cache_key} for key, entries in found.items() for entry in entries]
+    names = dict.fromkeys(name for entry in entries for name in entry["metrics"])
+    labels = [(name, part, label) for name in names for part, label, _ in metrics.rows(name)]
+    rows = {label: [entry["metrics"].get(name, {}).get(part) for entry in entries] for name, part, label in labels}
+    return {"entries": entries, "rows": rows}
 
 
-def _grouped(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Any, bool]]]]:
-    """Sort a configuration by topic; with each value whether it differs from the paper's, which is the default."""
-    from .config import TOPICS, Config
-
-    paper = Config().to_json()
-    names = [(topic.__name__, [field.name for field in fields(topic) if field.name in config]) for topic in TOPICS]
-    return [(title, [(name, config[name], config[name] != paper[name]) for name in found]) for title, found in names]
-
-
-# ---------------------------------------------------------------- a selection
-
-
-def selection_page(folder: Path) -> dict[str, Any]:
-    result = _read(folder / "ranking.json")
-    models, sentences = result["models"], result.get("sentences", [])
-    short = short_names([model["name"] for model in models])
-    by_name = {model["name"]: name for model, name in zip(models, short)}
-    errors = [model.get("standard_error") or 0.0 for model in models]
-    low = min(model["score"] - error for model, error in zip(models, errors))
-    high = max(model["score"] + error for model, error in zip(models, errors))
-    for model, name, error in zip(models, short, errors):
-        scale = 100 / (high - low or 1)
-        model.update(short=name, x=(model["score"] - low) * scale, e=error * scale)
-    scores, keys = folder / "scores.h5", [model.get("cache_key") for model in models]
-    tables = read_tables(scores, keys) if scores.is_file() else {}
-    truth = [(model["score"], model["factor_vae"]) for model in models if model.get("factor_vae") is not None]
-    extra = {"own_score": "own images", "factor_vae": "FactorVAE"}
-    encodes = f"{result['encodes']:,} images encoded" if "encodes" in result else ""
-    return {
-        "facts": [
-            ("Winner", short[0], f"{number(models[0]['score'])} ± {number(errors[0])}"),
-            ("Models", number(len(models)), f"by {result['method']}"),
-            ("Budget", f"{100 * result.get('budget', 1):.3g} %", encodes),
-            ("Groups", number(result.get("groups")), f"of {number(result.get('group_size'))} images"),
-            ("Time", duration(result.get("seconds")), f"on {result['device']}" if "device" in result else ""),
-        ],
-        "warnings": [text.removeprefix("warning: ") for text in sentences if text.startswith("warning: ")],
-        "sentences": [text for text in sentences if not text.startswith("warning: ")],
-        "clusters": [[by_name.get(name, name) for name in side] for side in result.get("clusters", [])],
-        "models": models,
-        "extra": {key: label for key, label in extra.items() if any(model.get(key) is not None for model in models)},
-        "traversals": _best_and_worst(folder, models, tables),
-        "matrix": matrix(tables, short) if tables else None,
-        "similarity": None if tables and len(models) <= MAX_MODELS else _uri(folder / "similarity.png"),
-        "scatter": scatter(truth, result["method"]) if len(truth) > 1 else None,
-        "correlation": result.get("rank_correlation"),
-    }
-
-
-def _best_and_worst(folder: Path, models: Sequence[Any], tables: Tables) -> list[tuple[Any, list[Any], str]]:
+def _best_and_worst(folder: Path, models: Sequence[Any], tables: Tables) -> list[Any]:
     """Draw traversals of the best three models and the worst, with the code of the winner that each code follows."""
-    from . import pictures
-
     drawn = []
-    for i in sorted({0, *range(min(3, len(models))), len(models) - 1}):
-        row, strips = models[i], []
-        places = [base / row["name"] for base in (Path(), *folder.resolve().parents[:3])]  # names may be relative
-        place = next((place for place in places if place.is_dir()), None)
-        model, problem = _open(place) if place else (None, f"There is no folder {row['name']} here.")
+    for i in sorted({*range(min(3, len(models))), len(models) - 1}):
+        name, strips = models[i]["name"], []
+        places = [base / name for base in (Path(), *folder.resolve().parents)]  # names may be relative
+        model, problem = _open(next((place for place in places if place.is_dir()), folder / name))
         if model is not None:
             images = pictures.traversal_images(model.model, num_values=7)[:MAX_CODES].cpu()
-            names = [f"c{k + 1}" for k in range(max(len(images), *(table.shape[1] for table in tables.values()), 0))]
-            votes = tables[i, 0][:-1] if i and (i, 0) in tables else np.zeros((len(images), 1))
-            follows = pictures.followed_factors(votes, names)
+            votes = tables.get((i, 0), np.zeros((len(images) + 1, 1)))[:-1]
+            follows = pictures.followed_factors(votes, [f"c{k + 1}" for k in range(votes.shape[1])])
             for k in sorted(range(len(images)), key=lambda k: (follows[k] == "–", votes[k].argmax())):
                 strip = pictures.image_grid(images[k : k + 1], gutter=1, shortest=1)
-                strips.append((f"{names[k]} ~ {follows[k]}".removesuffix(" ~ –"), data_uri(strip)))
-            if row.get("cache_key") not in (None, model.cache_key):
+                strips.append((f"c{k + 1}", follows[k], pictures.data_uri(strip)))
+            if models[i].get("cache_key") not in (None, model.cache_key):
                 problem = "It has changed since the selection."
-        drawn.append((row, strips, problem))
+        drawn.append((models[i], strips, problem))
     return drawn
-
-
-# ---------------------------------------------------------------- a sweep
-
-
-def sweep_page(folder: Path) -> dict[str, Any]:
-    listed = folder / ".sweep" / "sweep.json"
-    states = {row["run"]: row["state"] for row in _read(listed)} if listed.is_file() else {}
-    configs, runs, room = {}, [], THUMBNAILS
-    for name in sorted({*states, *(path.parent.name for path in folder.glob("*/config.json"))}):
-        run, row = folder / name, {"name": name, "state": states.get(name, ""), "link": "", "thumbnail": ""}
-        rows = _metrics(run) if (run / "metrics.jsonl").is_file() else []
-        row["step"] = max((line["step"] for line in rows), default=0)
-        row["score"] = next((line["factor_vae"] for line in reversed(rows) if "factor_vae" in line), None)
-        row["settings"] = configs[name] = (
-            _read(run / "config.json")["config"] if (run / "config.json").is_file() else {}
-        )
-        if (run / "report.html").is_file():
-            row["link"] = quote(f"{name}/report.html")
-        if (run / "traversal.png").is_file() and room > 0:
-            with Image.open(run / "traversal.png") as picture:
-                picture.thumbnail((240, 160))
-                row["thumbnail"] = data_uri(picture)
-            room -= len(row["thumbnail"])
-        runs.append(row)
-    found = [config for config in configs.values() if config]
-    varied = [key for key in (found or [{}])[0] if any(config.get(key) != found[0][key] for config in found)]
-    scores = [row["score"] for row in runs if row["score"] is not None]
-    runs.sort(key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True)
-    return {
-        "facts": [
-            ("Runs", number(len(runs)), f"{sum(row['state'] == 'failed' for row in runs)} failed" * bool(states)),
-            ("Best score", number(max(scores, default=None)), "FactorVAE score"),
-            ("Median score", number(float(np.median(scores)) if scores else None), f"of {len(scores)} runs"),
-            ("Fields that vary", number(len(varied)), ", ".join(varied)),
-        ],
-        "runs": runs,
-        "varied": varied,
-    }
 
 
 def main(args: Sequence[str] | None = None) -> None:

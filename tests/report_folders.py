@@ -29,13 +29,15 @@ def write_run(folder: Path, cfg=CFG, shape=(3, 16, 16), seed: int = 0) -> Path:
     return folder
 
 
-def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 500, votes=None) -> Path:
-    """Write ranking.json and scores.h5 of a pool in the order of its rank; returns the folder."""
-    N, skill = len(names), np.linspace(0.99, 0.4, len(names))
-    votes = make_votes(skill, K, groups) if votes is None else votes
+def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 500) -> Path:
+    """Write ranking.json and scores.h5 of a pool in the order of its rank; returns the folder.
+
+    The codes of the models have orders of their own; the later ones err more often.
+    """
+    N, skill, keys = len(names), np.linspace(0.99, 0.4, len(names)), [f"key{i}" for i in range(len(names))]
     models = [
         {"rank": i + 1, "name": name, "score": 0.8 * skill[i], "standard_error": 0.01, "own_score": skill[i]}
-        | {"factor_vae": skill[i] * (0.9 + 0.1 * np.sin(9 * i)), "cache_key": f"key{i}"}
+        | {"factor_vae": skill[i] * (0.9 + 0.1 * np.sin(9 * i)), "cache_key": keys[i]}
         for i, name in enumerate(names)
     ]
     sentences = [f"{names[0]} is ahead of {names[1]}", "warning: the pool splits"]
@@ -43,24 +45,14 @@ def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 50
     ranking |= {"clusters": [names[: N // 2], names[N // 2 :]], "rank_correlation": 0.93, "models": models}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ranking.json").write_text(json.dumps(ranking))
+    draw, held = np.random.default_rng(0), np.arange(groups) % K
+    order = [draw.permutation(K) for _ in names]
     with h5py.File(folder / "scores.h5", "w") as file:
         file.attrs.update({"format": 2, "groups": groups, "group_size": 100, "scale_samples": 5_000, "seed": 0})
-        file["models/name"], file["models/num_codes"] = names, [K] * N
-        keys = file["models/cache_key"] = [f"key{i}" for i in range(N)]
-        file["B"] = np.ones((N, N))
+        file["models/name"], file["models/num_codes"], file["models/cache_key"] = names, [K] * N, keys
         for j, key in enumerate(keys):
+            right = np.stack([np.argsort(order[i])[order[j][held]] for i in range(N)])
+            hit = draw.random((N, groups)) < skill[:, None] * skill[j]
             file[f"exact/{key}/encoders"] = keys
-            file[f"exact/{key}/votes"] = np.stack([votes[i, j] for i in range(N)])
+            file[f"exact/{key}/votes"] = np.where(hit, right, draw.integers(-1, K, (N, groups))).astype(np.int16)
     return folder
-
-
-def make_votes(skill: np.ndarray, K: int, groups: int) -> dict[tuple[int, int], np.ndarray]:
-    """Draw the votes of pairs of models whose codes have orders of their own; the less skilled err more often."""
-    draw, held, N = np.random.default_rng(0), np.arange(groups) % K, len(skill)
-    order = [draw.permutation(K) for _ in range(N)]
-    votes = {}
-    for i in range(N):
-        for j in range(N):
-            right, other = np.argsort(order[i])[order[j][held]], draw.integers(-1, K, groups)
-            votes[i, j] = np.where(draw.random(groups) < skill[i] * skill[j], right, other).astype(np.int16)
-    return votes

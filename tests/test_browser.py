@@ -17,15 +17,14 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def driver():
-    binary, service = shutil.which("chromium"), shutil.which("chromedriver")
-    assert binary, "Chromium is not installed: apt-get install chromium chromium-driver"
-    assert service, "chromedriver is not installed: apt-get install chromium-driver"
+    found = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    assert all(found), "Chromium or its driver is not installed: apt-get install chromium chromium-driver"
     options = webdriver.ChromeOptions()
-    options.binary_location = binary
+    options.binary_location = found[0]
     for flag in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(service))
+    driver = webdriver.Chrome(options=options, service=Service(found[1]))
     yield driver
     driver.quit()
 
@@ -44,13 +43,11 @@ def pages(tmp_path_factory):
     return {name: (folder / "report.html").resolve().as_uri() for name, folder in folders.items()}
 
 
-def show(driver, url, width=1400, scheme="light"):
+def show(driver, url, width=1400):
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
     )
-    media = [{"name": "prefers-color-scheme", "value": scheme}]
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
     driver.get_log("browser")  # empties it
     driver.get(url)
     if driver.find_elements("css selector", ".explorer"):
@@ -61,36 +58,28 @@ def picture(driver):
     return driver.execute_script("return document.querySelector('canvas.image').toDataURL()")
 
 
-def test_a_page_opens_from_disk_without_an_error_or_a_foreign_script(driver, pages):
-    for url in pages.values():
-        show(driver, url)
-        assert driver.get_log("browser") == []
-        assert not driver.find_elements("css selector", "h1 *, td script, img[src=x]")
-        loaded = driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
-        assert [name for name in loaded if not name.startswith("data:")] == []
-
-
 @pytest.mark.parametrize("width", [390, 1400])
-def test_no_page_scrolls_sideways(driver, pages, width):
-    for url in pages.values():
-        show(driver, url, width)
-        inner, outer = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
-        assert inner <= outer == width
-
-
-def test_everything_has_a_label(driver, pages):
+@pytest.mark.parametrize("kind", ["run", "selection", "sweep"])
+def test_a_page_opens_from_disk(driver, pages, kind, width):
+    show(driver, pages[kind], width)
+    assert driver.get_log("browser") == []
+    assert not driver.find_elements("css selector", "h1 *, td script, img[src=x]")
+    loaded = driver.execute_script("return performance.getEntriesByType('resource').map(entry => entry.name)")
+    assert [name for name in loaded if not name.startswith("data:")] == []
+    inner, outer = driver.execute_script("return [document.documentElement.scrollWidth, window.innerWidth]")
+    assert inner <= outer == width
     nameless = """return [...document.querySelectorAll("img, canvas, input, button, [role]")].filter((e) =>
         !e.closest("[aria-hidden]") && !e.alt && !e.ariaLabel && !e.labels?.length && !e.textContent.trim())
         .map((e) => e.outerHTML.slice(0, 80))"""
-    for url in pages.values():
-        show(driver, url)
-        assert driver.execute_script(nameless) == []
+    assert driver.execute_script(nameless) == []
 
 
 def test_dark_mode_changes_the_colours(driver, pages):
+    show(driver, pages["run"])
     seen = []
     for scheme in ("light", "dark"):
-        show(driver, pages["run"], scheme=scheme)
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
         seen.append(driver.execute_script("return getComputedStyle(document.body).backgroundColor"))
     assert seen[0] != seen[1]
 
@@ -136,9 +125,7 @@ def test_hover_and_focus_show_a_pair(driver, pages):
     panel = driver.find_element("class name", "pair")
     cells = driver.find_elements("css selector", ".matrix tbody tr:nth-child(3) td")
     ActionChains(driver).move_to_element(cells[4]).perform()
-    assert "model 0" in panel.text
-    assert "model 2" in panel.text
-    assert "Encoder of" in panel.text
+    assert all(part in panel.text for part in ("model 0", "model 2", "Encoder of"))
     assert len(panel.find_elements("css selector", "table")) == 2
     first = driver.find_element("css selector", ".matrix td[tabindex='0']")
     first.send_keys(Keys.ARROW_RIGHT)

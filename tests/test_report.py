@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shutil
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from PIL import Image
 from report_folders import CFG, write_run, write_selection
 
 from crgan import checkpoint, pictures
-from crgan.figures import curves, data_uri, duration, number, schedule_marks, shade
+from crgan.figures import curves, schedule_marks
 from crgan.loading import open_models
-from crgan.report import main
-from crgan.selection.tables import matrix, read_tables, short_names
+from crgan.report import main, number
+from crgan.selection.tables import read_tables
 
 
 def page(folder):
@@ -27,14 +28,6 @@ def page(folder):
 
 def data_of(text):
     return json.loads(re.search(r'<script type="application/json">(.*?)</script>', text)[1])
-
-
-def refused(folder, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main([str(folder)])
-    assert stop.value.code == 2
-    assert not (folder / "report.html").exists()
-    return capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +75,13 @@ def test_sprite_sheets_stay_within_their_size(model):
     assert len(pictures.sprite_sheets(model, 3, max_size=1)["sheets"]) == 1
 
 
-def test_a_large_picture_becomes_webp():
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8))
-    assert data_uri(noise).startswith("data:image/webp;")
-    assert data_uri(Image.new("RGB", (300, 300))).startswith("data:image/png;")
-
-
 # ---------------------------------------------------------------- figures
 
 
 def test_curves_share_a_panel_only_where_they_share_a_scale():
-    rows = [{"step": 100, "discriminator": 1.0, "generator": 2.0, "info": -3.0, "mine": 0.5}]
-    panels = curves(rows, [("A", 50, "x")], chance=1.4)
-    assert [title for title, _, _ in panels] == ["Adversarial losses", "Information loss", "mine"]
-    assert "generator G ends at 2" in panels[0][2]
-    assert "currentColor" in panels[0][2]
-    assert curves([], [], 1.4) == []
+    panels = curves([{"step": 100, "discriminator": 1.0, "generator": 2.0, "info": -3.0}], [("A", 50, "x")])
+    assert [title for title, _, _ in panels] == ["Adversarial losses", "Information loss"]
+    assert "generator ends at 2" in panels[0][2]
 
 
 def test_marks_are_the_steps_where_the_schedule_changes():
@@ -108,11 +92,8 @@ def test_marks_are_the_steps_where_the_schedule_changes():
 
 
 def test_numbers_read_as_a_reader_expects():
-    assert [number(x) for x in (0.12345, -1.0, 12345, None, "x")] == ["0.123", "−1.000", "12,345", "–", "x"]
-    assert [duration(x) for x in (None, 59.4, 125.0, 7260.0)] == ["–", "59 s", "2 min", "2 h 1 min"]
-    assert shade(0.0).endswith("#fff")
-    assert shade(1.0).endswith("#000")
-    assert shade(None) == ""
+    values = 0.12345, -1.0, 12345, 0, np.int64(0), None, "x"
+    assert [number(x) for x in values] == ["0.123", "−1.000", "12,345", "0", "0", "–", "x"]
 
 
 # ---------------------------------------------------------------- a run
@@ -141,14 +122,11 @@ def test_the_page_needs_no_other_file_and_lets_no_other_script_run(run_text):
 
 def test_names_are_escaped(tmp_path):
     evil = '<script>alert("1")<img src=x onerror=alert(1)>'
-    text = page(write_run(tmp_path / evil))
-    sweep = page(tmp_path)
-    selection = page(write_selection(tmp_path / "selection", [evil, "b"], groups=10))
-    for found in (text, sweep, selection):
-        assert "<script>alert" not in found
-        assert "<img src=x" not in found
-    assert "&lt;script&gt;alert" in text
-    assert "&lt;script&gt;alert" in sweep
+    selection = write_selection(tmp_path / "selection", [evil, "b"], groups=10)
+    for text in (page(write_run(tmp_path / evil)), page(tmp_path), page(selection)):
+        assert "<script>alert" not in text
+        assert "<img src=x" not in text
+        assert "&lt;script&gt;alert" in text
 
 
 def test_scores_say_of_which_checkpoint_and_protocol_they_are(run):
@@ -166,11 +144,11 @@ def test_scores_say_of_which_checkpoint_and_protocol_they_are(run):
 
 
 def test_a_run_without_a_model_shows_its_pictures_and_says_why(tmp_path, run):
-    shutil.copytree(run, tmp_path / "copy")
-    shutil.rmtree(tmp_path / "copy" / "checkpoint")
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint", "metrics.jsonl"))
     text = page(tmp_path / "copy")
-    assert "cannot be opened" in text
-    assert base64.b64encode((run / "traversal.png").read_bytes()).decode() in text
+    assert text.count('<img src="data:image/') == 2
+    for problem in ("cannot be opened", "No losses have been written yet"):
+        assert problem in text
 
 
 def test_a_run_whose_data_are_gone_keeps_its_traversals(tmp_path, run):
@@ -190,56 +168,34 @@ def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(tmp_pat
     assert page(tmp_path / "run") == run_text
 
 
-def test_what_cannot_be_shown_is_named(tmp_path, run, capsys):
-    assert "neither config.json nor ranking.json" in refused(tmp_path, capsys)
-    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("report.html"))
-    (tmp_path / "run" / "metrics.jsonl").write_text("{\n{\n")
-    assert "damaged" in refused(tmp_path / "run", capsys)
-    (tmp_path / "run" / "metrics.jsonl").unlink()
-    assert "metrics.jsonl: No such file" in refused(tmp_path / "run", capsys)
+def test_what_cannot_be_shown_is_named(tmp_path, capsys):
+    for problem in ("neither config.json nor ranking.json", "damaged"):
+        with pytest.raises(SystemExit, match="2"):
+            page(tmp_path)
+        assert problem in capsys.readouterr().err
+        assert not (tmp_path / "report.html").exists()
+        (tmp_path / "config.json").write_text("{")
 
 
 # ---------------------------------------------------------------- a selection
 
 
-def test_scores_and_votes_of_pairs():
-    swapped = np.array([[0, 5], [4, 1], [0, 0]])
-    tables = {(0, 0): np.array([[5, 0], [0, 5], [0, 0]]), (0, 1): swapped, (1, 0): np.array([[3, 2], [0, 0], [2, 3]])}
-    found = matrix(tables, ["a", "b"])
-    assert found["data"]["scores"] == [[1.0, 0.9], [0.6, None]]
-    assert found["similarity"] == [[1.0, 0.75], [0.75, None]]
-    assert found["data"]["votes"]["0,1"] == swapped.tolist()
-
-
-def test_a_large_pool_shows_its_best_pairs():
-    tables = {(i, j): np.ones((41, 40), int) for i in range(70) for j in range(70)}
-    found = matrix(tables, [str(i) for i in range(70)])
-    assert len(found["names"]) == 60
-    assert 200 < len(found["data"]["votes"]) < 250
-    assert "0,0" in found["data"]["votes"]
-
-
-def test_short_names_leave_out_what_all_share():
-    assert short_names(["runs/a,seed=1", "runs/a,seed=2"]) == ["seed=1", "seed=2"]
-
-
 def test_votes_are_read_by_cache_key(tmp_path):
-    votes = {(0, 0): [0, 1, 0, 1], (0, 1): [1, 0, 1, -1], (1, 0): [1, 1, 1, 1], (1, 1): [-1, -1, -1, -1]}
-    votes = {pair: np.array(vote, np.int16) for pair, vote in votes.items()}
-    folder = write_selection(tmp_path, ["a", "b"], K=2, groups=4, votes=votes)
-    tables = read_tables(folder / "scores.h5", ["key1", "key0", "another"])
-    assert tables[1, 1].tolist() == [[2, 0], [0, 2], [0, 0]]
-    assert tables[1, 0].tolist() == [[0, 1], [2, 0], [0, 1]]
-    assert tables[0, 0].tolist() == [[0, 0], [0, 0], [2, 2]]
+    file = write_selection(tmp_path, ["a", "b", "c"], K=2, groups=40) / "scores.h5"
+    tables, swapped = read_tables(file, ["key0", "key1"]), read_tables(file, ["another", "key1", "key0"])
+    assert {pair: table.shape for pair, table in tables.items()} == dict.fromkeys(product([0, 1], [0, 1]), (3, 2))
+    assert all((swapped[2 - i, 2 - j] == tables[i, j]).all() for i, j in tables)
 
 
 def test_a_selection_is_shown_whole(tmp_path, run):
     folder = write_selection(tmp_path / "choice", [str(run), "gone/b", "gone/c"], K=4, groups=40)
     text = page(folder)
-    for part in ("the pool splits", "is ahead of", "There is no folder gone/c here", "0.93", 'alt="Traversal of c1"'):
+    for part in ("the pool splits", "is ahead of", "there is no ", "0.93", 'alt="Traversal of c1"'):
         assert part in text
     assert text.count("<td tabindex=") == 9
-    assert data_of(text)["names"][1:] == ["gone,b", "gone,c"]
+    found = data_of(text)
+    assert found["names"][1:] == ["gone,b", "gone,c"]
+    assert found["pairs"]["0,1"]["score"] == np.max(found["pairs"]["0,1"]["votes"], 1).sum() / 40
     assert "It has changed since the selection" in text  # its key is not that of the ranking
 
 
@@ -248,24 +204,21 @@ def test_a_selection_without_votes_shows_its_picture(tmp_path):
     (tmp_path / "ranking.json").write_text(json.dumps({"method": "udr-lasso", "models": models}))
     pictures.save_picture(Image.new("RGB", (8, 8)), tmp_path / "similarity.png")
     text = page(tmp_path)
-    assert base64.b64encode((tmp_path / "similarity.png").read_bytes()).decode() in text
-    assert "udr-lasso" in text
-    assert 'role="grid"' not in text
+    assert "by udr-lasso" in text
+    assert 'alt="Similarity of all models, by rank"' in text
 
 
 # ---------------------------------------------------------------- a sweep
 
 
-def test_a_sweep_is_a_table_of_its_runs(tmp_path, run):
+def test_a_sweep_is_a_table_of_its_runs(tmp_path):
     for seed in (0, 1):
         write_run(tmp_path / f"seed={seed}", seed=seed)
     (tmp_path / "seed=0" / "report.html").touch()
-    states = [{"run": "seed=1", "state": "done"}, {"run": "seed=2", "state": "failed"}]
     (tmp_path / ".sweep").mkdir()
-    (tmp_path / ".sweep" / "sweep.json").write_text(json.dumps(states))
+    (tmp_path / ".sweep" / "sweep.json").write_text(json.dumps([{"run": "seed=2", "state": "failed"}]))
     text = page(tmp_path)
     assert re.findall(r"<td>(?:<a[^>]*>)?(seed=\d)", text) == ["seed=0", "seed=1", "seed=2"]
-    assert 'href="seed%3D0/report.html"' in text
     assert text.count("data:image/") == 2
-    assert '<th scope="col">seed</th>' in text
-    assert "failed" in text
+    for part in ('href="seed%3D0/report.html"', '<th scope="col">seed</th>', "<td>failed</td>"):
+        assert part in text

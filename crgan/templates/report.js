@@ -80,13 +80,12 @@ async function explorer(root) {
 
 // The similarity matrix: hover, focus and arrow keys show the scores and the votes of a pair.
 function matrix(root) {
-  const { names, scores, votes } = data(root), panel = root.querySelector(".pair");
+  const { names, pairs } = data(root), panel = root.querySelector(".pair");
   const cells = all("tbody tr", root).map((row) => all("td", row));
 
   function table(i, j) {
-    const score = scores[i][j]?.toFixed(3) ?? "not measured";
-    const made = [element("p", `Encoder of ${names[i]} on images of ${names[j]}: ${score}`)];
-    const counts = votes[`${i},${j}`];
+    const { score, votes: counts } = pairs[`${i},${j}`] ?? {};
+    const made = [element("p", `Encoder of ${names[i]} on images of ${names[j]}: ${score?.toFixed(3) ?? "not measured"}`)];
     if (counts) {
       const total = Math.max(1, ...counts.flat());
       const head = element("tr", "", ["", ...counts[0].map((_, f) => `c${f + 1}`)].map((text) => element("th", text)));
