@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as deserialise
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from .config import Config
 from .device import float32_defaults
 from .errors import InputError
 from .files import flush, write_atomically, write_json
-from .models import Build, Model, Optimisers, build_model
+from .models import Build, Model, Optimisers, Shape, build_model
 
 BEFORE_CR = "before-cr"
 FREE = {"root", "eval_every"}
@@ -30,7 +31,6 @@ FREE = {"root", "eval_every"}
 FREE_AFTER_TRUNK = FREE | {"steps", "cr_weight", "gap", "gap_switch", "gap_after", "h_norm", "lr_h", "threads"}
 """Fields that may differ between a run and the trunk that it starts from."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-Shape = tuple[int, int, int]
 
 
 def load(run: str | Path, device: str | torch.device = "cpu", build: Build | None = None) -> Model:
@@ -101,13 +101,11 @@ def continued_config(out: Path, cfg: Config, data_identity: str) -> Config:
     before, _ = read_config(out)
     precision = before.precision if cfg.precision == "auto" else cfg.precision
     cfg = replace(cfg, precision=precision, threads=cfg.threads or before.threads)
-    changed = _changes(before, cfg, FREE | ({"steps"} if cfg.steps > before.steps else set()))
-    if changed:
-        name, old, new = changed[0]
-        way = f"--{name.replace('_', '-')} {old}" if len(changed) == 1 else "the same preset and flags"
-        others = "".join(f", {name} = {old} (now {new})" for name, old, new in changed[1:])
+    free = FREE | {"steps"} if cfg.steps > before.steps else FREE
+    for name, old, new in _changes(before, cfg, free):
+        flag = f"--{name.replace('_', '-')} {old}"
         raise InputError(
-            f"{out} was trained with {name} = {old}, now it is {new}{others}; give {way} to continue, or another --out"
+            f"{out} was trained with {name} = {old}, now it is {new}; give {flag} to continue, or another --out"
         )
     if read_json(out / "config.json").get("data_identity", data_identity) != data_identity:
         raise InputError(f"the images of {cfg.data} have changed since {out} was trained; give another --out")
@@ -183,11 +181,18 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     return final
 
 
-def restore(folder: Path, model: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
-    """Load a checkpoint in place and return its state. Raises InputError if it is of another model or damaged."""
-    _load_model(model, folder / "model.safetensors")
-    _load_optimisers(optimisers, folder / "optimisers.safetensors")
-    return _read_state(folder)
+def restore(folder: Path, model: nn.Module, optimisers: Optimisers, keep_h: bool = False) -> dict[str, Any]:
+    """Load a checkpoint in place, with `keep_h` all but H, and return its state.
+
+    Raises InputError if it is of another model or damaged.
+    """
+    _load_model(model, folder / "model.safetensors", keep_h)
+    wanted = {name: optimiser for name, optimiser in optimisers.items() if not (keep_h and name == "contrastive")}
+    _load_optimisers(wanted, folder / "optimisers.safetensors")
+    state = read_json(folder / "state.json")
+    if not all(isinstance(state.get(name), int) for name in ("step", "metrics_bytes")):
+        raise InputError(f"{folder / 'state.json'} is damaged: {state}; start with a new --out")
+    return state
 
 
 def restore_trunk(run: Path, cfg: Config, model: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
@@ -200,24 +205,14 @@ def restore_trunk(run: Path, cfg: Config, model: nn.Module, optimisers: Optimise
         raise InputError(f"{folder} is missing; expected --from RUN of a run whose regularizer has started")
     for name, old, new in _changes(read_config(run)[0], cfg, FREE_AFTER_TRUNK):
         raise InputError(f"{run} has {name} = {old}, now it is {new}; --from changes the regularizer only")
-    own_h = {key: value for key, value in model.state_dict().items() if key.startswith("contrastive.")}
-    _load_model(model, folder / "model.safetensors", own_h)
-    trained = {name: optimiser for name, optimiser in optimisers.items() if name != "contrastive"}
-    _load_optimisers(trained, folder / "optimisers.safetensors")
-    return _read_state(folder)
+    return restore(folder, model, optimisers, keep_h=True)
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    state = read_json(folder / "state.json")
-    if not all(isinstance(state.get(name), int) for name in ("step", "metrics_bytes")):
-        raise InputError(f"{folder / 'state.json'} is damaged: {state}; start with a new --out")
-    return state
-
-
-def _load_model(model: nn.Module, path: Path, own_h: dict[str, Tensor] | None = None) -> None:
+def _load_model(model: nn.Module, path: Path, keep_h: bool = False) -> None:
     saved = _load_file(path)
-    if own_h is not None:
-        saved = {key: value for key, value in saved.items() if not key.startswith("contrastive.")} | own_h
+    if keep_h:
+        saved = {key: value for key, value in saved.items() if not key.startswith("contrastive.")}
+        saved |= {key: value for key, value in model.state_dict().items() if key.startswith("contrastive.")}
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:
@@ -244,19 +239,11 @@ def _load_optimisers(optimisers: Optimisers, path: Path) -> None:
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    except SafetensorError as error:  # the library wraps the operating system's error in its own
-        raise OSError(0, str(error), str(path)) from None
+    write_atomically(path, lambda temporary: temporary.write_bytes(serialise(tensors)))
 
 
 def _load_file(path: Path) -> dict[str, Tensor]:
     try:
-        path.open("rb").close()  # safetensors calls a file without permission missing
-        return load_file(path)
-    except PermissionError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path} cannot be read as a checkpoint ({error}); restore it or start with a new --out"
-        ) from None
+        return deserialise(path.read_bytes())
+    except (FileNotFoundError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as a checkpoint ({error}); restore it or give a new --out") from None

@@ -96,9 +96,7 @@ class Run:
         return checkpoint.save(self.out, self.model, self.optimisers, state, name)
 
 
-def _start(
-    cfg: Config, out: Path, device: torch.device, dataset: Any, build: Build | None, start_from: str | Path | None
-) -> Run:
+def _start(cfg: Config, out: Path, device: torch.device, dataset: Any, build: Build | None, start_from: Any) -> Run:
     """Build the model, restore what there is to continue from, and write config.json."""
     model = checkpoint.new_model(cfg, dataset.image_shape, build).to(device)
     optimisers = ALGORITHMS[cfg.model].make_optimisers(model, cfg)
@@ -134,7 +132,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
 
     on_cpu = run.device.type == "cpu"
     take_step = eager_step if on_cpu or not cuda_graph else capture(eager_step)
-    stop, best_rate = 0, 0.0
+    stop = 0
     model.train()
     with cli.progress() as progress:
         progress.start("training", cfg.steps, run.step, "steps")
@@ -155,7 +153,6 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                     progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
                     if run.step % LOG_EVERY == 0:
                         run.log.write(run.step, values)
-                        best_rate = _hint(progress.rate() or 0.0, best_rate, cfg.threads)
                 if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
                     with exact_arithmetic(), progress.aside("evaluating"):
                         scores = evaluate(run)
@@ -226,17 +223,6 @@ def evaluate(run: Run) -> dict[str, float]:
     run.log.write(run.step, scores)
     run.log.pictures(run.step, traversal=traversal, samples=samples)
     return scores
-
-
-def _hint(rate: float, best_rate: float, threads: int) -> float:
-    """Say once when the rate falls to a third; return the best rate so far."""
-    if threads > 1 and 0 < rate < best_rate / 3:
-        print(
-            f"{best_rate / rate:.0f} times slower than before: other work on this machine stalls {threads} threads; "
-            "--threads 1, in another --out, suffers less"
-        )
-        return 0.0
-    return max(rate, best_rate)
 
 
 def _check_finite(losses: dict[str, float], run: Run) -> None:
@@ -330,16 +316,9 @@ def main(args: list[str] | None = None) -> None:
             shown = resolve(cfg, cli.device(flags.device)).to_json()
             print(json.dumps({"out": str(out), "device": flags.device, "config": shown}, indent=2))
             return
+        options = {name: value for name, value in vars(flags).items() if name not in ("out", "dry_run")}
         with cli.stop_signal() as stopped:
-            train(
-                cfg,
-                out,
-                flags.device,
-                start_from=flags.start_from,
-                checkpoint_every=flags.checkpoint_every,
-                cuda_graph=flags.cuda_graph,
-                stopped=stopped,
-            )
+            train(cfg, out, stopped=stopped, **options)
 
 
 if __name__ == "__main__":

@@ -404,7 +404,7 @@ def test_mistakes_end_in_one_sentence(tmp_path, capsys):
     assert "no preset 'dsprite'; did you mean dsprites?" in refused(capsys, "dsprite")
     assert "batch_size is -3" in refused(capsys, "quick", "--batch-size", -3)
     assert "blur is 3.0 but blur_steps is 0" in refused(capsys, "dsprites", "--blur", 3)
-    assert "cr_weight is inf; expected a finite number" in refused(capsys, "quick", "--cr-weight", "inf")
+    assert "cr_weight is inf; expected a number in [0, inf)" in refused(capsys, "quick", "--cr-weight", "inf")
     assert "num_codes is 300; expected at most 256" in refused(capsys, "quick", "--num-codes", 300)
     assert "gap_switch is -5; expected" in refused(capsys, "--gap-switch", -5)
     assert "gap is 2.0; expected a number in [0, 2)" in refused(capsys, "--gap", 2.0)

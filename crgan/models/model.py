@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import InputError
+from .networks import Shape
 
 
 class Model(nn.Module):
@@ -19,7 +20,7 @@ class Model(nn.Module):
 
     prior = "uniform"  # of each code: "uniform" on [-1, 1), or "normal"
 
-    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+    def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__()
         self.cfg, self.image_shape = cfg, tuple(image_shape)
         self.num_codes, self.num_noise = cfg.num_codes, cfg.num_noise

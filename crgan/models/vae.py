@@ -20,7 +20,7 @@ from .. import ops
 from ..config import Config, Phase
 from .losses import Optimisers, adam, update
 from .model import Model
-from .networks import conv_channels, seeded_generator
+from .networks import Shape, conv_channels, seeded_generator
 
 TC_BETAS = (0.5, 0.9)  # of the total-correlation discriminator's Adam (Kim and Mnih 2018, appendix A)
 
@@ -30,7 +30,7 @@ class VAE(Model):
 
     prior = "normal"
 
-    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+    def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__(cfg, image_shape)
         maps = conv_channels(cfg, image_shape, smallest=4)
         layers: list[nn.Module] = []
@@ -46,16 +46,13 @@ class VAE(Model):
         self.discriminator = _tc_discriminator(cfg.num_codes) if cfg.model == "factor-vae" else None
         draw = seeded_generator(cfg.seed)
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module.bias is not None:
                 nn.init.xavier_uniform_(module.weight, generator=draw)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all have one
+                nn.init.zeros_(module.bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def posterior(
-        self,
-        x: Tensor,  # [B, C, H, W] in [0, 1]
-    ) -> tuple[Tensor, Tensor]:
-        """-> mean and log variance [B, K] of q(c|x), float32."""
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance [B, K] of q(c|x), float32, of images [B, C, H, W] in [0, 1]."""
         mean, log_variance = self.encoder(x.contiguous(memory_format=torch.channels_last)).float().chunk(2, 1)
         return mean, log_variance
 
