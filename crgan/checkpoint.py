@@ -6,10 +6,14 @@ A run folder holds `config.json` and `checkpoint/step-<n>/` with `model.safetens
 """
 
 import json
+import platform
+import shlex
 import shutil
+import sys
 import time
 import warnings
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from .config import Config
-from .device import float32_defaults
+from .device import float32_defaults, has_bfloat16
 from .errors import InputError
 from .files import flush, write_atomically, write_json
 from .models import Build, Model, Optimisers, Shape, build_model
@@ -110,6 +114,33 @@ def continued_config(out: Path, cfg: Config, data_identity: str) -> Config:
     if read_json(out / "config.json").get("data_identity", data_identity) != data_identity:
         raise InputError(f"the images of {cfg.data} have changed since {out} was trained; give another --out")
     return cfg
+
+
+def resolve(cfg: Config, device: torch.device, image_shape: tuple[int, ...] | None = None) -> Config:
+    """Return `cfg` with the values that "auto" stands for on this machine, and an absolute root."""
+    if cfg.root:
+        cfg = replace(cfg, root=str(Path(cfg.root).expanduser().resolve()))
+    if cfg.precision == "auto":
+        cfg = replace(cfg, precision="bfloat16" if has_bfloat16(device) else "float32")
+    if not cfg.threads and image_shape is not None:
+        cfg = replace(cfg, threads=1 if max(image_shape[1:]) <= 32 else torch.get_num_threads())
+    return cfg
+
+
+def describe(cfg: Config, device: torch.device, dataset: Any) -> dict[str, Any]:
+    """Return what config.json records of the data and of the machine."""
+    return {
+        "source": dataset.source,
+        "data_identity": dataset.identity,
+        "made_with": {
+            "crgan": version("crgan"),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
+            "threads": cfg.threads,
+            "date": time.strftime("%Y-%m-%d %H:%M"),
+            "command": shlex.join(["python", "-m", "crgan.train", *sys.argv[1:]]),
+        },
+    }
 
 
 def _changes(before: Config, after: Config, free: set[str]) -> list[tuple[str, Any, Any]]:

@@ -22,9 +22,17 @@ from crgan.errors import InputError
 _KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def _choose(op: str, impl: str, compiled: str, obstacle: str) -> str:
-    """Return "ref" or `compiled`, the implementation to run; `obstacle` is why the compiled one cannot, or ""."""
+def _choose(op: str, impl: str, compiled: str, missing: str, unfit: str = "") -> str:
+    """Return "ref" or `compiled`, the implementation to run.
+
+    `missing` is why the compiled kernels cannot run on this machine, `unfit` why they cannot take these arguments; ""
+    where they can. Each names the way out.
+    """
+    obstacle = unfit or missing
     if impl == "auto":
+        if missing and missing not in _said and not torch.compiler.is_compiling():
+            _said.add(missing)
+            warnings.warn(f"{missing}; until then the slower reference runs", stacklevel=4)
         return "ref" if obstacle else compiled
     if impl not in ("ref", compiled) or (impl == compiled and obstacle):
         usable = "auto, ref" if obstacle else f"auto, {compiled}, ref"
@@ -33,24 +41,14 @@ def _choose(op: str, impl: str, compiled: str, obstacle: str) -> str:
     return impl
 
 
-def _choose_kernel(op: str, impl: str, device: torch.device, obstacle: str = "") -> str:
+_said: set[str] = set()  # warn once
+
+
+def _choose_kernel(op: str, impl: str, device: torch.device, unfit: str = "") -> str:
     """Return ref or triton. Triton's interpreter is for tests, so "auto" never takes it."""
     if impl == "auto" and device.type != "cuda":
         return "ref"
-    missing = triton_obstacle(device)
-    if impl == "auto":
-        _say_once(missing)
-    return _choose(op, impl, "triton", obstacle or missing)
-
-
-_said: set[str] = set()
-
-
-def _say_once(missing: str) -> None:
-    """Warn, the first time, that the slower reference runs because compiled kernels are `missing`."""
-    if missing and missing not in _said and not torch.compiler.is_compiling():
-        _said.add(missing)
-        warnings.warn(f"{missing}; until then the slower reference runs", stacklevel=4)
+    return _choose(op, impl, "triton", triton_obstacle(device), unfit)
 
 
 def _one_device(op: str, tensors: Sequence[Tensor]) -> torch.device:
@@ -98,11 +96,8 @@ def group_votes(
     if not (codes.is_floating_point() and scale.is_floating_point()):
         raise InputError(f"group_votes: codes are {codes.dtype}, scale is {scale.dtype}, expected floats")
     missing = _extension_obstacle(_one_device("group_votes", (codes, scale)).type)
-    if impl == "auto":
-        _say_once(missing)
-    if codes.dtype not in _KERNEL_TYPES:
-        missing = f"the extension reads float32, float16 and bfloat16, the codes are {codes.dtype}"
-    if _choose("group_votes", impl, "ext", missing) == "ext":
+    unfit = "" if codes.dtype in _KERNEL_TYPES else f"the extension does not read {codes.dtype}"
+    if _choose("group_votes", impl, "ext", missing, unfit) == "ext":
         return torch.ops.crgan.group_votes(codes.detach(), scale.detach().float())
     return group_votes_ref(codes, scale)
 

@@ -19,12 +19,11 @@ from . import data as datasets
 from .config import CHECKPOINT_EVERY, PRESETS, TOPICS, Config, Phase
 from .data.batches import RealImages
 from .device import exact_arithmetic, float32_defaults
-from .errors import InputError
+from .errors import InputError, check_name
 from .files import lock
 from .log import Log
 from .models import ALGORITHMS, Build, InfoGAN, Model, Optimisers
 from .models.infogan import restart_h
-from .runs import base_config, default_out, describe, resolve
 
 LOG_EVERY = 100
 """Steps between two lines of losses in metrics.jsonl."""
@@ -54,7 +53,7 @@ def train(
     """
     place, out = cli.device(device), Path(out).expanduser()
     dataset = datasets.load(cfg.data, cfg.root) if data is None else data
-    cfg = resolve(checkpoint.continued_config(out, cfg, dataset.identity), place, dataset.image_shape)
+    cfg = checkpoint.resolve(checkpoint.continued_config(out, cfg, dataset.identity), place, dataset.image_shape)
     out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     with lock(out, timeout=5) as acquired, float32_defaults():
@@ -101,7 +100,7 @@ def _start(cfg: Config, out: Path, device: torch.device, dataset: Any, build: Bu
     model = checkpoint.new_model(cfg, dataset.image_shape, build).to(device)
     optimisers = ALGORITHMS[cfg.model].make_optimisers(model, cfg)
     state, folder = {"step": 0, "metrics_bytes": 0}, checkpoint.latest(out)
-    about = describe(cfg, device, dataset)
+    about = checkpoint.describe(cfg, device, dataset)
     if folder is not None:
         state = checkpoint.restore(folder, model, optimisers)
         about |= {name: value for name, value in checkpoint.read_json(out / "config.json").items() if name in about}
@@ -234,6 +233,24 @@ def _check_finite(losses: dict[str, float], run: Run) -> None:
             )
 
 
+def base_config(preset: str) -> tuple[str, Config]:
+    """Return the name and configuration of a preset, or those of the config.json of a run."""
+    path = Path(preset).expanduser()
+    if path.name == "config.json":
+        return path.parent.name, checkpoint.read_config(path.parent)[0]
+    check_name("preset", preset, PRESETS)
+    return preset, PRESETS[preset]
+
+
+def default_out(preset: str, cfg: Config) -> Path:
+    """Return runs/<preset>, with the fields that differ from the preset, and the seed."""
+    base = PRESETS.get(preset, cfg)
+    ignored = ("seed", "steps", "root", "eval_every", "threads")
+    changed = [f.name for f in fields(cfg) if getattr(base, f.name) != getattr(cfg, f.name) and f.name not in ignored]
+    name = ",".join([preset, *(f"{field}={getattr(cfg, field)}" for field in changed)])
+    return Path("runs") / f"{name.replace('/', '_')[:200]}-seed{cfg.seed}"
+
+
 def fit(
     preset: str | Path | Config = "quick",
     *,
@@ -313,7 +330,7 @@ def main(args: list[str] | None = None) -> None:
         preset, cfg, flags = parse(sys.argv[1:] if args is None else list(args))
         out = flags.out or default_out(preset, cfg)
         if flags.dry_run:
-            shown = resolve(cfg, cli.device(flags.device)).to_json()
+            shown = checkpoint.resolve(cfg, cli.device(flags.device)).to_json()
             print(json.dumps({"out": str(out), "device": flags.device, "config": shown}, indent=2))
             return
         options = {name: value for name, value in vars(flags).items() if name not in ("out", "dry_run")}

@@ -105,10 +105,7 @@ class InfoGAN(Model):
         return self.generate(codes, seed)
 
     @torch.no_grad()
-    def encode(
-        self,
-        images: Tensor,  # [n, C, H, W] in [0, 1]
-    ) -> Tensor:  # [n, K]
+    def encode(self, images: Tensor) -> Tensor:  # [n, C, H, W] in [0, 1] -> [n, K]
         """Return Q's estimate of the codes. Raises InputError for images of another type, shape or range."""
         images = self._images(images)
         with evaluating(self._best("discriminator")) as discriminator:

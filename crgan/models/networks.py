@@ -222,10 +222,7 @@ class Trunk(nn.Sequential):
         self.num_features = features
         self.centred = cfg.network == "dcgan"
 
-    def forward(
-        self,
-        input: Tensor,  # [B, C, H, W] in [0, 1]
-    ) -> Tensor:  # [B, D]
+    def forward(self, input: Tensor) -> Tensor:  # [B, C, H, W] in [0, 1] -> [B, D]
         images = input.contiguous(memory_format=torch.channels_last)
         return super().forward(images * 2 - 1 if self.centred else images)
 

@@ -72,10 +72,7 @@ class VAE(Model):
         return self.generate(gaussian(uniform))
 
     @torch.no_grad()
-    def encode(
-        self,
-        images: Tensor,  # [n, C, H, W] in [0, 1]
-    ) -> Tensor:  # [n, K]
+    def encode(self, images: Tensor) -> Tensor:  # [n, C, H, W] in [0, 1] -> [n, K]
         """Return the posterior's mean. Raises InputError for images of another type, shape or range."""
         return self.posterior(self._images(images))[0]
 
@@ -142,9 +139,7 @@ def train_step(
     return {name: value.detach() for name, value in report.items()}
 
 
-def gaussian(
-    uniform: Tensor,  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)
-) -> Tensor:
+def gaussian(uniform: Tensor) -> Tensor:  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)
     """Transform to N(0, 1) by inversion. Half a grid step keeps the values finite and symmetric."""
     return math.sqrt(2) * torch.erfinv(uniform + 2.0**-24)
 
