@@ -55,8 +55,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", build: Build | Non
     except InputError:
         if folder.exists():
             raise
-        time.sleep(0.1)  # training has just replaced this checkpoint by a newer one
-        return load(run, device, build)
+        return load(run, device, build)  # training has just replaced this checkpoint by a newer one
     if folder != run and (step := _step(folder)) < cfg.steps:
         warnings.warn(f"{run} has trained {step:,} of its {cfg.steps:,} steps", stacklevel=2)
     return model.for_use().to(device)
@@ -176,6 +175,11 @@ def _step(folder: Path) -> int:
     return int(folder.name[5:])
 
 
+def diverged(run: Path, what: str) -> InputError:
+    last = latest(run) or "none"
+    return InputError(f"{what}; the last good checkpoint is {last}: start anew in another --out, with smaller rates")
+
+
 def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, Any], name: str = "") -> Path:
     """Write the checkpoint of `state["step"]`, and remove the previous one once this one is whole.
 
@@ -185,10 +189,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(
-                f"after step {state['step']} the weights {key} are not finite; the last good checkpoint is "
-                f"{latest(run) or 'none'}: start anew in another --out, with smaller learning rates"
-            )
+            raise diverged(run, f"after step {state['step']} the weights {key} are not finite")
     final = run / "checkpoint" / (name or f"step-{state['step']:09d}")
     temporary = final.with_name("incomplete")
     shutil.rmtree(temporary, ignore_errors=True)

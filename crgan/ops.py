@@ -7,7 +7,8 @@ can run here. An implementation asked for by name runs or raises; only "auto" fa
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from _crgan_kernels import contrastive_loss as loss_kernels
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from crgan.errors import InputError
 
+Step = int | Tensor
+Device = torch.device | str
 _KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -118,9 +121,9 @@ def vote_table(
     """
     winner = group_votes(codes, scale, impl=impl)
     if factor.shape != winner.shape[-1:] or factor.is_floating_point() or factor.device != codes.device:
+        found = f"{factor.dtype} of shape {list(factor.shape)} on {factor.device}"
         raise InputError(
-            f"vote_table: factor is {factor.dtype} of shape {list(factor.shape)} on {factor.device}, "
-            f"expected int64 of shape {list(winner.shape[-1:])} on {codes.device}, one per group"
+            f"vote_table: factor is {found}, expected int64 of shape {list(winner.shape[-1:])} on {codes.device}"
         )
     if factor.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = factor[(factor < 0) | (factor >= num_factors)]
@@ -171,48 +174,28 @@ def _register_fake() -> None:
 
 
 def sample_latents(
-    batch: int,
-    num_codes: int,
-    num_noise: int,
-    seed: int,
-    step: int | Tensor,
-    *,
-    device: torch.device | str,
-    impl: str = "auto",
+    batch: int, num_codes: int, num_noise: int, seed: int, step: Step, *, device: Device, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Draw codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
 
     Raises InputError for a negative size, a seed outside [0, 2^64), a step tensor of another type or
     shape, and if the named `impl` cannot run.
     """
-    device = torch.device(device)
-    draw = _sampler("sample_latents", impl, device, seed, step, batch, num_codes, num_noise)
-    return draw(batch, num_codes, num_noise, seed, step, device)
+    return _draw("sample_latents", (batch, num_codes, num_noise), seed, step, device, impl)
 
 
-def random_index(
-    n: int, high: int, seed: int, step: int | Tensor, *, device: torch.device | str, impl: str = "auto"
-) -> Tensor:
+def random_index(n: int, high: int, seed: int, step: Step, *, device: Device, impl: str = "auto") -> Tensor:
     """Draw n indices, int64, independent and uniform on [0, high), with a bias below high / 2^32.
 
     Raises InputError unless 1 <= high <= 2^31, and as `sample_latents` does.
     """
     if not 1 <= high <= 2**31:
         raise InputError(f"random_index: high is {high}, expected 1 <= high <= 2^31")
-    draw = _sampler("random_index", impl, torch.device(device), seed, step, n)
-    return draw(n, high, seed, step, torch.device(device))
+    return _draw("random_index", (n, high), seed, step, device, impl)
 
 
 def traversal_pairs(
-    batch: int,
-    num_codes: int,
-    num_noise: int,
-    gap: float,
-    seed: int,
-    step: int | Tensor,
-    *,
-    device: torch.device | str,
-    impl: str = "auto",
+    batch: int, num_codes: int, num_noise: int, gap: float, seed: int, step: Step, *, device: Device, impl: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw paired latent traversals for the contrastive regularizer (Lin et al. 2020, InfoGAN-CR, section 3).
 
@@ -227,12 +210,11 @@ def traversal_pairs(
         raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")
     if num_codes < 1:
         raise InputError(f"traversal_pairs: num_codes is {num_codes}, expected at least 1")
-    draw = _sampler("traversal_pairs", impl, torch.device(device), seed, step, batch, num_noise)
-    return draw(batch, num_codes, num_noise, gap, seed, step, torch.device(device))
+    return _draw("traversal_pairs", (batch, num_codes, num_noise, gap), seed, step, device, impl)
 
 
-def _sampler(op: str, impl: str, device: torch.device, seed: int, step: int | Tensor, *sizes: int) -> Callable:
-    """Return the implementation of a sampler, and raise InputError for what none of them takes."""
+def _draw(op: str, sizes: tuple[float, ...], seed: int, step: Step, device: Device, impl: str) -> Any:
+    device = torch.device(device)
     if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.ndim or step.device.type != device.type):
         found = f"{step.dtype} of shape {list(step.shape)} on {step.device}"
         raise InputError(f"{op}: step is {found}, expected an int or a 0-d int64 tensor on {device}")
@@ -240,7 +222,7 @@ def _sampler(op: str, impl: str, device: torch.device, seed: int, step: int | Te
         raise InputError(f"{op}: sizes are {', '.join(map(str, sizes))}, expected none below 0")
     if not 0 <= seed < 2**64:
         raise InputError(f"{op}: seed is {seed}, expected 0 <= seed < 2^64")
-    return getattr(samplers, f"{op}_{_choose_kernel(op, impl, device)}")
+    return getattr(samplers, f"{op}_{_choose_kernel(op, impl, device)}")(*sizes, seed, step, device)
 
 
 # ---------------------------------------------------------------- contrastive loss
@@ -263,14 +245,12 @@ def contrastive_loss(
     Raises InputError for shapes or types that do not fit, and if the named `impl` cannot run. The kernel is
     differentiable once: a second derivative raises RuntimeError.
     """
-    batch, width = features.shape if features.ndim == 2 else (-1, -1)
-    codes = weight.shape[0] if weight.ndim == 2 else -1
-    if not (2 <= codes <= 256 and batch >= 0 and width >= 1) or (
-        weight.shape[1:] + bias.shape + index.shape != (width, codes, batch)
-    ):
+    shapes = [list(t.shape) for t in (features, weight, bias, index)]
+    (batch, width), codes = [*features.shape, 0, 0][:2], [*weight.shape, 0][0]
+    if shapes != [[batch, width], [codes, width], [codes], [batch]] or not (2 <= codes <= 256 and width >= 1):
         raise InputError(
-            f"contrastive_loss: features {list(features.shape)}, weight {list(weight.shape)}, bias "
-            f"{list(bias.shape)}, index {list(index.shape)}; expected [B, D], [K, D], [K], [B] with 2 <= K <= 256"
+            f"contrastive_loss: features, weight, bias and index have shapes {shapes}; "
+            "expected [B, D], [K, D], [K] and [B] with 2 <= K <= 256"
         )
     if index.dtype != torch.int64:
         raise InputError(f"contrastive_loss: index is {index.dtype}, expected int64")

@@ -111,8 +111,6 @@ def _start(cfg: Config, out: Path, device: torch.device, dataset: Any, build: Bu
         shutil.copyfile(trunk / "metrics.jsonl", out / "metrics.jsonl")
         about["from"] = str(trunk)
         print(f"starting from step {state['step']} of {trunk}, before its regularizer")
-    if cfg.cr_weight and cfg.cr_start >= cfg.steps:
-        print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
     log = Log(out, state)
     checkpoint.write_config(out, cfg, dataset.image_shape, about)  # now that nothing stands against continuing
     return Run(cfg, out, device, dataset, model, optimisers, log, state["step"], state.get("seconds", 0.0))
@@ -148,7 +146,9 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                 run.step += 1
                 if run.step % LOG_EVERY == 0 or on_cpu:  # the one read-back: a CPU waits for nothing
                     values = {name: value.item() for name, value in report.items()}
-                    _check_finite(values, run)
+                    for name, value in values.items():
+                        if not abs(value) < float("inf"):
+                            raise checkpoint.diverged(out, f"the loss {name} is {value} at step {run.step}")
                     progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
                     if run.step % LOG_EVERY == 0:
                         run.log.write(run.step, values)
@@ -222,15 +222,6 @@ def evaluate(run: Run) -> dict[str, float]:
     run.log.write(run.step, scores)
     run.log.pictures(run.step, traversal=traversal, samples=samples)
     return scores
-
-
-def _check_finite(losses: dict[str, float], run: Run) -> None:
-    for name, value in losses.items():
-        if not abs(value) < float("inf"):
-            raise InputError(
-                f"the loss {name} is {value} at step {run.step}; the last good checkpoint is "
-                f"{checkpoint.latest(run.out) or 'none'}: start anew with smaller learning rates, in another --out"
-            )
 
 
 def base_config(preset: str) -> tuple[str, Config]:

@@ -158,8 +158,9 @@ def sizes(shapes: list[torch.Size]) -> tuple[int, int, int]:
 _tables: dict[tuple, Tensor] = {}  # never emptied: a captured graph reads its table again at each replay
 
 
-def _table(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Return the table of all layers, and what its addresses point to, to be held until the kernels are launched.
+def _prepare(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]], list[Tensor]]:
+    """Return the table of all layers, grids of programs that take COLUMNS, ROWS or ELEMENTS of each layer, and what the
+    table's addresses point to, to be held until the kernels are launched.
 
     A row of the table, [layers, 7] int64, holds the addresses of W and u, rows, columns, and the places by `sizes`.
     """
@@ -167,25 +168,15 @@ def _table(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, list[
     held = [t.contiguous() for t in given]
     addresses = [t.data_ptr() for t in held]
     key = (device, *shapes, *addresses)
-    table = _tables.get(key)
-    if table is None:
+    if (table := _tables.get(key)) is None:
         layers = zip(addresses, addresses[len(matrices) :], shapes)
-        rows = [(w, u, *shape, *sizes(shapes[:n])) for n, (w, u, shape) in enumerate(layers)]
-        table = torch.tensor(rows, dtype=torch.int64, device=device)
+        content = [(w, u, *shape, *sizes(shapes[:n])) for n, (w, u, shape) in enumerate(layers)]
+        table = torch.tensor(content, dtype=torch.int64, device=device)
         if all(t.is_contiguous() for t in given):  # a copy will have another address at the next call
             _tables[key] = table
-    return table, held
-
-
-def _grids(matrices: list[Tensor]) -> list[tuple[int, int]]:
-    """Return the grids of programs that take COLUMNS, ROWS or ELEMENTS of each layer."""
-    rows, columns = (max(side) for side in zip(*(m.shape for m in matrices)))
-    most = (
-        (columns, COLUMNS["BLOCK_C"]),
-        (rows, ROWS["BLOCK_R"]),
-        (max(m.numel() for m in matrices), ELEMENTS["BLOCK"]),
-    )
-    return [(-(-n // block), len(matrices)) for n, block in most]
+    rows, columns, elements = (max(most) for most in zip(*((r, c, r * c) for r, c in shapes)))
+    blocks = ((columns, COLUMNS["BLOCK_C"]), (rows, ROWS["BLOCK_R"]), (elements, ELEMENTS["BLOCK"]))
+    return table, [(-(-n // block), len(matrices)) for n, block in blocks], held
 
 
 @torch.library.custom_op(
@@ -193,11 +184,9 @@ def _grids(matrices: list[Tensor]) -> list[tuple[int, int]]:
 )
 def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the results of all layers one after another, and the state: the gradient needs it; it holds the next u."""
-    device, (by_columns, by_rows, by_elements) = matrices[0].device, _grids(matrices)
-    table, _held = _table(matrices, vectors)
-    elements, state_size, _ = sizes([m.shape for m in matrices])
-    out, state = torch.empty(elements, device=device), torch.empty(state_size, device=device)
-    with device_guard(device):
+    table, (by_columns, by_rows, by_elements), _held = _prepare(matrices, vectors)
+    out, state = (torch.empty(n, device=table.device) for n in sizes([m.shape for m in matrices])[:2])
+    with device_guard(table.device):
         project_kernel[by_columns](table, state, **COLUMNS)
         multiply_kernel[by_rows](table, state, **ROWS)
         divide_kernel[by_elements](table, state, out, **ELEMENTS)
@@ -218,10 +207,9 @@ def spectral_norm_backward_triton(
     grad: Tensor, out: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
 ) -> Tensor:
     """Return the gradients of all matrices one after another."""
-    grad, (by_columns, _, by_elements) = grad.contiguous(), _grids(matrices)
-    table, _held = _table(matrices, vectors)
+    table, (by_columns, _, by_elements), _held = _prepare(matrices, vectors)
+    grad, grad_weight = grad.contiguous(), torch.empty_like(out)
     sums = torch.empty(sizes([m.shape for m in matrices])[2], device=out.device)
-    grad_weight = torch.empty_like(out)
     with device_guard(out.device):
         reduce_kernel[by_columns](table, state, out, grad, sums, **COLUMNS)
         gradient_kernel[by_elements](table, state, grad, sums, grad_weight, BLOCK_C=COLUMNS["BLOCK_C"], **ELEMENTS)
@@ -230,8 +218,7 @@ def spectral_norm_backward_triton(
 
 @spectral_norm_triton.register_fake
 def _(matrices, vectors):
-    elements, state, _ = sizes([m.shape for m in matrices])
-    return matrices[0].new_empty(elements), matrices[0].new_empty(state)
+    return tuple(matrices[0].new_empty(n) for n in sizes([m.shape for m in matrices])[:2])
 
 
 @spectral_norm_backward_triton.register_fake

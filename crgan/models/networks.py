@@ -189,11 +189,7 @@ class Generator(nn.Module):
             last.weight.mul_(0.5)
             last.bias.fill_(-2.0)
 
-    def forward(
-        self,
-        c: Tensor,  # [B, K] in [-1, 1]
-        z: Tensor,  # [B, Z] in [-1, 1]
-    ) -> Tensor:  # [B, C, H, W]
+    def forward(self, c: Tensor, z: Tensor) -> Tensor:  # c [B, K] in [-1, 1]; z [B, Z] in [-1, 1] -> [B, C, H, W]
         maps = self.fully_connected(torch.cat([c, z], 1))
         x = self.convolutions(maps.contiguous(memory_format=torch.channels_last))
         return (x.tanh() + 1) / 2 if self.tanh else x.sigmoid()
@@ -227,10 +223,7 @@ class Trunk(nn.Sequential):
         return super().forward(images * 2 - 1 if self.centred else images)
 
 
-def gaussian_blur(
-    images: Tensor,  # [B, C, S, S]
-    std: Tensor,  # 0-d, in pixels
-) -> Tensor:
+def gaussian_blur(images: Tensor, std: Tensor) -> Tensor:  # images [B, C, S, S]; std 0-d, in pixels
     """Blur square images, which are black beyond their edges. A standard deviation of 0 leaves them unchanged."""
     side = images.shape[-1]
     offset = torch.arange(-side + 1, side, device=images.device)

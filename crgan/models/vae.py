@@ -160,10 +160,7 @@ def reconstruction_loss(
     return binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
 
 
-def gaussian_kl(
-    mean: Tensor,  # [B, K]
-    log_variance: Tensor,  # [B, K]
-) -> Tensor:
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:  # mean [B, K]; log_variance [B, K]
     """Return KL(N(mean, variance) || N(0, 1)), summed over the codes, averaged over the batch."""
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean()
 
