@@ -6,23 +6,28 @@ A run folder holds `config.json` and `checkpoint/step-<n>/` with `model.safetens
 """
 
 import json
+import platform
+import shlex
 import shutil
+import sys
 import time
 import warnings
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as deserialise
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from .config import Config
-from .device import float32_defaults
+from .device import float32_defaults, has_bfloat16
 from .errors import InputError
 from .files import flush, write_atomically, write_json
-from .models import Build, Model, Optimisers, build_model
+from .models import Build, Model, Optimisers, Shape, build_model
 
 BEFORE_CR = "before-cr"
 FREE = {"root", "eval_every"}
@@ -30,7 +35,6 @@ FREE = {"root", "eval_every"}
 FREE_AFTER_TRUNK = FREE | {"steps", "cr_weight", "gap", "gap_switch", "gap_after", "h_norm", "lr_h", "threads"}
 """Fields that may differ between a run and the trunk that it starts from."""
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-Shape = tuple[int, int, int]
 
 
 def load(run: str | Path, device: str | torch.device = "cpu", build: Build | None = None) -> Model:
@@ -51,8 +55,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", build: Build | Non
     except InputError:
         if folder.exists():
             raise
-        time.sleep(0.1)  # training has just replaced this checkpoint by a newer one
-        return load(run, device, build)
+        return load(run, device, build)  # training has just replaced this checkpoint by a newer one
     if folder != run and (step := _step(folder)) < cfg.steps:
         warnings.warn(f"{run} has trained {step:,} of its {cfg.steps:,} steps", stacklevel=2)
     return model.for_use().to(device)
@@ -101,17 +104,42 @@ def continued_config(out: Path, cfg: Config, data_identity: str) -> Config:
     before, _ = read_config(out)
     precision = before.precision if cfg.precision == "auto" else cfg.precision
     cfg = replace(cfg, precision=precision, threads=cfg.threads or before.threads)
-    changed = _changes(before, cfg, FREE | ({"steps"} if cfg.steps > before.steps else set()))
-    if changed:
-        name, old, new = changed[0]
-        way = f"--{name.replace('_', '-')} {old}" if len(changed) == 1 else "the same preset and flags"
-        others = "".join(f", {name} = {old} (now {new})" for name, old, new in changed[1:])
+    free = FREE | {"steps"} if cfg.steps > before.steps else FREE
+    for name, old, new in _changes(before, cfg, free):
+        flag = f"--{name.replace('_', '-')} {old}"
         raise InputError(
-            f"{out} was trained with {name} = {old}, now it is {new}{others}; give {way} to continue, or another --out"
+            f"{out} was trained with {name} = {old}, now it is {new}; give {flag} to continue, or another --out"
         )
     if read_json(out / "config.json").get("data_identity", data_identity) != data_identity:
         raise InputError(f"the images of {cfg.data} have changed since {out} was trained; give another --out")
     return cfg
+
+
+def resolve(cfg: Config, device: torch.device, image_shape: tuple[int, ...] | None = None) -> Config:
+    """Return `cfg` with the values that "auto" stands for on this machine, and an absolute root."""
+    if cfg.root:
+        cfg = replace(cfg, root=str(Path(cfg.root).expanduser().resolve()))
+    if cfg.precision == "auto":
+        cfg = replace(cfg, precision="bfloat16" if has_bfloat16(device) else "float32")
+    if not cfg.threads and image_shape is not None:
+        cfg = replace(cfg, threads=1 if max(image_shape[1:]) <= 32 else torch.get_num_threads())
+    return cfg
+
+
+def describe(cfg: Config, device: torch.device, dataset: Any) -> dict[str, Any]:
+    """Return what config.json records of the data and of the machine."""
+    return {
+        "source": dataset.source,
+        "data_identity": dataset.identity,
+        "made_with": {
+            "crgan": version("crgan"),
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
+            "threads": cfg.threads,
+            "date": time.strftime("%Y-%m-%d %H:%M"),
+            "command": shlex.join(["python", "-m", "crgan.train", *sys.argv[1:]]),
+        },
+    }
 
 
 def _changes(before: Config, after: Config, free: set[str]) -> list[tuple[str, Any, Any]]:
@@ -147,6 +175,11 @@ def _step(folder: Path) -> int:
     return int(folder.name[5:])
 
 
+def diverged(run: Path, what: str) -> InputError:
+    last = latest(run) or "none"
+    return InputError(f"{what}; the last good checkpoint is {last}: start anew in another --out, with smaller rates")
+
+
 def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, Any], name: str = "") -> Path:
     """Write the checkpoint of `state["step"]`, and remove the previous one once this one is whole.
 
@@ -156,10 +189,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
-            raise InputError(
-                f"after step {state['step']} the weights {key} are not finite; the last good checkpoint is "
-                f"{latest(run) or 'none'}: start anew in another --out, with smaller learning rates"
-            )
+            raise diverged(run, f"after step {state['step']} the weights {key} are not finite")
     final = run / "checkpoint" / (name or f"step-{state['step']:09d}")
     temporary = final.with_name("incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -183,11 +213,18 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     return final
 
 
-def restore(folder: Path, model: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
-    """Load a checkpoint in place and return its state. Raises InputError if it is of another model or damaged."""
-    _load_model(model, folder / "model.safetensors")
-    _load_optimisers(optimisers, folder / "optimisers.safetensors")
-    return _read_state(folder)
+def restore(folder: Path, model: nn.Module, optimisers: Optimisers, keep_h: bool = False) -> dict[str, Any]:
+    """Load a checkpoint in place, with `keep_h` all but H, and return its state.
+
+    Raises InputError if it is of another model or damaged.
+    """
+    _load_model(model, folder / "model.safetensors", keep_h)
+    wanted = {name: optimiser for name, optimiser in optimisers.items() if not (keep_h and name == "contrastive")}
+    _load_optimisers(wanted, folder / "optimisers.safetensors")
+    state = read_json(folder / "state.json")
+    if not all(isinstance(state.get(name), int) for name in ("step", "metrics_bytes")):
+        raise InputError(f"{folder / 'state.json'} is damaged: {state}; start with a new --out")
+    return state
 
 
 def restore_trunk(run: Path, cfg: Config, model: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
@@ -200,24 +237,14 @@ def restore_trunk(run: Path, cfg: Config, model: nn.Module, optimisers: Optimise
         raise InputError(f"{folder} is missing; expected --from RUN of a run whose regularizer has started")
     for name, old, new in _changes(read_config(run)[0], cfg, FREE_AFTER_TRUNK):
         raise InputError(f"{run} has {name} = {old}, now it is {new}; --from changes the regularizer only")
-    own_h = {key: value for key, value in model.state_dict().items() if key.startswith("contrastive.")}
-    _load_model(model, folder / "model.safetensors", own_h)
-    trained = {name: optimiser for name, optimiser in optimisers.items() if name != "contrastive"}
-    _load_optimisers(trained, folder / "optimisers.safetensors")
-    return _read_state(folder)
+    return restore(folder, model, optimisers, keep_h=True)
 
 
-def _read_state(folder: Path) -> dict[str, Any]:
-    state = read_json(folder / "state.json")
-    if not all(isinstance(state.get(name), int) for name in ("step", "metrics_bytes")):
-        raise InputError(f"{folder / 'state.json'} is damaged: {state}; start with a new --out")
-    return state
-
-
-def _load_model(model: nn.Module, path: Path, own_h: dict[str, Tensor] | None = None) -> None:
+def _load_model(model: nn.Module, path: Path, keep_h: bool = False) -> None:
     saved = _load_file(path)
-    if own_h is not None:
-        saved = {key: value for key, value in saved.items() if not key.startswith("contrastive.")} | own_h
+    if keep_h:
+        saved = {key: value for key, value in saved.items() if not key.startswith("contrastive.")}
+        saved |= {key: value for key, value in model.state_dict().items() if key.startswith("contrastive.")}
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:
@@ -244,19 +271,11 @@ def _load_optimisers(optimisers: Optimisers, path: Path) -> None:
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    except SafetensorError as error:  # the library wraps the operating system's error in its own
-        raise OSError(0, str(error), str(path)) from None
+    write_atomically(path, lambda temporary: temporary.write_bytes(serialise(tensors)))
 
 
 def _load_file(path: Path) -> dict[str, Tensor]:
     try:
-        path.open("rb").close()  # safetensors calls a file without permission missing
-        return load_file(path)
-    except PermissionError:
-        raise
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"{path} cannot be read as a checkpoint ({error}); restore it or start with a new --out"
-        ) from None
+        return deserialise(path.read_bytes())
+    except (FileNotFoundError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read as a checkpoint ({error}); restore it or give a new --out") from None

@@ -171,21 +171,15 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
                     raise InputError(f"{name} is {value!r}; expected one of {', '.join(types)}")
             elif not isinstance(value, (*types, int) if float in types else types):
                 raise InputError(f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in types)}")
-        at_least = {"num_codes": 2, "batch_size": 2, "width": 1, "hidden": 1, "steps": 1, "g_steps": 1}
-        at_least |= {"r1_every": 1, "eval_every": 1}
         for name, value in vars(self).items():
-            least = at_least.get(name, 0)
-            if isinstance(value, int | float) and name != "g_bias" and not least <= value < inf:  # a NaN fails too
-                raise InputError(f"{name} is {value}; expected a finite number of at least {least}")
-        for name, end in (("beta1", 1), ("beta2", 1), ("ema", 1), ("gap", 2), ("gap_after", 2), ("seed", 2**31)):
-            if getattr(self, name) >= end:
-                raise InputError(f"{name} is {getattr(self, name)}; expected a number in [0, {end})")
+            least, end = _LIMITS.get(name, (0, inf))
+            if isinstance(value, int | float) and name != "g_bias" and not least <= value < end:  # a NaN fails too
+                raise InputError(f"{name} is {value}; expected a number in [{least}, {end})")
         if self.cr_weight and self.num_codes > 256:
             raise InputError(f"num_codes is {self.num_codes}; expected at most 256 with the contrastive regularizer")
         if self.cr_weight and self.cr_start < (end := (self.num_codes - 1) * self.code_warmup_steps):
             raise InputError(
-                f"cr_start is {self.cr_start}, but codes are faded in until step {end}, and a pair cannot share a code "
-                f"that is not active; expected cr_start {end} or later"
+                f"cr_start is {self.cr_start}, but codes fade in until step {end}; expected cr_start {end} or later"
             )
         if self.blur and not self.blur_steps:
             raise InputError(f"blur is {self.blur} but blur_steps is 0; give the step at which the blur is gone")
@@ -221,12 +215,14 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
         """Raises InputError for an unknown field and for a value that a field does not take."""
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
-            raise InputError(f"the configuration has the unknown field {unknown[0]}; expected those of crgan.Config")
+        for name in values.keys() - {field.name for field in fields(cls)}:
+            raise InputError(f"the configuration has the unknown field {name}; expected those of crgan.Config")
         return cls(**values)
 
 
+_LIMITS = {name: (1, inf) for name in ("width", "hidden", "steps", "g_steps", "r1_every", "eval_every")}
+_LIMITS |= {"num_codes": (2, inf), "batch_size": (2, inf), "seed": (0, 2**31)}
+_LIMITS |= {"beta1": (0, 1), "beta2": (0, 1), "ema": (0, 1), "gap": (0, 2), "gap_after": (0, 2)}
 TOPICS = (Data, Networks, Losses, Schedule, Optimiser, Run)
 Config.__doc__ = f"{Config.__doc__}\n" + "\n".join(topic.__doc__ or "" for topic in TOPICS)
 

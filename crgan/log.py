@@ -21,9 +21,7 @@ class Log:
         self.file = (out / "metrics.jsonl").open("a+", errors="replace")
         if self.file.seek(0, 2) < state["metrics_bytes"]:
             self.file.close()
-            raise InputError(
-                f"{self.file.name} is shorter than when the checkpoint was written; restore it or give another --out"
-            )
+            raise InputError(f"{self.file.name} is shorter than at the checkpoint; restore it or give another --out")
         self.file.truncate(state["metrics_bytes"])
         self.file.seek(0, 2)
         self.board: Any = None

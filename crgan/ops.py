@@ -7,43 +7,58 @@ can run here. An implementation asked for by name runs or raises; only "auto" fa
 import functools
 import importlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from _crgan_kernels import contrastive_loss as loss_kernels
-from _crgan_kernels import latents
+from _crgan_kernels import samplers
 from _crgan_kernels import spectral_norm as norm_kernels
-from _crgan_kernels import traversal_pairs as pairs
 from _crgan_kernels._triton import obstacle as triton_obstacle
 from _crgan_kernels.group_votes import group_votes_ref
 from torch import Tensor
 
 from crgan.errors import InputError
 
+Step = int | Tensor
+Device = torch.device | str
+_KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-def choose_impl(op: str, impl: str, obstacles: dict[str, str]) -> str:
-    """Return the implementation of `op` to run.
 
-    `obstacles` names the op's compiled implementations, fastest first, each with the reason why it cannot run
-    on these arguments on this machine and the way out, or "" where it can. The reference always can.
+def _choose(op: str, impl: str, compiled: str, missing: str, unfit: str = "") -> str:
+    """Return "ref" or `compiled`, the implementation to run.
+
+    `missing` is why the compiled kernels cannot run on this machine, `unfit` why they cannot take these arguments; ""
+    where they can. Each names the way out.
     """
-    usable = [name for name, obstacle in obstacles.items() if not obstacle] + ["ref"]
+    obstacle = unfit or missing
     if impl == "auto":
-        return usable[0]
-    if impl not in usable:
-        obstacle = obstacles.get(impl, f"{op} has no such implementation")
-        raise InputError(f"{op}(impl={impl!r}): {obstacle}; what can run here: auto, {', '.join(usable)}")
+        if missing and missing not in _said and not torch.compiler.is_compiling():
+            _said.add(missing)
+            warnings.warn(f"{missing}; until then the slower reference runs", stacklevel=4)
+        return "ref" if obstacle else compiled
+    if impl not in ("ref", compiled) or (impl == compiled and obstacle):
+        usable = "auto, ref" if obstacle else f"auto, {compiled}, ref"
+        reason = obstacle if impl == compiled else f"{op} has no such implementation"
+        raise InputError(f"{op}(impl={impl!r}): {reason}; what can run here: {usable}")
     return impl
 
 
-_said: set[str] = set()
+_said: set[str] = set()  # warn once
 
 
-def _say_once(missing: str) -> None:
-    """Warn, the first time, that the slower reference runs because compiled kernels are `missing`."""
-    if missing and missing not in _said and not torch.compiler.is_compiling():
-        _said.add(missing)
-        warnings.warn(f"{missing}; until then the slower reference runs", stacklevel=4)
+def _choose_kernel(op: str, impl: str, device: torch.device, unfit: str = "") -> str:
+    """Return ref or triton. Triton's interpreter is for tests, so "auto" never takes it."""
+    if impl == "auto" and device.type != "cuda":
+        return "ref"
+    return _choose(op, impl, "triton", triton_obstacle(device), unfit)
+
+
+def _one_device(op: str, tensors: Sequence[Tensor]) -> torch.device:
+    devices = {t.device for t in tensors}
+    if len(devices) > 1:
+        raise InputError(f"{op}: arguments are on {', '.join(map(str, devices))}; move them to one device")
+    return devices.pop()
 
 
 def describe(device: torch.device) -> str:
@@ -80,19 +95,12 @@ def group_votes(
     try:
         scale = scale.expand(shape)
     except RuntimeError:
-        raise InputError(
-            f"group_votes: scale has shape {list(scale.shape)}, expected {shape}, one value per code"
-        ) from None
+        raise InputError(f"group_votes: scale has shape {list(scale.shape)}, expected {shape}") from None
     if not (codes.is_floating_point() and scale.is_floating_point()):
         raise InputError(f"group_votes: codes are {codes.dtype}, scale is {scale.dtype}, expected floats")
-    if codes.device != scale.device:
-        raise InputError(f"group_votes: codes are on {codes.device}, scale on {scale.device}; move them to one device")
-    missing = _extension_obstacle(codes.device.type)
-    if impl == "auto":
-        _say_once(missing)
-    if codes.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        missing = f"the extension reads float32, float16 and bfloat16, the codes are {codes.dtype}"
-    if choose_impl("group_votes", impl, {"ext": missing}) == "ext":
+    missing = _extension_obstacle(_one_device("group_votes", (codes, scale)).type)
+    unfit = "" if codes.dtype in _KERNEL_TYPES else f"the extension does not read {codes.dtype}"
+    if _choose("group_votes", impl, "ext", missing, unfit) == "ext":
         return torch.ops.crgan.group_votes(codes.detach(), scale.detach().float())
     return group_votes_ref(codes, scale)
 
@@ -113,15 +121,14 @@ def vote_table(
     """
     winner = group_votes(codes, scale, impl=impl)
     if factor.shape != winner.shape[-1:] or factor.is_floating_point() or factor.device != codes.device:
+        found = f"{factor.dtype} of shape {list(factor.shape)} on {factor.device}"
         raise InputError(
-            f"vote_table: factor is {factor.dtype} of shape {list(factor.shape)} on {factor.device}, "
-            f"expected int64 of shape {list(winner.shape[-1:])} on {codes.device}, one per group"
+            f"vote_table: factor is {found}, expected int64 of shape {list(winner.shape[-1:])} on {codes.device}"
         )
-    if factor.device.type == "cpu" and factor.numel() and not torch.compiler.is_compiling():
-        low, high = (int(v) for v in factor.aminmax())
-        if low < 0 or high >= num_factors:
-            wrong = low if low < 0 else high
-            raise InputError(f"vote_table: factor holds {wrong}, expected 0 <= factor < num_factors = {num_factors}")
+    if factor.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = factor[(factor < 0) | (factor >= num_factors)]
+        if len(wrong):
+            raise InputError(f"vote_table: factor holds {wrong[0]}, expected 0 <= factor < {num_factors}")
     cells = codes.shape[-1] * num_factors  # and one more, for groups without a vote
     cell = torch.where(winner < 0, cells, winner * num_factors + factor)
     votes = torch.zeros(*winner.shape[:-1], cells + 1, dtype=torch.int32, device=codes.device)
@@ -167,47 +174,28 @@ def _register_fake() -> None:
 
 
 def sample_latents(
-    batch: int,
-    num_codes: int,
-    num_noise: int,
-    seed: int,
-    step: int | Tensor,
-    *,
-    device: torch.device | str,
-    impl: str = "auto",
+    batch: int, num_codes: int, num_noise: int, seed: int, step: Step, *, device: Device, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Draw codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
 
     Raises InputError for a negative size, a seed outside [0, 2^64), a step tensor of another type or
     shape, and if the named `impl` cannot run.
     """
-    draw = _sampler("sample_latents", impl, torch.device(device), seed, step, batch, num_codes, num_noise)
-    return draw(batch, num_codes, num_noise, seed, step, torch.device(device))
+    return _draw("sample_latents", (batch, num_codes, num_noise), seed, step, device, impl)
 
 
-def random_index(
-    n: int, high: int, seed: int, step: int | Tensor, *, device: torch.device | str, impl: str = "auto"
-) -> Tensor:
+def random_index(n: int, high: int, seed: int, step: Step, *, device: Device, impl: str = "auto") -> Tensor:
     """Draw n indices, int64, independent and uniform on [0, high), with a bias below high / 2^32.
 
     Raises InputError unless 1 <= high <= 2^31, and as `sample_latents` does.
     """
     if not 1 <= high <= 2**31:
         raise InputError(f"random_index: high is {high}, expected 1 <= high <= 2^31")
-    draw = _sampler("random_index", impl, torch.device(device), seed, step, n)
-    return draw(n, high, seed, step, torch.device(device))
+    return _draw("random_index", (n, high), seed, step, device, impl)
 
 
 def traversal_pairs(
-    batch: int,
-    num_codes: int,
-    num_noise: int,
-    gap: float,
-    seed: int,
-    step: int | Tensor,
-    *,
-    device: torch.device | str,
-    impl: str = "auto",
+    batch: int, num_codes: int, num_noise: int, gap: float, seed: int, step: Step, *, device: Device, impl: str = "auto"
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw paired latent traversals for the contrastive regularizer (Lin et al. 2020, InfoGAN-CR, section 3).
 
@@ -222,41 +210,19 @@ def traversal_pairs(
         raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")
     if num_codes < 1:
         raise InputError(f"traversal_pairs: num_codes is {num_codes}, expected at least 1")
-    draw = _sampler("traversal_pairs", impl, torch.device(device), seed, step, batch, num_noise)
-    return draw(batch, num_codes, num_noise, gap, seed, step, torch.device(device))
+    return _draw("traversal_pairs", (batch, num_codes, num_noise, gap), seed, step, device, impl)
 
 
-def _sampler(op: str, impl: str, device: torch.device, seed: int, step: int | Tensor, *sizes: int) -> Callable:
+def _draw(op: str, sizes: tuple[float, ...], seed: int, step: Step, device: Device, impl: str) -> Any:
+    device = torch.device(device)
     if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.ndim or step.device.type != device.type):
-        raise InputError(
-            f"{op}: step is {step.dtype} of shape {list(step.shape)} on {step.device}, "
-            f"expected an int or a 0-d int64 tensor on {device}"
-        )
+        found = f"{step.dtype} of shape {list(step.shape)} on {step.device}"
+        raise InputError(f"{op}: step is {found}, expected an int or a 0-d int64 tensor on {device}")
     if min(sizes) < 0:
         raise InputError(f"{op}: sizes are {', '.join(map(str, sizes))}, expected none below 0")
     if not 0 <= seed < 2**64:
         raise InputError(f"{op}: seed is {seed}, expected 0 <= seed < 2^64")
-    return _SAMPLERS[op, _choose_kernel(op, impl, device)]
-
-
-_SAMPLERS = {
-    ("sample_latents", "ref"): latents.sample_latents_ref,
-    ("sample_latents", "triton"): latents.sample_latents_triton,
-    ("random_index", "ref"): latents.random_index_ref,
-    ("random_index", "triton"): latents.random_index_triton,
-    ("traversal_pairs", "ref"): pairs.traversal_pairs_ref,
-    ("traversal_pairs", "triton"): pairs.traversal_pairs_triton,
-}
-
-
-def _choose_kernel(op: str, impl: str, device: torch.device, obstacle: str = "") -> str:
-    """Return ref or triton. Triton's interpreter is for tests, so "auto" never takes it."""
-    if impl == "auto" and device.type != "cuda":
-        return "ref"
-    missing = triton_obstacle(device)
-    if impl == "auto":
-        _say_once(missing)
-    return choose_impl(op, impl, {"triton": obstacle or missing})
+    return getattr(samplers, f"{op}_{_choose_kernel(op, impl, device)}")(*sizes, seed, step, device)
 
 
 # ---------------------------------------------------------------- contrastive loss
@@ -279,23 +245,19 @@ def contrastive_loss(
     Raises InputError for shapes or types that do not fit, and if the named `impl` cannot run. The kernel is
     differentiable once: a second derivative raises RuntimeError.
     """
-    batch, width = features.shape if features.ndim == 2 else (-1, -1)
-    codes = weight.shape[0] if weight.ndim == 2 else -1
-    if not (2 <= codes <= 256 and batch >= 0 and width >= 1) or (
-        weight.shape[1:] + bias.shape + index.shape != (width, codes, batch)
-    ):
+    shapes = [list(t.shape) for t in (features, weight, bias, index)]
+    (batch, width), codes = [*features.shape, 0, 0][:2], [*weight.shape, 0][0]
+    if shapes != [[batch, width], [codes, width], [codes], [batch]] or not (2 <= codes <= 256 and width >= 1):
         raise InputError(
-            f"contrastive_loss: features {list(features.shape)}, weight {list(weight.shape)}, bias "
-            f"{list(bias.shape)}, index {list(index.shape)}; expected [B, D], [K, D], [K], [B] with 2 <= K <= 256"
+            f"contrastive_loss: features, weight, bias and index have shapes {shapes}; "
+            "expected [B, D], [K, D], [K] and [B] with 2 <= K <= 256"
         )
     if index.dtype != torch.int64:
         raise InputError(f"contrastive_loss: index is {index.dtype}, expected int64")
-    devices = {t.device for t in (features, weight, bias, index)}
-    if len(devices) > 1:
-        raise InputError(f"contrastive_loss: arguments are on {devices}; move them to one device")
-    wide = any(t.dtype not in (torch.float32, torch.float16, torch.bfloat16) for t in (features, weight, bias))
-    obstacle = "the kernel reads float32, float16 and bfloat16" if wide else ""
-    if _choose_kernel("contrastive_loss", impl, features.device, obstacle) == "triton":
+    device = _one_device("contrastive_loss", (features, weight, bias, index))
+    narrow = all(t.dtype in _KERNEL_TYPES for t in (features, weight, bias))
+    obstacle = "" if narrow else "the kernel reads float32, float16 and bfloat16"
+    if _choose_kernel("contrastive_loss", impl, device, obstacle) == "triton":
         return loss_kernels.contrastive_loss_triton(features, weight, bias, index)
     return loss_kernels.contrastive_loss_ref(features, weight, bias, index)
 
@@ -324,14 +286,12 @@ def spectral_norm(
     shapes = [list(m.shape) for m in matrices], [list(u.shape) for u in vectors]
     if any(len(shape) != 2 or 0 in shape for shape in shapes[0]) or shapes[1] != [shape[:1] for shape in shapes[0]]:
         raise InputError(f"spectral_norm: matrices {shapes[0]}, vectors {shapes[1]}; expected [R, C] and [R] of each")
-    devices = {t.device for t in (*matrices, *vectors)}
-    if len(devices) > 1:
-        raise InputError(f"spectral_norm: arguments are on {devices}; move them to one device")
+    device = _one_device("spectral_norm", (*matrices, *vectors))
     types = {t.dtype for t in (*matrices, *vectors)}
-    if len(types) > 1 or not types <= {torch.float32, torch.float64}:
+    if types not in ({torch.float32}, {torch.float64}):
         raise InputError(f"spectral_norm: arguments are {types}; expected all float32, or all float64")
     obstacle = "" if types == {torch.float32} else "the kernel reads float32"
-    if _choose_kernel("spectral_norm", impl, matrices[0].device, obstacle) == "ref":
+    if _choose_kernel("spectral_norm", impl, device, obstacle) == "ref":
         return norm_kernels.spectral_norm_ref(matrices, vectors)
     flat, state = norm_kernels.spectral_norm_triton(matrices, vectors)
     normalised = [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in matrices]), matrices)]

@@ -19,12 +19,11 @@ from . import data as datasets
 from .config import CHECKPOINT_EVERY, PRESETS, TOPICS, Config, Phase
 from .data.batches import RealImages
 from .device import exact_arithmetic, float32_defaults
-from .errors import InputError
+from .errors import InputError, check_name
 from .files import lock
 from .log import Log
 from .models import ALGORITHMS, Build, InfoGAN, Model, Optimisers
 from .models.infogan import restart_h
-from .runs import base_config, default_out, describe, resolve
 
 LOG_EVERY = 100
 """Steps between two lines of losses in metrics.jsonl."""
@@ -54,7 +53,7 @@ def train(
     """
     place, out = cli.device(device), Path(out).expanduser()
     dataset = datasets.load(cfg.data, cfg.root) if data is None else data
-    cfg = resolve(checkpoint.continued_config(out, cfg, dataset.identity), place, dataset.image_shape)
+    cfg = checkpoint.resolve(checkpoint.continued_config(out, cfg, dataset.identity), place, dataset.image_shape)
     out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     with lock(out, timeout=5) as acquired, float32_defaults():
@@ -96,14 +95,12 @@ class Run:
         return checkpoint.save(self.out, self.model, self.optimisers, state, name)
 
 
-def _start(
-    cfg: Config, out: Path, device: torch.device, dataset: Any, build: Build | None, start_from: str | Path | None
-) -> Run:
+def _start(cfg: Config, out: Path, device: torch.device, dataset: Any, build: Build | None, start_from: Any) -> Run:
     """Build the model, restore what there is to continue from, and write config.json."""
     model = checkpoint.new_model(cfg, dataset.image_shape, build).to(device)
     optimisers = ALGORITHMS[cfg.model].make_optimisers(model, cfg)
     state, folder = {"step": 0, "metrics_bytes": 0}, checkpoint.latest(out)
-    about = describe(cfg, device, dataset)
+    about = checkpoint.describe(cfg, device, dataset)
     if folder is not None:
         state = checkpoint.restore(folder, model, optimisers)
         about |= {name: value for name, value in checkpoint.read_json(out / "config.json").items() if name in about}
@@ -114,8 +111,6 @@ def _start(
         shutil.copyfile(trunk / "metrics.jsonl", out / "metrics.jsonl")
         about["from"] = str(trunk)
         print(f"starting from step {state['step']} of {trunk}, before its regularizer")
-    if cfg.cr_weight and cfg.cr_start >= cfg.steps:
-        print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
     log = Log(out, state)
     checkpoint.write_config(out, cfg, dataset.image_shape, about)  # now that nothing stands against continuing
     return Run(cfg, out, device, dataset, model, optimisers, log, state["step"], state.get("seconds", 0.0))
@@ -134,7 +129,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
 
     on_cpu = run.device.type == "cpu"
     take_step = eager_step if on_cpu or not cuda_graph else capture(eager_step)
-    stop, best_rate = 0, 0.0
+    stop = 0
     model.train()
     with cli.progress() as progress:
         progress.start("training", cfg.steps, run.step, "steps")
@@ -151,11 +146,12 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                 run.step += 1
                 if run.step % LOG_EVERY == 0 or on_cpu:  # the one read-back: a CPU waits for nothing
                     values = {name: value.item() for name, value in report.items()}
-                    _check_finite(values, run)
+                    for name, value in values.items():
+                        if not abs(value) < float("inf"):
+                            raise checkpoint.diverged(out, f"the loss {name} is {value} at step {run.step}")
                     progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
                     if run.step % LOG_EVERY == 0:
                         run.log.write(run.step, values)
-                        best_rate = _hint(progress.rate() or 0.0, best_rate, cfg.threads)
                 if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
                     with exact_arithmetic(), progress.aside("evaluating"):
                         scores = evaluate(run)
@@ -228,24 +224,22 @@ def evaluate(run: Run) -> dict[str, float]:
     return scores
 
 
-def _hint(rate: float, best_rate: float, threads: int) -> float:
-    """Say once when the rate falls to a third; return the best rate so far."""
-    if threads > 1 and 0 < rate < best_rate / 3:
-        print(
-            f"{best_rate / rate:.0f} times slower than before: other work on this machine stalls {threads} threads; "
-            "--threads 1, in another --out, suffers less"
-        )
-        return 0.0
-    return max(rate, best_rate)
+def base_config(preset: str) -> tuple[str, Config]:
+    """Return the name and configuration of a preset, or those of the config.json of a run."""
+    path = Path(preset).expanduser()
+    if path.name == "config.json":
+        return path.parent.name, checkpoint.read_config(path.parent)[0]
+    check_name("preset", preset, PRESETS)
+    return preset, PRESETS[preset]
 
 
-def _check_finite(losses: dict[str, float], run: Run) -> None:
-    for name, value in losses.items():
-        if not abs(value) < float("inf"):
-            raise InputError(
-                f"the loss {name} is {value} at step {run.step}; the last good checkpoint is "
-                f"{checkpoint.latest(run.out) or 'none'}: start anew with smaller learning rates, in another --out"
-            )
+def default_out(preset: str, cfg: Config) -> Path:
+    """Return runs/<preset>, with the fields that differ from the preset, and the seed."""
+    base = PRESETS.get(preset, cfg)
+    ignored = ("seed", "steps", "root", "eval_every", "threads")
+    changed = [f.name for f in fields(cfg) if getattr(base, f.name) != getattr(cfg, f.name) and f.name not in ignored]
+    name = ",".join([preset, *(f"{field}={getattr(cfg, field)}" for field in changed)])
+    return Path("runs") / f"{name.replace('/', '_')[:200]}-seed{cfg.seed}"
 
 
 def fit(
@@ -327,19 +321,12 @@ def main(args: list[str] | None = None) -> None:
         preset, cfg, flags = parse(sys.argv[1:] if args is None else list(args))
         out = flags.out or default_out(preset, cfg)
         if flags.dry_run:
-            shown = resolve(cfg, cli.device(flags.device)).to_json()
+            shown = checkpoint.resolve(cfg, cli.device(flags.device)).to_json()
             print(json.dumps({"out": str(out), "device": flags.device, "config": shown}, indent=2))
             return
+        options = {name: value for name, value in vars(flags).items() if name not in ("out", "dry_run")}
         with cli.stop_signal() as stopped:
-            train(
-                cfg,
-                out,
-                flags.device,
-                start_from=flags.start_from,
-                checkpoint_every=flags.checkpoint_every,
-                cuda_graph=flags.cuda_graph,
-                stopped=stopped,
-            )
+            train(cfg, out, stopped=stopped, **options)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ except ImportError:  # the kernels are then plain functions that nothing calls
         return fn or jit
 
 
-HAS_COMPILER = bool(
-    os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc")))
-)  # Triton's launcher needs it
+# Triton's launcher needs it
+HAS_COMPILER = bool(os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc"))))
 INTERPRET = triton is not None and triton.knobs.runtime.interpret
 # the smallest sides of a product of matrices that Triton compiles
 MIN_DOT = 8 if triton is not None and tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16

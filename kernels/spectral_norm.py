@@ -2,8 +2,6 @@
 
 from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -150,60 +148,53 @@ def gradient_kernel(table, state, grad, sums, grad_weight, BLOCK: tl.constexpr, 
 
 
 def sizes(shapes: list[torch.Size]) -> tuple[int, int, int]:
-    """How many numbers all layers have in the results; in the state, a, t and next u; and in what is summed up for the
-    gradient, b and the shares of <G, result>."""
-    blocks = [-(-c // COLUMNS["BLOCK_C"]) for _, c in shapes]
-    columns = sum(c for _, c in shapes)
-    return sum(r * c for r, c in shapes), columns + 2 * sum(r for r, _ in shapes), columns + sum(blocks)
+    """Return how many numbers all layers have in the results; in the state, a, t and next u; and in what is summed up
+    for the gradient, b and the shares of <G, result>."""
+    blocks = sum(-(-c // COLUMNS["BLOCK_C"]) for _, c in shapes)
+    rows, columns = (sum(side) for side in zip(*shapes)) if shapes else (0, 0)
+    return sum(r * c for r, c in shapes), columns + 2 * rows, columns + blocks
 
 
-class _Plan(NamedTuple):
-    table: Tensor  # [layers, 7] int64 on the device: addresses of W and u, rows, columns, and places by `sizes`
-    elements: int
-    state: int
-    sums: int
-    rows: int  # most of a layer
-    columns: int
-    size: int
+_tables: dict[tuple, Tensor] = {}  # never emptied: a captured graph reads its table again at each replay
 
 
-_plans: dict[tuple, _Plan] = {}  # never emptied: a captured graph reads its table again at each replay
+def _prepare(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]], list[Tensor]]:
+    """Return the table of all layers, grids of programs that take COLUMNS, ROWS or ELEMENTS of each layer, and what the
+    table's addresses point to, to be held until the kernels are launched.
 
-
-def _plan(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[_Plan, list[Tensor]]:
-    """The plan, and what its addresses point to, to be held until the kernels are launched."""
+    A row of the table, [layers, 7] int64, holds the addresses of W and u, rows, columns, and the places by `sizes`.
+    """
     device, shapes, given = matrices[0].device, [m.shape for m in matrices], [*matrices, *vectors]
     held = [t.contiguous() for t in given]
-    key = (device, *shapes, *(t.data_ptr() for t in held))
-    plan = _plans.get(key)
-    if plan is None:
-        places = [sizes(shapes[:n]) for n in range(len(shapes))]
-        addresses = [t.data_ptr() for t in held]
-        rows = zip(addresses, addresses[len(matrices) :], shapes, places)
-        table = torch.tensor([(w, u, *shape, *place) for w, u, shape, place in rows], dtype=torch.int64, device=device)
-        plan = _Plan(table, *sizes(shapes), *(max(most) for most in zip(*((r, c, r * c) for r, c in shapes))))
+    addresses = [t.data_ptr() for t in held]
+    key = (device, *shapes, *addresses)
+    if (table := _tables.get(key)) is None:
+        layers = zip(addresses, addresses[len(matrices) :], shapes)
+        content = [(w, u, *shape, *sizes(shapes[:n])) for n, (w, u, shape) in enumerate(layers)]
+        table = torch.tensor(content, dtype=torch.int64, device=device)
         if all(t.is_contiguous() for t in given):  # a copy will have another address at the next call
-            _plans[key] = plan
-    return plan, held
+            _tables[key] = table
+    rows, columns, elements = (max(most) for most in zip(*((r, c, r * c) for r, c in shapes)))
+    blocks = ((columns, COLUMNS["BLOCK_C"]), (rows, ROWS["BLOCK_R"]), (elements, ELEMENTS["BLOCK"]))
+    return table, [(-(-n // block), len(matrices)) for n, block in blocks], held
 
 
 @torch.library.custom_op(
     "crgan::spectral_norm", mutates_args=(), schema="(Tensor[] matrices, Tensor[] vectors) -> (Tensor, Tensor)"
 )
 def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The results of all layers one after another; and the state, which the gradient needs and holds the next u."""
-    device, layers = matrices[0].device, len(matrices)
-    plan, _held = _plan(matrices, vectors)
-    out, state = torch.empty(plan.elements, device=device), torch.empty(plan.state, device=device)
-    with device_guard(device):
-        project_kernel[-(-plan.columns // COLUMNS["BLOCK_C"]), layers](plan.table, state, **COLUMNS)
-        multiply_kernel[-(-plan.rows // ROWS["BLOCK_R"]), layers](plan.table, state, **ROWS)
-        divide_kernel[-(-plan.size // ELEMENTS["BLOCK"]), layers](plan.table, state, out, **ELEMENTS)
+    """Return the results of all layers one after another, and the state: the gradient needs it; it holds the next u."""
+    table, (by_columns, by_rows, by_elements), _held = _prepare(matrices, vectors)
+    out, state = (torch.empty(n, device=table.device) for n in sizes([m.shape for m in matrices])[:2])
+    with device_guard(table.device):
+        project_kernel[by_columns](table, state, **COLUMNS)
+        multiply_kernel[by_rows](table, state, **ROWS)
+        divide_kernel[by_elements](table, state, out, **ELEMENTS)
     return out, state
 
 
 def next_vectors(state: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    """The next u of each layer, out of the state."""
+    """Return the next u of each layer, out of the state."""
     return list(state.split([n for r, c in shapes for n in (c + r, r)])[1::2])
 
 
@@ -215,23 +206,19 @@ def next_vectors(state: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
 def spectral_norm_backward_triton(
     grad: Tensor, out: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
 ) -> Tensor:
-    """The gradients of all matrices one after another."""
-    layers, grad = len(matrices), grad.contiguous()
-    plan, _held = _plan(matrices, vectors)
-    sums, grad_weight = torch.empty(plan.sums, device=out.device), torch.empty_like(out)
+    """Return the gradients of all matrices one after another."""
+    table, (by_columns, _, by_elements), _held = _prepare(matrices, vectors)
+    grad, grad_weight = grad.contiguous(), torch.empty_like(out)
+    sums = torch.empty(sizes([m.shape for m in matrices])[2], device=out.device)
     with device_guard(out.device):
-        grid = (-(-plan.columns // COLUMNS["BLOCK_C"]), layers)
-        reduce_kernel[grid](plan.table, state, out, grad, sums, **COLUMNS)
-        grid = (-(-plan.size // ELEMENTS["BLOCK"]), layers)
-        block_c = COLUMNS["BLOCK_C"]
-        gradient_kernel[grid](plan.table, state, grad, sums, grad_weight, BLOCK_C=block_c, **ELEMENTS)
+        reduce_kernel[by_columns](table, state, out, grad, sums, **COLUMNS)
+        gradient_kernel[by_elements](table, state, grad, sums, grad_weight, BLOCK_C=COLUMNS["BLOCK_C"], **ELEMENTS)
     return grad_weight
 
 
 @spectral_norm_triton.register_fake
 def _(matrices, vectors):
-    elements, state, _ = sizes([m.shape for m in matrices])
-    return matrices[0].new_empty(elements), matrices[0].new_empty(state)
+    return tuple(matrices[0].new_empty(n) for n in sizes([m.shape for m in matrices])[:2])
 
 
 @spectral_norm_backward_triton.register_fake

@@ -15,7 +15,7 @@ from typing import Any
 
 import triton
 from _crgan_kernels import contrastive_loss as loss
-from _crgan_kernels import latents, philox, traversal_pairs
+from _crgan_kernels import samplers
 from _crgan_kernels import spectral_norm as norm
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -26,13 +26,13 @@ INTEGERS += ("stride", "rows", "programs", "n1", "n2")
 
 def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     """Name, kernel, types of its pointers (float32 where none is given), constants and options."""
-    draw = {"STREAM": philox.LATENTS, **latents.CONFIG}
-    yield "draw, floats", latents.draw_kernel, {}, draw
-    yield "draw, indices, step in memory", latents.draw_kernel, {"out": "*i64", "step": "*i64"}, draw
-    pairs = {"CODES": philox.PAIR_CODES, "INDEX": philox.PAIR_INDEX, "NOISE": philox.PAIR_NOISE}
-    pairs |= latents.CONFIG
+    draw = {"STREAM": samplers.LATENTS, **samplers.CONFIG}
+    yield "draw, floats", samplers.draw_kernel, {}, draw
+    yield "draw, indices, step in memory", samplers.draw_kernel, {"out": "*i64", "step": "*i64"}, draw
+    pairs = {"CODES": samplers.PAIR_CODES, "INDEX": samplers.PAIR_INDEX, "NOISE": samplers.PAIR_NOISE}
+    pairs |= samplers.CONFIG
     for place, step in (("", {}), (", step in memory", {"step": "*i64"})):
-        yield f"traversal pairs{place}", traversal_pairs.traversal_pairs_kernel, {"index": "*i64"} | step, pairs
+        yield f"traversal pairs{place}", samplers.traversal_pairs_kernel, {"index": "*i64"} | step, pairs
     for name, kernel in (("loss", loss.forward_kernel), ("loss gradients", loss.backward_kernel)):
         shapes = [("fp32", k, d) for k, d in ((5, 128), (16, 2000), (32, 128), (64, 100), (128, 128), (256, 512))]
         shapes += [("bf16", 5, 128), ("bf16", 16, 2000), ("bf16", 256, 512), ("fp16", 5, 128)]

@@ -13,6 +13,19 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def small_scores(monkeypatch):
+    """Evaluations on few images: what they score is tested with the metrics."""
+    import crgan.train as module
+
+    whole = module.metrics.evaluate
+
+    def few(*args, **sizes):
+        return whole(*args, **{**sizes, "groups": 20, "group_size": 10, "scale_samples": 100})
+
+    monkeypatch.setattr(module.metrics, "evaluate", few)
+
+
 def pytest_configure(config):
     marks = config.getoption("markexpr")
     if "gpu" in marks and "not gpu" not in marks:

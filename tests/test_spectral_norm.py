@@ -92,13 +92,13 @@ def test_a_zero_matrix_stays_one(impl):
     assert not u.any()
 
 
-def test_copies_leave_no_plan_behind():
+def test_copies_leave_no_table_behind():
     matrices, vectors, _ = make([(4, 6), (5, 3)])
     ops.spectral_norm(matrices, vectors, impl="triton")
-    before = len(kernels._plans)
+    before = len(kernels._tables)
     for _ in range(3):
         ops.spectral_norm([m.detach().T.contiguous().T for m in matrices], vectors, impl="triton")
-    assert len(kernels._plans) == before
+    assert len(kernels._tables) == before
 
 
 def test_opcheck_and_no_second_derivative():

@@ -14,6 +14,7 @@ from .networks import (
     ContrastiveDiscriminator,
     Discriminator,
     Generator,
+    Shape,
     fold_spectral_norm,
     gaussian_blur,
     initialise,
@@ -34,22 +35,22 @@ class InfoGAN(Model):
     def __init__(
         self,
         cfg: Config,
-        image_shape: tuple[int, int, int],
+        image_shape: Shape,
         generator: nn.Module | None = None,
         discriminator: nn.Module | None = None,
         contrastive: nn.Module | None = None,
     ):
         super().__init__(cfg, image_shape)
-        self.generator = generator or Generator(cfg, image_shape)
-        self.discriminator = discriminator or Discriminator(cfg, image_shape)
-        self.contrastive = contrastive or ContrastiveDiscriminator(cfg, image_shape)
-        for i, (given, network) in enumerate(
-            ((generator, self.generator), (discriminator, self.discriminator), (contrastive, self.contrastive))
-        ):
-            if given is None:
-                initialise(network, seeded_generator(cfg.seed, i), cfg.init)
-        if isinstance(self.generator, Generator):
-            self.generator.apply_recipe(cfg)
+
+        def make(i: int, network: nn.Module) -> nn.Module:
+            initialise(network, seeded_generator(cfg.seed, i), cfg.init)
+            if isinstance(network, Generator):
+                network.apply_recipe(cfg)
+            return network
+
+        self.generator = generator or make(0, Generator(cfg, image_shape))
+        self.discriminator = discriminator or make(1, Discriminator(cfg, image_shape))
+        self.contrastive = contrastive or make(2, ContrastiveDiscriminator(cfg, image_shape))
         self.average: nn.ModuleDict | None = None  # moving averages of G, D and Q
         if cfg.ema > 0:
             trained = {"generator": self.generator, "discriminator": self.discriminator}
@@ -104,10 +105,7 @@ class InfoGAN(Model):
         return self.generate(codes, seed)
 
     @torch.no_grad()
-    def encode(
-        self,
-        images: Tensor,  # [n, C, H, W] in [0, 1]
-    ) -> Tensor:  # [n, K]
+    def encode(self, images: Tensor) -> Tensor:  # [n, C, H, W] in [0, 1] -> [n, K]
         """Return Q's estimate of the codes. Raises InputError for images of another type, shape or range."""
         images = self._images(images)
         with evaluating(self._best("discriminator")) as discriminator:
@@ -116,11 +114,8 @@ class InfoGAN(Model):
 
 def make_optimisers(model: InfoGAN, cfg: Config) -> Optimisers:
     """Return one Adam each for G, D with Q, and H."""
-    return {
-        "generator": adam(model.generator.parameters(), cfg.lr_g, cfg.beta1, cfg.beta2),
-        "discriminator": adam(model.discriminator.parameters(), cfg.lr_d, cfg.beta1, cfg.beta2),
-        "contrastive": adam(model.contrastive.parameters(), cfg.lr_h, cfg.beta1, cfg.beta2),
-    }
+    rates = {"generator": cfg.lr_g, "discriminator": cfg.lr_d, "contrastive": cfg.lr_h}
+    return {name: adam(model.get_submodule(name).parameters(), lr, cfg.beta1, cfg.beta2) for name, lr in rates.items()}
 
 
 def train_step(

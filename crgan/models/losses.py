@@ -22,9 +22,7 @@ def discriminator_loss(
     return softplus(-real).mean() + softplus(fake).mean()
 
 
-def generator_loss(
-    fake: Tensor,  # [B] logits of D on generated images
-) -> Tensor:
+def generator_loss(fake: Tensor) -> Tensor:  # [B] logits of D on generated images
     """Return the non-saturating logistic loss -log D(G(c, z)) (Goodfellow et al. 2014, section 3); chance is ln 2."""
     return softplus(-fake).mean()
 

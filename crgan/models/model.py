@@ -1,6 +1,6 @@
 """The base class of the models that crgan trains: what training, metrics and selection ask of a model."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..config import Config
 from ..errors import InputError
+from .networks import Shape
 
 
 class Model(nn.Module):
@@ -19,7 +20,7 @@ class Model(nn.Module):
 
     prior = "uniform"  # of each code: "uniform" on [-1, 1), or "normal"
 
-    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+    def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__()
         self.cfg, self.image_shape = cfg, tuple(image_shape)
         self.num_codes, self.num_noise = cfg.num_codes, cfg.num_noise
@@ -28,14 +29,9 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
-
-    def sample(self, n: int, seed: int = 0) -> Tensor:
-        raise NotImplementedError
-
-    def encode(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
+    generate: Callable[..., Tensor]  # (codes, seed=0, noise=None)
+    sample: Callable[..., Tensor]  # (n, seed=0)
+    encode: Callable[..., Tensor]  # (images)
 
     def for_use(self) -> "Model":
         """Return what is saved for users: this model in eval mode, or a copy of it that is cheaper to run."""

@@ -12,6 +12,9 @@ from .. import ops
 from ..config import Config
 from ..errors import InputError
 
+Shape = tuple[int, int, int]
+"""Of an image: C, H, W."""
+
 
 class Normalised(NamedTuple):
     """A network whose layers under spectral norm compute with W / sigma(W), for all passes until its weights change."""
@@ -125,7 +128,7 @@ def seeded_generator(seed: int, network: int = 0, step: int = 0) -> torch.Genera
     return torch.Generator().manual_seed((seed * 0x9E3779B1 + (step << 2) + network) % 2**32)
 
 
-def conv_channels(cfg: Config, image_shape: tuple[int, int, int], smallest: int) -> list[int]:
+def conv_channels(cfg: Config, image_shape: Shape, smallest: int) -> list[int]:
     """Return the channels after each stride-2 convolution, from the image down to `smallest` x `smallest`.
 
     Raises InputError for images that are not squares of a power of two, 16 pixels or more.
@@ -133,10 +136,7 @@ def conv_channels(cfg: Config, image_shape: tuple[int, int, int], smallest: int)
     _, height, width = image_shape
     count = max(height // smallest, 1).bit_length() - 1
     if height != width or height != smallest * 2**count or count < 2:
-        raise InputError(
-            f"the images are {height} x {width}; expected squares whose side is a power of two, 16 or more: "
-            "resize them first"
-        )
+        raise InputError(f"images are {height} x {width}; expected squares whose side is a power of two, 16 or more")
     if cfg.network == "dcgan":
         return [cfg.width * 2**i for i in range(count)]
     return [cfg.width] * (count // 2) + [2 * cfg.width] * (count - count // 2)
@@ -153,27 +153,23 @@ def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None, norm_f
     return [norm, activation] if norm_first or cfg.network == "dcgan" else [activation, norm]
 
 
-def _batch_norm(channels: int, dims: int) -> nn.Module:
-    return (nn.BatchNorm1d if dims == 1 else nn.BatchNorm2d)(channels, eps=1e-5, momentum=0.1)
-
-
 class Generator(nn.Module):
     """G(c, z): codes and noise to images in [0, 1]."""
 
-    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+    def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__()
         self.tanh = cfg.network == "dcgan"
         maps = conv_channels(cfg, image_shape, smallest=4)[::-1]
         hidden = 1024 if self.tanh else cfg.hidden
         layers: list[nn.Module] = []
         for before, after in ((cfg.num_codes + cfg.num_noise, hidden), (hidden, 16 * maps[0])):
-            norm = _batch_norm(after, 1)
+            norm = nn.BatchNorm1d(after)
             layers += [nn.Linear(before, after), *_activate(cfg, nn.ReLU(), norm, norm_first=cfg.g_bias is not None)]
         self.fully_connected = nn.Sequential(*layers, nn.Unflatten(1, (maps[0], 4, 4)))
         layers = []
         for before, after in pairwise(maps):
             activation = nn.ReLU() if self.tanh else nn.LeakyReLU(0.2)
-            layers += [self._upsample(cfg, before, after), *_activate(cfg, activation, _batch_norm(after, 2))]
+            layers += [self._upsample(cfg, before, after), *_activate(cfg, activation, nn.BatchNorm2d(after))]
         self.convolutions = nn.Sequential(*layers, self._upsample(cfg, maps[-1], image_shape[0]))
 
     @staticmethod
@@ -193,11 +189,7 @@ class Generator(nn.Module):
             last.weight.mul_(0.5)
             last.bias.fill_(-2.0)
 
-    def forward(
-        self,
-        c: Tensor,  # [B, K] in [-1, 1]
-        z: Tensor,  # [B, Z] in [-1, 1]
-    ) -> Tensor:  # [B, C, H, W]
+    def forward(self, c: Tensor, z: Tensor) -> Tensor:  # c [B, K] in [-1, 1]; z [B, Z] in [-1, 1] -> [B, C, H, W]
         maps = self.fully_connected(torch.cat([c, z], 1))
         x = self.convolutions(maps.contiguous(memory_format=torch.channels_last))
         return (x.tanh() + 1) / 2 if self.tanh else x.sigmoid()
@@ -206,25 +198,19 @@ class Generator(nn.Module):
 class Trunk(nn.Sequential):
     """Stride-2 convolutions, then a fully connected layer in conv4 nets: images [B, C, H, W] to features [B, D]."""
 
-    def __init__(
-        self,
-        cfg: Config,
-        image_shape: tuple[int, int, int],
-        spectral_norm: bool = False,
-        batch_norm: bool = False,
-    ):
+    def __init__(self, cfg: Config, image_shape: Shape, spectral_norm: bool = False, batch_norm: bool = False):
         smallest = 2 if cfg.network == "dcgan" else 4
         kernel, features, layers = _kernel(cfg), image_shape[0], list[nn.Module]()
         for i, after in enumerate(conv_channels(cfg, image_shape, smallest)):
             layer = BlockConv2d if kernel == 4 and features <= 2 else nn.Conv2d
             convolution = layer(features, after, kernel, 2, padding=(kernel - 1) // 2)
-            norm = _batch_norm(after, 2) if batch_norm and i > 0 else None
+            norm: nn.Module | None = nn.BatchNorm2d(after) if batch_norm and i > 0 else None
             layers += [_spectral(convolution, spectral_norm), *_activate(cfg, nn.LeakyReLU(0.2), norm)]
             features = after
         layers.append(nn.Flatten())
         features *= smallest**2
         if cfg.network == "conv4":
-            norm = _batch_norm(cfg.hidden, 1) if batch_norm else None
+            norm = nn.BatchNorm1d(cfg.hidden) if batch_norm else None
             layers.append(_spectral(nn.Linear(features, cfg.hidden), spectral_norm))
             layers += _activate(cfg, nn.LeakyReLU(0.2), norm)
             features = cfg.hidden
@@ -232,18 +218,12 @@ class Trunk(nn.Sequential):
         self.num_features = features
         self.centred = cfg.network == "dcgan"
 
-    def forward(
-        self,
-        input: Tensor,  # [B, C, H, W] in [0, 1]
-    ) -> Tensor:  # [B, D]
+    def forward(self, input: Tensor) -> Tensor:  # [B, C, H, W] in [0, 1] -> [B, D]
         images = input.contiguous(memory_format=torch.channels_last)
         return super().forward(images * 2 - 1 if self.centred else images)
 
 
-def gaussian_blur(
-    images: Tensor,  # [B, C, S, S]
-    std: Tensor,  # 0-d, in pixels
-) -> Tensor:
+def gaussian_blur(images: Tensor, std: Tensor) -> Tensor:  # images [B, C, S, S]; std 0-d, in pixels
     """Blur square images, which are black beyond their edges. A standard deviation of 0 leaves them unchanged."""
     side = images.shape[-1]
     offset = torch.arange(-side + 1, side, device=images.device)
@@ -257,7 +237,7 @@ def gaussian_blur(
 class Discriminator(nn.Module):
     """D and Q on one trunk: images to the logit of being real and to an estimate of the codes."""
 
-    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+    def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__()
         heads = cfg.spectral_norm == "all"
         self.trunk = Trunk(cfg, image_shape, spectral_norm=cfg.spectral_norm != "none")
@@ -268,10 +248,7 @@ class Discriminator(nn.Module):
             layers = [_spectral(nn.Linear(features, cfg.hidden), heads), nn.LeakyReLU(0.2)]
             features = cfg.hidden
         self.codes = nn.Sequential(*layers, _spectral(nn.Linear(features, cfg.num_codes), heads))
-
-    @property
-    def outputs(self) -> list[nn.Module]:
-        return [self.real[-1], self.codes[-1]]
+        self.outputs = [self.real[-1], self.codes[-1]]
 
     def forward(
         self,
@@ -284,16 +261,13 @@ class Discriminator(nn.Module):
 class ContrastiveDiscriminator(nn.Module):
     """H: which code does a pair of images share? It sees both stacked on the channel axis."""
 
-    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+    def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__()
         channels, height, width = image_shape
         shape, norm = (2 * channels, height, width), cfg.h_norm
         self.trunk = Trunk(cfg, shape, spectral_norm=norm == "spectral", batch_norm=norm == "batch")
         self.head = nn.Linear(self.trunk.num_features, cfg.num_codes)
-
-    @property
-    def outputs(self) -> list[nn.Module]:
-        return [self.head]
+        self.outputs = [self.head]
 
     def forward(
         self,

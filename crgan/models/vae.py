@@ -20,7 +20,7 @@ from .. import ops
 from ..config import Config, Phase
 from .losses import Optimisers, adam, update
 from .model import Model
-from .networks import conv_channels, seeded_generator
+from .networks import Shape, conv_channels, seeded_generator
 
 TC_BETAS = (0.5, 0.9)  # of the total-correlation discriminator's Adam (Kim and Mnih 2018, appendix A)
 
@@ -30,7 +30,7 @@ class VAE(Model):
 
     prior = "normal"
 
-    def __init__(self, cfg: Config, image_shape: tuple[int, int, int]):
+    def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__(cfg, image_shape)
         maps = conv_channels(cfg, image_shape, smallest=4)
         layers: list[nn.Module] = []
@@ -46,16 +46,13 @@ class VAE(Model):
         self.discriminator = _tc_discriminator(cfg.num_codes) if cfg.model == "factor-vae" else None
         draw = seeded_generator(cfg.seed)
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module.bias is not None:
                 nn.init.xavier_uniform_(module.weight, generator=draw)
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]  # all have one
+                nn.init.zeros_(module.bias)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def posterior(
-        self,
-        x: Tensor,  # [B, C, H, W] in [0, 1]
-    ) -> tuple[Tensor, Tensor]:
-        """-> mean and log variance [B, K] of q(c|x), float32."""
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log variance [B, K] of q(c|x), float32, of images [B, C, H, W] in [0, 1]."""
         mean, log_variance = self.encoder(x.contiguous(memory_format=torch.channels_last)).float().chunk(2, 1)
         return mean, log_variance
 
@@ -75,10 +72,7 @@ class VAE(Model):
         return self.generate(gaussian(uniform))
 
     @torch.no_grad()
-    def encode(
-        self,
-        images: Tensor,  # [n, C, H, W] in [0, 1]
-    ) -> Tensor:  # [n, K]
+    def encode(self, images: Tensor) -> Tensor:  # [n, C, H, W] in [0, 1] -> [n, K]
         """Return the posterior's mean. Raises InputError for images of another type, shape or range."""
         return self.posterior(self._images(images))[0]
 
@@ -145,9 +139,7 @@ def train_step(
     return {name: value.detach() for name, value in report.items()}
 
 
-def gaussian(
-    uniform: Tensor,  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)
-) -> Tensor:
+def gaussian(uniform: Tensor) -> Tensor:  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)
     """Transform to N(0, 1) by inversion. Half a grid step keeps the values finite and symmetric."""
     return math.sqrt(2) * torch.erfinv(uniform + 2.0**-24)
 
@@ -168,10 +160,7 @@ def reconstruction_loss(
     return binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
 
 
-def gaussian_kl(
-    mean: Tensor,  # [B, K]
-    log_variance: Tensor,  # [B, K]
-) -> Tensor:
+def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:  # mean [B, K]; log_variance [B, K]
     """Return KL(N(mean, variance) || N(0, 1)), summed over the codes, averaged over the batch."""
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean()
 

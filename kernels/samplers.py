@@ -1,0 +1,234 @@
+"""The samplers of training: latents, indices of a data set, and paired latent traversals, each in one launch.
+
+Every random number comes from Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
+a block of four 32-bit words is a pure function of
+
+    key      the 64-bit seed, low word first
+    counter  (block, stream, step low, step high)
+
+so no generator state exists: each purpose has a stream of its own, each training step its own counters, and any device
+computes the same bits in any order.
+"""
+
+from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._triton import device_guard, jit, tl
+
+LATENTS, PAIR_CODES, PAIR_INDEX, PAIR_NOISE, DATA_INDEX = range(5)  # the streams
+
+MASK = 0xFFFFFFFF
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
+UNIT = 2.0**-23  # codes lie on this grid, which float32 holds exactly in [-1, 1]
+
+# Few numbers are drawn at a time: a launch is its latency, and nothing is left to tune. Nor may anything be rounded
+# otherwise than in the reference.
+CONFIG = {"BLOCK": 128, "enable_fp_fusion": False}
+
+
+def philox_ref(counter: Tensor, seed: int) -> Tensor:
+    """Ten rounds on each column of counter, [4, N] int64 of 32-bit words, to [4, N] int64 of 32-bit words."""
+    # constants are computed on the device: a graph capture allows no copy from the host
+    rounds = torch.arange(10, device=counter.device)
+    keys = [key + rounds * increment for key, increment in zip((seed & MASK, seed >> 32), KEY_INCREMENTS)]
+    first, second = MULTIPLIERS
+    multipliers = torch.arange(first, second - 1, second - first, device=counter.device)[:, None]
+    even, odd = counter[0::2], counter[1::2]  # words 0, 2 and words 1, 3: both halves of a round at once
+    for key in torch.stack(keys, dim=1)[..., None]:
+        # an int64 product wraps, which leaves its 64 bits right; what is above a word's 32 bits is cut off late
+        product = ((even & MASK) * multipliers).flip(0)
+        even, odd = (product >> 32) ^ odd ^ key, product
+    return torch.stack((even, odd), dim=1).flatten(0, 1) & MASK
+
+
+def words_ref(
+    blocks: dict[int, int],  # stream: number of blocks
+    seed: int,
+    step: int | Tensor,  # Tensor: 0-d int64
+    device: torch.device,
+) -> list[Tensor]:
+    """Return the first blocks of several streams, each [4, blocks] int64, in one pass."""
+    counter = torch.empty(4, sum(blocks.values()), dtype=torch.int64, device=device)
+    for (stream, n), part in zip(blocks.items(), counter.split(list(blocks.values()), dim=1)):
+        part[0] = torch.arange(n, device=device)
+        part[1] = stream
+    counter[2] = step & MASK
+    counter[3] = step >> 32
+    return list(philox_ref(counter, seed).split(list(blocks.values()), dim=1))
+
+
+def _flat(words: Tensor, n: int) -> Tensor:
+    """Word i of block e, words[i, e], is value i * blocks + e of n: whole runs for neighbouring threads."""
+    return words.reshape(-1)[:n]
+
+
+def _uniform(words: Tensor, n: int) -> Tensor:
+    """Return the first n words as float32, uniform on [-1, 1), by their top 24 bits: no rounding."""
+    return ((_flat(words, n) >> 8) - 2**23).float() * UNIT
+
+
+def _split(values: Tensor, batch: int, num_codes: int, num_noise: int) -> tuple[Tensor, Tensor]:
+    c, z = values.split([batch * num_codes, batch * num_noise])
+    return c.view(batch, num_codes), z.view(batch, num_noise)
+
+
+def sample_latents_ref(
+    batch: int, num_codes: int, num_noise: int, seed: int, step: int | Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    n = batch * (num_codes + num_noise)
+    (words,) = words_ref({LATENTS: -(-n // 4)}, seed, step, device)
+    return _split(_uniform(words, n), batch, num_codes, num_noise)
+
+
+def random_index_ref(n: int, high: int, seed: int, step: int | Tensor, device: torch.device) -> Tensor:
+    (words,) = words_ref({DATA_INDEX: -(-n // 4)}, seed, step, device)
+    return _flat(words, n) * high >> 32
+
+
+def traversal_pairs_ref(
+    batch: int, num_codes: int, num_noise: int, gap: float, seed: int, step: int | Tensor, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    # Codes are whole numbers in units of 2^-23 until the last lines. What the floats then hold is exact: |c| <= 1 and
+    # |c1 - c2| >= gap hold to the last bit, and no fused multiply-add can tell kernel and reference apart.
+    n = batch * num_codes
+    blocks = {PAIR_CODES: -(-n // 2), PAIR_INDEX: batch, PAIR_NOISE: -(-batch * num_noise // 4)}
+    code_words, index_words, noise_words = words_ref(blocks, seed, step, device)
+    z = _uniform(noise_words, batch * num_noise).view(batch, num_noise)
+    index = index_words[0] * num_codes >> 32
+
+    half = math.ceil(gap * 2**22)  # gap / 2 in units of 2^-23, rounded up: no gap is smaller than asked
+    bound = 2**23 - half
+    word1 = _flat(code_words[0::2], n).view(batch, num_codes)
+    word2 = _flat(code_words[1::2], n).view(batch, num_codes)
+    value1 = (word1 * (2 * bound + 1) >> 32) - bound  # on [-1 + gap/2, 1 - gap/2]
+    value2 = (word2 * (2 * bound + 1) >> 32) - bound
+    push = torch.where(value1 >= value2, half, -half)  # the larger up, the smaller down
+    shared = torch.arange(num_codes, device=device) == index[:, None]  # [B, K]
+    value = (word1 >> 8) - 2**23  # the shared code keeps the whole of [-1, 1)
+    c1 = torch.where(shared, value, value1 + push).float() * UNIT
+    c2 = torch.where(shared, value, value2 - push).float() * UNIT
+    return c1, c2, z, index
+
+
+@jit
+def block_words(block, stream, seed, step):
+    """The four uint32 words of each block. `step` is an int64 or a pointer to one."""
+    if step.dtype.is_ptr():
+        step = tl.load(step)
+    step = step + tl.full([], 0, tl.int64)  # a small argument arrives as int32
+    low = (step & 0xFFFFFFFF).to(tl.uint32)
+    high = (step >> 32).to(tl.uint32)
+    return tl.philox(seed, block.to(tl.uint32), tl.full([], stream, tl.uint32), low, high)
+
+
+@jit
+def to_unit(word):
+    """uint32 to float32, uniform on [-1, 1), by its top 24 bits."""
+    return ((word >> 8).to(tl.int32) - 8388608).to(tl.float32) * (1 / 8388608)
+
+
+@jit(do_not_specialize=["n", "blocks", "high", "seed", "step"])
+def draw_kernel(out, n, blocks, high, seed, step, STREAM: tl.constexpr, BLOCK: tl.constexpr):
+    """Indices below `high` where `out` holds integers, else uniform floats."""
+    block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    words = block_words(block, STREAM, seed, step)
+    for i in tl.static_range(4):
+        place = i * blocks + block
+        if out.dtype.element_ty.is_int():
+            value = tl.umulhi(words[i], high.to(tl.uint32)).to(tl.int64)
+        else:
+            value = to_unit(words[i])
+        tl.store(out + place, value, mask=(block < blocks) & (place < n))
+
+
+@jit
+def _store_code(c1, c2, index, place, mask, word1, word2, num_codes, half, seed, step, STREAM: tl.constexpr):
+    row = place // num_codes
+    code = place - row * num_codes
+    row_index = tl.umulhi(block_words(row, STREAM, seed, step)[0], num_codes.to(tl.uint32)).to(tl.int32)
+    tl.store(index + row, row_index.to(tl.int64), mask=mask & (code == 0))
+
+    bound = 8388608 - half
+    span = (2 * bound + 1).to(tl.uint32)
+    value1 = tl.umulhi(word1, span).to(tl.int32) - bound
+    value2 = tl.umulhi(word2, span).to(tl.int32) - bound
+    push = tl.where(value1 >= value2, half, -half)
+    shared = code == row_index
+    value = (word1 >> 8).to(tl.int32) - 8388608
+    value1 = tl.where(shared, value, value1 + push)
+    value2 = tl.where(shared, value, value2 - push)
+    tl.store(c1 + place, value1.to(tl.float32) * (1 / 8388608), mask=mask)
+    tl.store(c2 + place, value2.to(tl.float32) * (1 / 8388608), mask=mask)
+
+
+@jit(do_not_specialize=["batch", "num_codes", "num_noise", "half", "seed", "step"])
+def traversal_pairs_kernel(
+    c1, c2, z, index,  # [B, K], [B, K], [B, Z], [B]
+    batch, num_codes, num_noise, half, seed, step,
+    CODES: tl.constexpr, INDEX: tl.constexpr, NOISE: tl.constexpr,  # streams
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Each thread draws two codes of the pair and four noise values; whoever needs an index draws it again."""
+    block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    n = batch * num_codes
+    blocks = (n + 1) // 2
+    words = block_words(block, CODES, seed, step)
+    for i in tl.static_range(2):
+        place = i * blocks + block
+        mask = (block < blocks) & (place < n)
+        word1, word2 = words[2 * i], words[2 * i + 1]
+        _store_code(c1, c2, index, place, mask, word1, word2, num_codes, half, seed, step, INDEX)
+
+    n = batch * num_noise
+    blocks = (n + 3) // 4
+    words = block_words(block, NOISE, seed, step)
+    for i in tl.static_range(4):
+        place = i * blocks + block
+        tl.store(z + place, to_unit(words[i]), mask=(block < blocks) & (place < n))
+
+
+def signed(seed: int) -> int:
+    """Return the seed's 64 bits as the signed integer that a launch can pass."""
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _launch(kernel: Any, blocks: int, arguments: tuple, seed: int, step: int | Tensor, **streams: int) -> None:
+    if blocks:
+        with device_guard(arguments[0].device):
+            kernel[(-(-blocks // CONFIG["BLOCK"]),)](*arguments, signed(seed), step, **streams, **CONFIG)
+
+
+def _draw(out: Tensor, stream: int, high: int, seed: int, step: int | Tensor) -> Tensor:
+    blocks = -(-out.numel() // 4)
+    _launch(draw_kernel, blocks, (out, out.numel(), blocks, high), seed, step, STREAM=stream)
+    return out
+
+
+def sample_latents_triton(
+    batch: int, num_codes: int, num_noise: int, seed: int, step: int | Tensor, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    out = torch.empty(batch * (num_codes + num_noise), device=device)
+    return _split(_draw(out, LATENTS, 0, seed, step), batch, num_codes, num_noise)
+
+
+def random_index_triton(n: int, high: int, seed: int, step: int | Tensor, device: torch.device) -> Tensor:
+    return _draw(torch.empty(n, dtype=torch.int64, device=device), DATA_INDEX, high, seed, step)
+
+
+def traversal_pairs_triton(
+    batch: int, num_codes: int, num_noise: int, gap: float, seed: int, step: int | Tensor, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    c1, c2 = torch.empty(2, batch, num_codes, device=device)
+    z = torch.empty(batch, num_noise, device=device)
+    index = torch.empty(batch, dtype=torch.int64, device=device)
+    arguments = (c1, c2, z, index, batch, num_codes, num_noise, math.ceil(gap * 2**22))
+    blocks = max(-(-batch * num_codes // 2), -(-batch * num_noise // 4))
+    streams = {"CODES": PAIR_CODES, "INDEX": PAIR_INDEX, "NOISE": PAIR_NOISE}
+    _launch(traversal_pairs_kernel, blocks, arguments, seed, step, **streams)
+    return c1, c2, z, index
