@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -262,11 +262,9 @@ def fit(
     Raises InputError for unknown presets, fields and values. KeyboardInterrupt saves and passes through.
     """
     name, cfg = ("model", preset) if isinstance(preset, Config) else base_config(str(preset))
-    if unknown := sorted(set(overrides) - {field.name for field in fields(cfg)}):
-        raise InputError(f"unknown field {unknown[0]!r}; expected those of crgan.Config")
     if data is not None:
         overrides.setdefault("data", data.name)
-    cfg = replace(cfg, **overrides)
+    cfg = Config.from_json(cfg.to_json() | overrides)
     return train(cfg, out or default_out(name, cfg), device, data=data, build=build, start_from=start_from)
 
 

@@ -87,9 +87,7 @@ def _spectral(layer: nn.Conv2d | nn.Linear, on: bool) -> nn.Module:
     return layer
 
 
-def initialise(
-    network: nn.Module, generator: torch.Generator, init: str = "normal", keep_vectors: bool = False
-) -> None:
+def initialise(network: nn.Module, generator: torch.Generator, init: str = "normal", keep_vectors=False) -> None:
     """Draw new weights in place; biases become 0, batch norms the identity, singular vectors u random or kept.
 
     "normal": N(0, 0.02), truncated at two standard deviations for convolutions (the original code).
