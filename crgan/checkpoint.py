@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 import warnings
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -104,12 +104,7 @@ def continued_config(out: Path, cfg: Config, data_identity: str) -> Config:
     before, _ = read_config(out)
     precision = before.precision if cfg.precision == "auto" else cfg.precision
     cfg = replace(cfg, precision=precision, threads=cfg.threads or before.threads)
-    free = FREE | {"steps"} if cfg.steps > before.steps else FREE
-    for name, old, new in _changes(before, cfg, free):
-        flag = f"--{name.replace('_', '-')} {old}"
-        raise InputError(
-            f"{out} was trained with {name} = {old}, now it is {new}; give {flag} to continue, or another --out"
-        )
+    _refuse_changes(out, before, cfg, FREE | {"steps"} if cfg.steps > before.steps else FREE)
     if read_json(out / "config.json").get("data_identity", data_identity) != data_identity:
         raise InputError(f"the images of {cfg.data} have changed since {out} was trained; give another --out")
     return cfg
@@ -142,9 +137,12 @@ def describe(cfg: Config, device: torch.device, dataset: Any) -> dict[str, Any]:
     }
 
 
-def _changes(before: Config, after: Config, free: set[str]) -> list[tuple[str, Any, Any]]:
-    values = [(field.name, getattr(before, field.name), getattr(after, field.name)) for field in fields(before)]
-    return [(name, old, new) for name, old, new in values if old != new and name not in free]
+def _refuse_changes(run: Path, before: Config, after: Config, free: set[str]) -> None:
+    """Raise InputError for a field that differs from the run's and is not `free` to."""
+    for name, old in vars(before).items():
+        if name not in free and (new := getattr(after, name)) != old:
+            flag = f"--{name.replace('_', '-')} {old}"
+            raise InputError(f"{run} has {name} = {old}, now it is {new}; give {flag}, or start anew in another --out")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -194,14 +192,14 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     temporary = final.with_name("incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    _save_file(tensors, temporary / "model.safetensors")
+    write_atomically(temporary / "model.safetensors", lambda path: path.write_bytes(serialise(tensors)))
     moments = {
         f"{name}.{i}.{key}": value.detach().contiguous()
         for name, optimiser in optimisers.items()
         for i, entry in optimiser.state_dict()["state"].items()
         for key, value in entry.items()
     }
-    _save_file(moments, temporary / "optimisers.safetensors")
+    write_atomically(temporary / "optimisers.safetensors", lambda path: path.write_bytes(serialise(moments)))
     write_json(temporary / "state.json", state)
     if name:  # of the same step, if the run was killed after it
         shutil.rmtree(final, ignore_errors=True)
@@ -235,8 +233,7 @@ def restore_trunk(run: Path, cfg: Config, model: nn.Module, optimisers: Optimise
     folder = run / "checkpoint" / BEFORE_CR
     if not folder.is_dir():
         raise InputError(f"{folder} is missing; expected --from RUN of a run whose regularizer has started")
-    for name, old, new in _changes(read_config(run)[0], cfg, FREE_AFTER_TRUNK):
-        raise InputError(f"{run} has {name} = {old}, now it is {new}; --from changes the regularizer only")
+    _refuse_changes(run, read_config(run)[0], cfg, FREE_AFTER_TRUNK)
     return restore(folder, model, optimisers, keep_h=True)
 
 
@@ -268,10 +265,6 @@ def _load_optimisers(optimisers: Optimisers, path: Path) -> None:
                 for key, value in entry.items()
             }
         optimiser.load_state_dict(content)
-
-
-def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
-    write_atomically(path, lambda temporary: temporary.write_bytes(serialise(tensors)))
 
 
 def _load_file(path: Path) -> dict[str, Tensor]:

@@ -68,8 +68,7 @@ class Losses:
 
     Args:
         info_weight: lambda, weight of the information loss for G and for D with Q.
-        q_std: Standard deviation of Q's Gaussian: 1 (paper), or the maximum-likelihood value of each code and
-            batch.
+        q_std: Standard deviation of Q's Gaussian: 1 (paper), or each code's maximum-likelihood value in the batch.
         cr_weight: alpha, weight of the contrastive regularizer for G from cr_start on.
         r1_weight: Weight of D's gradient penalty on real images (R1). 0: none.
         gamma: Weight of FactorVAE's total correlation.
@@ -99,9 +98,8 @@ class Schedule:
         blur: Gaussian blur of what D sees: standard deviation in pixels at step 0, decaying linearly to 0 at
             blur_steps.
         blur_steps: Steps until the blur is gone.
-        code_warmup_steps: Fade in code k > 2 from step (k - 2) code_warmup_steps on, over as many steps. 0: all
-            codes are active from the start. Early, blurred images show only position, and all codes would come to
-            encode it.
+        code_warmup_steps: Fade in code k > 2 from step (k - 2) code_warmup_steps on, over as many steps, as early on
+            blurred images show only position and all codes would come to encode it. 0: all are always active.
     """
 
     steps: int = 322_560

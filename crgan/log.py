@@ -2,6 +2,7 @@
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,10 @@ class Log:
         self.file.truncate(state["metrics_bytes"])
         self.file.seek(0, 2)
         self.board: Any = None
-        try:
+        with suppress(ImportError):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        self.board = SummaryWriter(str(out), purge_step=state["step"] + 1 if state["step"] else None)
+
+            self.board = SummaryWriter(str(out), purge_step=state["step"] + 1 if state["step"] else None)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         if values:

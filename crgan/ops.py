@@ -119,12 +119,10 @@ def vote_table(
     as `group_votes` does, and on a factor of another shape or out of range (on CUDA a device-side assertion, as a check
     would stall the stream).
     """
-    winner = group_votes(codes, scale, impl=impl)
-    if factor.shape != winner.shape[-1:] or factor.is_floating_point() or factor.device != codes.device:
+    winner, groups = group_votes(codes, scale, impl=impl), codes.shape[-3]
+    if factor.shape != (groups,) or factor.is_floating_point() or factor.device != codes.device:
         found = f"{factor.dtype} of shape {list(factor.shape)} on {factor.device}"
-        raise InputError(
-            f"vote_table: factor is {found}, expected int64 of shape {list(winner.shape[-1:])} on {codes.device}"
-        )
+        raise InputError(f"vote_table: factor is {found}, expected int64 of shape [{groups}] on {codes.device}")
     if factor.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = factor[(factor < 0) | (factor >= num_factors)]
         if len(wrong):
@@ -181,7 +179,9 @@ def sample_latents(
     Raises InputError for a negative size, a seed outside [0, 2^64), a step tensor of another type or
     shape, and if the named `impl` cannot run.
     """
-    return _draw("sample_latents", (batch, num_codes, num_noise), seed, step, device, impl)
+    draw = _sampler("sample_latents", "draw", (batch, num_codes, num_noise), seed, step, device, impl)
+    c, z = draw(batch * (num_codes + num_noise), 0, samplers.LATENTS).split([batch * num_codes, batch * num_noise])
+    return c.view(batch, num_codes), z.view(batch, num_noise)
 
 
 def random_index(n: int, high: int, seed: int, step: Step, *, device: Device, impl: str = "auto") -> Tensor:
@@ -191,7 +191,7 @@ def random_index(n: int, high: int, seed: int, step: Step, *, device: Device, im
     """
     if not 1 <= high <= 2**31:
         raise InputError(f"random_index: high is {high}, expected 1 <= high <= 2^31")
-    return _draw("random_index", (n, high), seed, step, device, impl)
+    return _sampler("random_index", "draw", (n,), seed, step, device, impl)(n, high, samplers.DATA_INDEX)
 
 
 def traversal_pairs(
@@ -210,10 +210,12 @@ def traversal_pairs(
         raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")
     if num_codes < 1:
         raise InputError(f"traversal_pairs: num_codes is {num_codes}, expected at least 1")
-    return _draw("traversal_pairs", (batch, num_codes, num_noise, gap), seed, step, device, impl)
+    draw = _sampler("traversal_pairs", "traversal_pairs", (batch, num_noise), seed, step, device, impl)
+    return draw(batch, num_codes, num_noise, gap)
 
 
-def _draw(op: str, sizes: tuple[float, ...], seed: int, step: Step, device: Device, impl: str) -> Any:
+def _sampler(op: str, kernel: str, sizes: tuple[int, ...], seed: int, step: Step, device: Device, impl: str) -> Any:
+    """Return the implementation to run, bound to seed, step and device."""
     device = torch.device(device)
     if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.ndim or step.device.type != device.type):
         found = f"{step.dtype} of shape {list(step.shape)} on {step.device}"
@@ -222,7 +224,8 @@ def _draw(op: str, sizes: tuple[float, ...], seed: int, step: Step, device: Devi
         raise InputError(f"{op}: sizes are {', '.join(map(str, sizes))}, expected none below 0")
     if not 0 <= seed < 2**64:
         raise InputError(f"{op}: seed is {seed}, expected 0 <= seed < 2^64")
-    return getattr(samplers, f"{op}_{_choose_kernel(op, impl, device)}")(*sizes, seed, step, device)
+    implementation = getattr(samplers, f"{kernel}_{_choose_kernel(op, impl, device)}")
+    return functools.partial(implementation, seed=seed, step=step, device=device)
 
 
 # ---------------------------------------------------------------- contrastive loss

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,6 +111,8 @@ def _start(cfg: Config, out: Path, device: torch.device, dataset: Any, build: Bu
         shutil.copyfile(trunk / "metrics.jsonl", out / "metrics.jsonl")
         about["from"] = str(trunk)
         print(f"starting from step {state['step']} of {trunk}, before its regularizer")
+    if cfg.cr_weight and cfg.cr_start >= cfg.steps:
+        print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
     log = Log(out, state)
     checkpoint.write_config(out, cfg, dataset.image_shape, about)  # now that nothing stands against continuing
     return Run(cfg, out, device, dataset, model, optimisers, log, state["step"], state.get("seconds", 0.0))
@@ -129,7 +131,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
 
     on_cpu = run.device.type == "cpu"
     take_step = eager_step if on_cpu or not cuda_graph else capture(eager_step)
-    stop = 0
+    stop, best_rate = 0, 0.0
     model.train()
     with cli.progress() as progress:
         progress.start("training", cfg.steps, run.step, "steps")
@@ -152,6 +154,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                     progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
                     if run.step % LOG_EVERY == 0:
                         run.log.write(run.step, values)
+                        best_rate = _hint(progress.rate() or 0.0, best_rate, cfg.threads)
                 if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
                     with exact_arithmetic(), progress.aside("evaluating"):
                         scores = evaluate(run)
@@ -167,6 +170,14 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
         print(f"stopped after step {run.step}, saved in {checkpoint.latest(out)}; the same command continues")
         sys.exit(128 + stop)
     print(f"wrote {out}/: traversal.png, traversal.gif, samples.png, metrics.jsonl, config.json, checkpoint/")
+
+
+def _hint(rate: float, best_rate: float, threads: int) -> float:
+    """Say so when the rate falls to a third of the best; return the best rate so far."""
+    if threads > 1 and 0 < rate < best_rate / 3:
+        print(f"{best_rate / rate:.0f} times slower than before: other work stalls {threads} threads, one suffers less")
+        return 0.0
+    return max(rate, best_rate)
 
 
 def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
@@ -262,11 +273,9 @@ def fit(
     Raises InputError for unknown presets, fields and values. KeyboardInterrupt saves and passes through.
     """
     name, cfg = ("model", preset) if isinstance(preset, Config) else base_config(str(preset))
-    if unknown := sorted(set(overrides) - {field.name for field in fields(cfg)}):
-        raise InputError(f"unknown field {unknown[0]!r}; expected those of crgan.Config")
     if data is not None:
         overrides.setdefault("data", data.name)
-    cfg = replace(cfg, **overrides)
+    cfg = Config.from_json(cfg.to_json() | overrides)
     return train(cfg, out or default_out(name, cfg), device, data=data, build=build, start_from=start_from)
 
 

@@ -163,11 +163,7 @@ def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int
             sum_kernel[grid](sums, programs, stride, outs[0], n1, outs[-1], n2, **SUM_CONFIG)
 
 
-@torch.library.custom_op(
-    "crgan::contrastive_loss",
-    mutates_args=(),
-    schema="(Tensor features, Tensor weight, Tensor bias, Tensor index) -> Tensor",
-)
+@torch.library.custom_op("crgan::contrastive_loss", mutates_args=())
 def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
     loss = torch.zeros((), dtype=torch.float32, device=features.device)
     if len(index):
@@ -176,11 +172,7 @@ def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, inde
     return loss
 
 
-@torch.library.custom_op(
-    "crgan::contrastive_loss_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor features, Tensor weight, Tensor bias, Tensor index) -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.custom_op("crgan::contrastive_loss_backward", mutates_args=())
 def contrastive_loss_backward_triton(
     grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -73,22 +73,10 @@ def _uniform(words: Tensor, n: int) -> Tensor:
     return ((_flat(words, n) >> 8) - 2**23).float() * UNIT
 
 
-def _split(values: Tensor, batch: int, num_codes: int, num_noise: int) -> tuple[Tensor, Tensor]:
-    c, z = values.split([batch * num_codes, batch * num_noise])
-    return c.view(batch, num_codes), z.view(batch, num_noise)
-
-
-def sample_latents_ref(
-    batch: int, num_codes: int, num_noise: int, seed: int, step: int | Tensor, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    n = batch * (num_codes + num_noise)
-    (words,) = words_ref({LATENTS: -(-n // 4)}, seed, step, device)
-    return _split(_uniform(words, n), batch, num_codes, num_noise)
-
-
-def random_index_ref(n: int, high: int, seed: int, step: int | Tensor, device: torch.device) -> Tensor:
-    (words,) = words_ref({DATA_INDEX: -(-n // 4)}, seed, step, device)
-    return _flat(words, n) * high >> 32
+def draw_ref(n: int, high: int, stream: int, seed: int, step: int | Tensor, device: torch.device) -> Tensor:
+    """Draw n integers below `high`; with high = 0, n floats that are uniform on [-1, 1)."""
+    (words,) = words_ref({stream: -(-n // 4)}, seed, step, device)
+    return _flat(words, n) * high >> 32 if high else _uniform(words, n)
 
 
 def traversal_pairs_ref(
@@ -204,21 +192,11 @@ def _launch(kernel: Any, blocks: int, arguments: tuple, seed: int, step: int | T
             kernel[(-(-blocks // CONFIG["BLOCK"]),)](*arguments, signed(seed), step, **streams, **CONFIG)
 
 
-def _draw(out: Tensor, stream: int, high: int, seed: int, step: int | Tensor) -> Tensor:
-    blocks = -(-out.numel() // 4)
-    _launch(draw_kernel, blocks, (out, out.numel(), blocks, high), seed, step, STREAM=stream)
+def draw_triton(n: int, high: int, stream: int, seed: int, step: int | Tensor, device: torch.device) -> Tensor:
+    out = torch.empty(n, dtype=torch.int64 if high else torch.float32, device=device)
+    blocks = -(-n // 4)
+    _launch(draw_kernel, blocks, (out, n, blocks, high), seed, step, STREAM=stream)
     return out
-
-
-def sample_latents_triton(
-    batch: int, num_codes: int, num_noise: int, seed: int, step: int | Tensor, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    out = torch.empty(batch * (num_codes + num_noise), device=device)
-    return _split(_draw(out, LATENTS, 0, seed, step), batch, num_codes, num_noise)
-
-
-def random_index_triton(n: int, high: int, seed: int, step: int | Tensor, device: torch.device) -> Tensor:
-    return _draw(torch.empty(n, dtype=torch.int64, device=device), DATA_INDEX, high, seed, step)
 
 
 def traversal_pairs_triton(

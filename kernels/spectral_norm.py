@@ -179,9 +179,7 @@ def _prepare(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, lis
     return table, [(-(-n // block), len(matrices)) for n, block in blocks], held
 
 
-@torch.library.custom_op(
-    "crgan::spectral_norm", mutates_args=(), schema="(Tensor[] matrices, Tensor[] vectors) -> (Tensor, Tensor)"
-)
+@torch.library.custom_op("crgan::spectral_norm", mutates_args=())
 def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the results of all layers one after another, and the state: the gradient needs it; it holds the next u."""
     table, (by_columns, by_rows, by_elements), _held = _prepare(matrices, vectors)
@@ -198,11 +196,7 @@ def next_vectors(state: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
     return list(state.split([n for r, c in shapes for n in (c + r, r)])[1::2])
 
 
-@torch.library.custom_op(
-    "crgan::spectral_norm_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor out, Tensor state, Tensor[] matrices, Tensor[] vectors) -> Tensor",
-)
+@torch.library.custom_op("crgan::spectral_norm_backward", mutates_args=())
 def spectral_norm_backward_triton(
     grad: Tensor, out: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
 ) -> Tensor:

@@ -235,7 +235,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(run_folder, tmp_path, mo
     monkeypatch.chdir(tmp_path)
     for args, sentence in (
         ((), "no RUN is given"),
-        (("nowhere",), "there is no nowhere"),
+        (("nowhere",), "nowhere"),
         (("test_evaluate:Disc",), "give --out DIR"),
         (("test_evaluate:Disc", "--out", "scores"), "give --data NAME"),
         (("test_evaluate:Disc", "--out", "scores", "--data", "cats"), "'cats'"),

@@ -14,12 +14,6 @@ def test_an_undecided_discriminator_costs_two_ln_two():
     assert losses.generator_loss(zero).item() == pytest.approx(math.log(2))
 
 
-def test_the_logistic_loss_stays_finite_and_linear_for_large_logits():
-    large = torch.full((4,), 1000.0)
-    assert losses.generator_loss(-large).item() == 1000.0
-    assert losses.discriminator_loss(large, -large).item() == 0.0
-
-
 def test_info_loss_sums_over_codes_and_averages_over_the_batch():
     codes = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
     assert losses.info_loss(codes, torch.zeros(2, 2)).item() == pytest.approx(0.25)

@@ -61,18 +61,6 @@ def test_gradients_of_the_reference_flow_through_the_iteration():
     assert torch.autograd.gradcheck(lambda *given: ops.spectral_norm(given, vectors)[0], matrices)
 
 
-def test_the_formula_of_the_gradient_is_that_of_the_iteration():
-    """The one in the kernel's comment, in float64 against autograd."""
-    (matrix,), (u,), (grad,) = make([(6, 9)], dtype=torch.float64)
-    (result,), (next_u,) = kernels.spectral_norm_ref([matrix], [u])
-    (expected,) = torch.autograd.grad(result, matrix, grad)
-    a = matrix.T @ u
-    v, sigma = a / a.norm(), next_u @ matrix @ (a / a.norm())
-    r = (matrix.T @ next_u - sigma * v) / a.norm()
-    turn = torch.outer(next_u, v) + torch.outer(u, r)
-    torch.testing.assert_close((grad - (grad * result).sum() * turn) / sigma, expected)
-
-
 @pytest.mark.parametrize("impl", ["ref", "triton"])
 def test_a_part_of_the_results_has_a_gradient_and_strides_do_not_matter(impl):
     matrices, vectors, upstream = make([(4, 6), (5, 3)])

@@ -3,13 +3,11 @@
 import copy
 import json
 import math
-import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -283,7 +281,7 @@ def test_longer_runs_go_on_and_other_configurations_are_refused_by_field(tmp_pat
     straight, out = tmp_path / "straight", tmp_path / "run"
     train(replace(TINY, steps=36), straight, device)
     train(TINY, out, device)
-    with pytest.raises(InputError, match=r"trained with lr_d = 0\.003, now it is 0\.5; give --lr-d 0\.003"):
+    with pytest.raises(InputError, match=r"lr_d = 0\.003, now it is 0\.5; give --lr-d 0\.003"):
         train(replace(TINY, lr_d=0.5), out, device)
     train(replace(TINY, steps=36), out, device)
     a, b = checkpoint.latest(out), checkpoint.latest(straight)
@@ -424,16 +422,6 @@ def test_broken_checkpoints_are_refused_and_left_alone(tmp_path, small_scores):
     assert copy.is_dir()
 
 
-def test_a_finished_run_holds_no_file_and_no_thread(tmp_path, small_scores):
-    before = threading.active_count()
-    train(TINY, tmp_path / "run", "cpu")
-    deadline = time.monotonic() + 10  # the bar's thread ends by itself, which takes a while on a busy machine
-    while threading.active_count() > before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert threading.active_count() == before
-    assert not any(str(tmp_path) in os.readlink(link) for link in Path("/proc/self/fd").iterdir() if link.exists())
-
-
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, capsys, small_scores):
     out = tmp_path / "run"
     train(TINY, out, "cpu")
@@ -570,7 +558,7 @@ def test_fit_trains_own_networks_on_a_preset_or_a_configuration(tmp_path, small_
         load(tmp_path / "mine")
     with pytest.raises(InputError, match="did you mean quick"):
         fit("quik")
-    with pytest.raises(InputError, match="'lr'"):
+    with pytest.raises(InputError, match="unknown field lr"):
         fit("quick", lr=1)
 
 

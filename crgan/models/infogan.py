@@ -83,21 +83,17 @@ class InfoGAN(Model):
         return model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def generate(
-        self,
-        codes: Tensor,  # [n, K] in [-1, 1]
-        seed: int = 0,
-        noise: Tensor | None = None,  # [n, Z] in [-1, 1]
-    ) -> Tensor:  # [n, C, H, W] in [0, 1]
-        """Generate images from codes. Noise that is not given is drawn, keyed by `seed`.
+    def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:  # [n, C, H, W]
+        """Generate images from codes [n, K] and noise [n, Z], both in [-1, 1].
 
-        Raises InputError for codes or noise of another type or shape.
+        Noise that is not given is drawn, keyed by `seed`. Raises InputError for another type or shape of either.
         """
-        codes = self._codes(codes, self.num_codes)
+        codes = self._checked("codes", codes, self.num_codes)
         if noise is None and self.num_noise:
             _, noise = ops.sample_latents(codes.shape[0], self.num_codes, self.num_noise, seed, 0, device=self.device)
+        noise = codes[:, :0] if noise is None else self._checked("noise", noise, self.num_noise)
         with evaluating(self._best("generator")) as generator:
-            return generator(codes, codes[:, :0] if noise is None else self._codes(noise, self.num_noise, "noise"))
+            return generator(codes, noise)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:  # [n, C, H, W] in [0, 1]
         """Generate n images from codes and noise drawn from the prior."""

@@ -14,10 +14,7 @@ from torch.nn.functional import softplus
 Optimisers = dict[str, torch.optim.Optimizer]
 
 
-def discriminator_loss(
-    real: Tensor,  # [B] logits of D on real images
-    fake: Tensor,  # [B] logits of D on generated images
-) -> Tensor:
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:  # [B] logits of D on real and on generated images
     """Return the logistic loss -log D(x) - log(1 - D(G(c, z))) (Goodfellow et al. 2014, eq. 1); chance is 2 ln 2."""
     return softplus(-real).mean() + softplus(fake).mean()
 
@@ -45,10 +42,7 @@ def info_loss(
     return (per_code if weight is None else weight * per_code).sum()
 
 
-def r1_penalty(
-    logits: Tensor,  # [B] of D on real images, with a graph
-    images: Tensor,  # [B, C, H, W] that require a gradient
-) -> Tensor:
+def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:  # [B] of D; real images [B, C, H, W] that require a gradient
     """Return the mean over the batch of |grad_x D(x)|^2 / 2 on real images (Mescheder et al. 2018, eq. 9)."""
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return 0.5 * gradient.square().sum((1, 2, 3)).mean()

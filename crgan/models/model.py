@@ -37,26 +37,20 @@ class Model(nn.Module):
         """Return what is saved for users: this model in eval mode, or a copy of it that is cheaper to run."""
         return self.eval()
 
-    def _codes(self, codes: Tensor, width: int, what: str = "codes") -> Tensor:
-        """Check codes or noise [n, width] and move them to the model."""
-        if not isinstance(codes, Tensor) or not codes.is_floating_point() or codes.shape[1:] != (width,):
-            raise InputError(f"{what} are {_describe(codes)}; expected a float tensor [n, {width}]")
-        return codes.to(self.device, torch.float32)
+    def _checked(self, what: str, value: Tensor, *shape: int) -> Tensor:
+        """Return `value`, a float tensor [n, *shape], on the model's device."""
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.shape[1:] != shape:
+            found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(f"{what} are {found}; expected a float tensor [n, {', '.join(map(str, shape))}]")
+        return value.to(self.device, torch.float32)
 
     def _images(self, images: Tensor) -> Tensor:
-        """Check images and move them to the model."""
-        expected = f"a float tensor [n, {', '.join(map(str, self.image_shape))}] in [0, 1]"
-        if not isinstance(images, Tensor) or not images.is_floating_point() or images.shape[1:] != self.image_shape:
-            raise InputError(f"images are {_describe(images)}; expected {expected}")
+        checked = self._checked("images", images, *self.image_shape)
         # Reading a value back would stall a GPU, and cannot be traced.
         traced = torch.compiler.is_compiling() or images.is_cuda or not images.numel()
         if not traced and (high := images.amax().item()) > 2:
-            raise InputError(f"images reach {high:g}; expected {expected}: divide 8-bit values by 255")
-        return images.to(self.device, torch.float32)
-
-
-def _describe(value: object) -> str:
-    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InputError(f"images reach {high:g}; expected values in [0, 1]: divide 8-bit values by 255")
+        return checked
 
 
 @contextmanager

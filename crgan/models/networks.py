@@ -87,9 +87,7 @@ def _spectral(layer: nn.Conv2d | nn.Linear, on: bool) -> nn.Module:
     return layer
 
 
-def initialise(
-    network: nn.Module, generator: torch.Generator, init: str = "normal", keep_vectors: bool = False
-) -> None:
+def initialise(network: nn.Module, generator: torch.Generator, init: str = "normal", keep_vectors=False) -> None:
     """Draw new weights in place; biases become 0, batch norms the identity, singular vectors u random or kept.
 
     "normal": N(0, 0.02), truncated at two standard deviations for convolutions (the original code).
@@ -250,10 +248,7 @@ class Discriminator(nn.Module):
         self.codes = nn.Sequential(*layers, _spectral(nn.Linear(features, cfg.num_codes), heads))
         self.outputs = [self.real[-1], self.codes[-1]]
 
-    def forward(
-        self,
-        images: Tensor,  # [B, C, H, W] in [0, 1]
-    ) -> tuple[Tensor, Tensor]:  # logits [B], codes [B, K], both float32
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W] in [0, 1] -> logits [B], codes [B, K]
         features = self.trunk(images)
         return self.real(features).squeeze(1).float(), self.codes(features).float()
 

@@ -57,14 +57,9 @@ class VAE(Model):
         return mean, log_variance
 
     @torch.no_grad()
-    def generate(
-        self,
-        codes: Tensor,  # [n, K]
-        seed: int = 0,
-        noise: Tensor | None = None,
-    ) -> Tensor:  # [n, C, H, W] in [0, 1]
-        """Decode codes to the pixels' means; there is no noise. Raises InputError for another type or shape."""
-        return self.decoder(self._codes(codes, self.num_codes)).sigmoid()
+    def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:  # [n, C, H, W]
+        """Decode codes [n, K] to the pixels' means; there is no noise. Raises InputError for another type or shape."""
+        return self.decoder(self._checked("codes", codes, self.num_codes)).sigmoid()
 
     def sample(self, n: int, seed: int = 0) -> Tensor:  # [n, C, H, W] in [0, 1]
         """Decode n codes drawn from N(0, I)."""
@@ -144,18 +139,12 @@ def gaussian(uniform: Tensor) -> Tensor:  # uniform on the grid of 2^24 values o
     return math.sqrt(2) * torch.erfinv(uniform + 2.0**-24)
 
 
-def permute_dims(
-    codes: Tensor,  # [B, K]
-    keys: Tensor,  # [B, K] random numbers: their order in each column is its permutation
-) -> Tensor:
+def permute_dims(codes: Tensor, keys: Tensor) -> Tensor:  # [B, K]; the order of keys in a column is its permutation
     """Permute each column independently: a sample of prod_j q(c_j) (Kim and Mnih 2018, algorithm 1)."""
     return codes.gather(0, keys.argsort(dim=0, stable=True))
 
 
-def reconstruction_loss(
-    logits: Tensor,  # [B, C, H, W] of the pixels
-    x: Tensor,  # [B, C, H, W] in [0, 1]
-) -> Tensor:
+def reconstruction_loss(logits: Tensor, x: Tensor) -> Tensor:  # both [B, C, H, W]: of the pixels; in [0, 1]
     """Return -log p(x|c) of independent Bernoulli pixels, summed over each image, averaged over the batch."""
     return binary_cross_entropy_with_logits(logits, x, reduction="sum") / len(x)
 
@@ -165,11 +154,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:  # mean [B, K]; l
     return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(1).mean()
 
 
-def total_correlation(
-    codes: Tensor,  # [B, K], codes[b] drawn from the b-th posterior
-    mean: Tensor,  # [B, K]
-    log_variance: Tensor,  # [B, K]
-) -> Tensor:
+def total_correlation(codes: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:  # [B, K]; codes[b] ~ posterior b
     """Return E log q(c) - sum_j log q(c_j), with q the mixture of the batch's posteriors.
 
     Chen et al. 2018 (eq. S3) also weight by the size of the data set. That adds a constant and leaves the gradient.

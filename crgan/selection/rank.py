@@ -114,7 +114,7 @@ def rank(
     """
     begin, folder = time.monotonic(), Path(out).expanduser() if out is not None else None
     pool = Pool(open_models(models_or_runs, device), Sizes(groups, group_size, scale_samples, seed), batch_size)
-    with output_folder(folder), cli.progress() as bar:
+    with output_folder(folder, "centrality"), cli.progress() as bar:
         ranking = rank_pool(pool, budget, folder, bar)
         ranking.details["seconds"] = time.monotonic() - begin
         if folder is not None:
@@ -123,10 +123,10 @@ def rank(
 
 
 @contextmanager
-def output_folder(out: Path | None) -> Iterator[dict[str, Any]]:
+def output_folder(out: Path | None, method: str) -> Iterator[dict[str, Any]]:
     """Make the folder, hold its lock, and yield what its ranking.json has from before.
 
-    Raises InputError where the folder is a run's or another process selects into it.
+    Raises InputError where the folder is a run's, holds the ranking of another method, or is in use.
     """
     if out is None:
         yield {}
@@ -140,6 +140,8 @@ def output_folder(out: Path | None) -> Iterator[dict[str, Any]]:
         before: dict[str, Any] = {}
         with suppress(OSError, ValueError, TypeError):  # none, or one that is damaged
             before = dict(json.loads((out / "ranking.json").read_text()))
+        if before.get("method", method) != method:
+            raise InputError(f"{out} holds the ranking by {before['method']}; give another --out for that by {method}")
         yield before
 
 
