@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -58,6 +59,9 @@ def command_process() -> Iterator[None]:
     """Run the body as a command: invalid input ends in one sentence on stderr and exit code 2, warnings in one line."""
     tune_malloc()
     follow_parent()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *place: print(f"warning: {message}", file=sys.stderr)

@@ -26,7 +26,7 @@ class Log:
         self.file.truncate(state["metrics_bytes"])
         self.file.seek(0, 2)
         self.board: Any = None
-        with suppress(ImportError):
+        with suppress(ImportError, UnicodeError):  # not installed, or it cannot take the name of the folder
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(out), purge_step=state["step"] + 1 if state["step"] else None)

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -357,6 +358,27 @@ def refused(capsys, *args):
     error = capsys.readouterr().err
     assert "Traceback" not in error
     return error
+
+
+def test_schedulers_profilers_and_odd_names_do_not_matter(tmp_path):
+    """WORLD_SIZE is set by some schedulers, cProfile runs the module as __main__, the folder's name is not UTF-8."""
+    out = os.fsencode(tmp_path / "run-") + b"\xff"
+    command = [sys.executable, "-m", "cProfile", "-o", tmp_path / "profile", "-m", "crgan.train", *FLAGS]
+    command += ["--steps", "2", "--out", out]
+    done = subprocess.run(command, env=os.environ | {"WORLD_SIZE": "2", "RANK": "1"}, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (Path(os.fsdecode(out)) / "traversal.png").exists()
+
+
+def test_a_missing_permission_is_no_damage(tmp_path, small_scores, monkeypatch):
+    train(TINY, tmp_path / "run", "cpu")
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(PermissionError, match=r"model\.safetensors"):
+        load(tmp_path / "run")
 
 
 def test_mistakes_end_in_one_sentence(tmp_path, capsys):
