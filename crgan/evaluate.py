@@ -45,7 +45,7 @@ def evaluate(
     if not runs or not asked:
         raise InputError(f"no {'metric' if runs else 'RUN'} is given; expected RUN... --metrics NAME...")
     models = open_models(runs, cli.device(device))
-    folders = [out or Path(model.name) for model in models]
+    folders = [Path(out or model.name).expanduser() for model in models]
     if missing := [str(folder) for folder in folders if out is None and not folder.is_dir()]:
         raise InputError(f"{missing[0]} is no folder to write metrics.json into; give --out DIR")
     results: dict[str, Any] = {}
