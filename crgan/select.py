@@ -78,6 +78,7 @@ def select(
     if with_labels and (dataset is None or "factor_vae" not in metrics.applicable(dataset)):
         raise InputError("--with-labels needs a data set with two factors or more; give --data NAME")
     labels = {"data": dataset.name, "root": root and str(root.resolve()), "seed": seed} if with_labels else None
+    print(f"ranking {len(pool.models)} models by {method}: {ray or pool.device}, into {out}", flush=True)
     with output_folder(out, method) as before, cli.progress() as bar:
         if method == "centrality":
             ranking = rank_pool(pool, budget, out, bar)
