@@ -44,20 +44,20 @@ def evaluate(
     asked = [name for text in metrics_ for name in text.split(",") if name]
     if not runs or not asked:
         raise InputError(f"no {'metric' if runs else 'RUN'} is given; expected RUN... --metrics NAME...")
-    models = open_models(runs, place := cli.device(device))
+    models = open_models(runs, torch_device := cli.device(device))
     folders = [Path(out or model.name).expanduser() for model in models]
     if missing := [str(folder) for folder in folders if out is None and not folder.is_dir()]:
         raise InputError(f"{missing[0]} is no folder to write metrics.json into; give --out DIR")
-    cli.announce(f"scoring {len(models)} models", place, protocol=protocol)
+    cli.announce(f"scoring {len(models)} models", torch_device, protocol=protocol)
     results: dict[str, Any] = {}
     load = cache(datasets.load)
     with cli.progress() as bar:
         for model, folder in zip(models, folders):
             config = getattr(model.model, "cfg", None)
-            name, folder_of_data = (data, root) if data or not config else (config.data, root or config.root)
+            name, data_root = (data, root) if data or not config else (config.data, root or config.root)
             if name is None:
                 raise InputError(f"{model.name} does not say which data it was trained on; give --data NAME")
-            dataset = load(name, folder_of_data)
+            dataset = load(name, data_root)
             names = metrics.metric_names(asked, dataset, model)
             head = {"data": dataset.name, "source": dataset.source, "protocol": protocol, "seed": seed}
             file, key = folder / "metrics.json", model.cache_key

@@ -51,9 +51,9 @@ def train(
     process with exit code 128 plus that number. KeyboardInterrupt saves and passes through. Raises InputError for
     invalid input, OSError where the folder or the disk refuse.
     """
-    place, out = cli.device(device), Path(out).expanduser()
+    torch_device, out = cli.device(device), Path(out).expanduser()
     dataset = datasets.load(cfg.data, cfg.root) if data is None else data
-    cfg = checkpoint.resolve(checkpoint.continued_config(out, cfg, dataset.identity), place, dataset.image_shape)
+    cfg = checkpoint.resolve(checkpoint.continued_config(out, cfg, dataset.identity), torch_device, dataset.image_shape)
     out.mkdir(parents=True, exist_ok=True)
     threads = torch.get_num_threads()
     with lock(out, timeout=5) as acquired, float32_defaults():
@@ -61,9 +61,9 @@ def train(
             raise InputError(f"another process trains in {out}; wait for its end, or give another --out")
         torch.set_num_threads(cfg.threads)
         try:
-            made = f"{cfg.data} ({dataset.source})"
-            cli.announce(f"training on {made}", place, precision=cfg.precision, ops=ops.describe(place), into=out)
-            run = _start(cfg, out, place, dataset, build, start_from)
+            doing, impl = f"training on {cfg.data} ({dataset.source})", ops.describe(torch_device)
+            cli.announce(doing, torch_device, precision=cfg.precision, ops=impl, into=out)
+            run = _start(cfg, out, torch_device, dataset, build, start_from)
             with closing(run.log):
                 if run.step < cfg.steps:
                     _loop(run, checkpoint_every, cuda_graph, stopped)
