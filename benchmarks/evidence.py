@@ -2,7 +2,13 @@
 
 Pools on the `squares` data, with the paper's own information loss: InfoGAN-CR and InfoGAN from one trunk per seed, and
 FactorVAE with four weights of the total correlation. Runs public commands only. The same command continues; --dry-run
-prints the commands. Writes results.json, results.md and two plots.
+prints the commands. Writes results.json, results.md and plots. `--publish FILE` writes the tables of a results.json
+into README.md and docs/results.md, between the marks that are there.
+
+The paper's own dSprites networks and losses, at a fifth of the schedule (4 hours of a core for each of the two seeds):
+
+    python -m benchmarks.evidence --out DIR --seeds 2 --vae-seeds 0 \\
+        --gan "dsprites --steps 64512 --cr-start 57600 --eval-every 5000"
 """
 
 import argparse
@@ -10,6 +16,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -39,14 +46,22 @@ SELECTION = "--groups 250 --scale-samples 10000"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the runs and the results")
+    parser.add_argument("--out", type=Path, help="folder for the runs and the results")
+    parser.add_argument("--gan", default=GAN, help="preset and flags of InfoGAN-CR")
     parser.add_argument("--seeds", type=int, default=10, help="seeds of the GANs")
     parser.add_argument("--vae-seeds", type=int, default=3, help="seeds of each FactorVAE")
     parser.add_argument("--vae-steps", type=int, default=6000)
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
-    parser.add_argument("--extra", default="", help="further flags for every GAN, for a quick trial")
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument(
+        "--publish", type=Path, metavar="FILE", help="a results.json, for README.md and docs/results.md"
+    )
     given = parser.parse_args()
+    if given.publish:
+        publish(json.loads(given.publish.read_text()))
+        return
+    if given.out is None:
+        parser.error("expected --out DIR, or --publish FILE")
     out = given.out.resolve()
     pools = plan(out, given)
     if given.dry_run:
@@ -58,7 +73,7 @@ def main() -> None:
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (out / "results.md").write_text(report(results))
     plot(out, results)
-    print(f"wrote results.json, results.md, pairs.png and selection.png to {out}")
+    print(f"wrote results.json, results.md and evidence.png to {out}")
 
 
 # ---------------------------------------------------------------- commands
@@ -70,7 +85,7 @@ def plan(out: Path, given: argparse.Namespace) -> dict[str, list[Path]]:
     chains: list[list[str]] = []  # commands that follow each other
     for seed in range(given.seeds):
         on, off = out / f"infogan-cr-{seed}", out / f"infogan-{seed}"
-        flags = f"{GAN} {given.extra} --seed {seed}"
+        flags = f"{given.gan} --seed {seed}"
         chains.append([
             f"train {flags} --out {shlex.quote(str(on))}",
             f"train {flags} --cr-weight 0 --from {shlex.quote(str(on))} --out {shlex.quote(str(off))}",
@@ -86,6 +101,7 @@ def plan(out: Path, given: argparse.Namespace) -> dict[str, list[Path]]:
     if given.dry_run:
         print("\n".join(f"python -m crgan.{command}" for chain in chains for command in chain))
         return pools
+    pools = {name: pool for name, pool in pools.items() if pool}
     begin, done = time.monotonic(), 0
 
     def follow(chain: list[str]) -> None:
@@ -133,7 +149,7 @@ def select(out: Path, pools: dict[str, list[Path]]) -> dict[str, dict[str, dict]
             if name != "all" and method == "centrality":
                 folder.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(out / "selection" / "all-centrality" / "scores.h5", folder / "scores.h5")
-            flags = SELECTION if method == "centrality" else "--data squares"
+            flags = SELECTION if method == "centrality" else ""
             runs = " ".join(shlex.quote(str(run)) for run in pool)
             crgan(f"select {runs} --method {method} {flags} --out {shlex.quote(str(folder))}", out / "log.txt")
             rankings.setdefault(name, {})[method] = json.loads((folder / "ranking.json").read_text())
@@ -146,11 +162,14 @@ def select(out: Path, pools: dict[str, list[Path]]) -> dict[str, dict[str, dict]
 
 def collect(out: Path, pools: dict[str, list[Path]], selections: dict[str, dict[str, dict]]) -> dict:
     """Gather scores and choices into what results.json holds."""
-    scores = {}
+    scores, curves, seconds = {}, {}, 0.0
     for run in (run for pool in pools.values() for run in pool):
         entries = next(reversed(json.loads((run / "metrics.json").read_text()).values()))
         found = next(entry["metrics"] for entry in entries if entry["protocol"] == "paper")
         scores[run.name] = {name: found[name][part] for name, (part, _) in METRICS.items()}
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        curves[run.name] = [(row["step"], row["factor_vae"]) for row in rows if "factor_vae" in row]
+        seconds += json.loads(next(run.glob("checkpoint/step-*/state.json")).read_text())["seconds"]
     chosen = {}
     for pool, methods in selections.items():
         for method, ranking in methods.items():
@@ -164,14 +183,19 @@ def collect(out: Path, pools: dict[str, list[Path]], selections: dict[str, dict[
                 "best": float(np.max(truth["factor_vae"])),
                 "rank_correlation": {m: correlation(order, truth[m]) for m in ("factor_vae", "mig", "dci")},
             }
+            seconds += ranking["seconds"]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     return {
+        "data": json.loads((out / "infogan-cr-0" / "config.json").read_text())["config"]["data"],
         "commit": commit,
-        "machine": f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}",
+        "machine": f"{os.cpu_count()} cores, {processor[1] if processor else platform.machine()}",
+        "hours_of_one_core": seconds / 3600,
         "date": time.strftime("%Y-%m-%d"),
         "command": f"python -m benchmarks.evidence {shlex.join(sys.argv[1:])}",
         "pools": {name: [run.name for run in pool] for name, pool in pools.items()},
         "scores": scores,
+        "curves": curves,
         "selection": chosen,
     }
 
@@ -185,45 +209,39 @@ def _pairs(results: dict, metric: str) -> list[np.ndarray]:
     return [np.array([scores[run][metric] for run in pools[pool]]) for pool in ("InfoGAN-CR", "InfoGAN")]
 
 
+def mean_and_error(values: np.ndarray) -> tuple[float, float]:
+    error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(values.mean()), float(error)
+
+
 def paired(results: dict, metric: str) -> dict:
     """Compare InfoGAN-CR with InfoGAN seed by seed: mean difference, standard error, sign test."""
     on, off = _pairs(results, metric)
-    difference = on - off
-    ahead, behind = int((difference > 0).sum()), int((difference < 0).sum())
+    ahead, behind = int((on > off).sum()), int((on < off).sum())
     p = binomtest(ahead, ahead + behind).pvalue if ahead + behind else 1.0
-    error = float(difference.std(ddof=1) / math.sqrt(len(difference))) if len(difference) > 1 else math.nan
-    return {"mean": float(difference.mean()), "error": error, "ahead": ahead, "behind": behind, "p": float(p)}
+    mean, error = mean_and_error(on - off)
+    return {"mean": mean, "error": error, "ahead": ahead, "behind": behind, "p": float(p)}
 
 
-def report(results: dict) -> str:
-    """Write the two tables and one sentence per claim, in Markdown."""
+def score_table(results: dict) -> list[str]:
+    """Tabulate the seven metrics of each pool, and what the regularizer changes."""
     labels = [label for _, label in METRICS.values()]
-    lines = [
-        "# Evidence on `squares`",
-        "",
-        f"`{results['command']}`, commit {results['commit']}, {results['machine']}, {results['date']}.",
-        "Scores in the paper protocol, mean ± standard error over the models of a pool.",
-        "",
-        "| pool | models | " + " | ".join(labels) + " |",
-        "|---" * (len(labels) + 2) + "|",
-    ]
+    lines = ["| pool | models | " + " | ".join(labels) + " |", "|---" * (len(labels) + 2) + "|"]
     for pool, runs in results["pools"].items():
-        cells = []
-        for metric in METRICS:
-            values = np.array([results["scores"][run][metric] for run in runs])
-            cells.append(f"{values.mean():.3f} ± {values.std(ddof=1) / math.sqrt(len(values)):.3f}")
-        lines.append(f"| {pool} | {len(runs)} | " + " | ".join(cells) + " |")
+        values = [np.array([results["scores"][run][metric] for run in runs]) for metric in METRICS]
+        cells = " | ".join("{:.3f} ± {:.3f}".format(*mean_and_error(column)) for column in values)
+        lines.append(f"| {pool} | {len(runs)} | {cells} |")
     rows = [paired(results, metric) for metric in METRICS]
-    lines.append("| CR on − off | pairs | " + " | ".join(f"{r['mean']:+.3f} ± {r['error']:.3f}" for r in rows) + " |")
-    lines.append(
-        "| ahead / behind | (sign test) | "
-        + " | ".join(f"{r['ahead']} / {r['behind']} (p = {r['p']:.3f})" for r in rows)
-        + " |"
-    )
-    lines += [
-        "",
-        "| pool | method | chosen | mean | best | MIG | DCI | rank correlation with FactorVAE, MIG, DCI |",
-        "|---|---|---|---|---|---|---|---|",
+    differences = " | ".join(f"{row['mean']:+.3f} ± {row['error']:.3f}" for row in rows)
+    signs = " | ".join(f"{row['ahead']} / {row['behind']} (p = {row['p']:.3f})" for row in rows)
+    return [*lines, f"| CR on − off | pairs | {differences} |", f"| ahead / behind | (sign test) | {signs} |"]
+
+
+def selection_table(results: dict) -> list[str]:
+    """Tabulate what each method chose from each pool, and how it orders the models."""
+    lines = [
+        "| pool | method | chosen | mean | best | its MIG | its DCI | rank correlation: FactorVAE, MIG, DCI |",
+        "|---" * 8 + "|",
     ]
     for pool, methods in results["selection"].items():
         for method, row in methods.items():
@@ -232,65 +250,121 @@ def report(results: dict) -> str:
             values = [row[name] for name in ("factor_vae_of_winner", "mean", "best", "mig_of_winner", "dci_of_winner")]
             cells = " | ".join(f"{value:.3f}" for value in values)
             lines.append(f"| {pool} | {METHODS[method]} | {cells} | {ranks} |")
-    return "\n".join([*lines, "", *claims(results)]) + "\n"
+    return lines
 
 
-def claims(results: dict) -> list[str]:
-    """Say of each claim, in one sentence, whether these figures support it."""
+PAPER = ("0.82 to 0.88", "0.92 where the mean is 0.88", "VAEs: 0.84, UDR (Lasso) 0.81", "0.92, FactorVAE 0.84")
+
+
+def claims(results: dict) -> list[tuple[str, str, str, str]]:
+    """Return of each claim: the claim, whether these scores support it, the paper's scores on dSprites, and these."""
     pair = paired(results, "factor_vae")
-    verdict = "holds" if pair["mean"] > 0 and pair["p"] < 0.05 else "is not shown"
-    first = (
-        f"1. The regularizer disentangles better than InfoGAN without it: **{verdict}** here. FactorVAE score "
-        f"{pair['mean']:+.3f} ± {pair['error']:.3f}, ahead in {pair['ahead']} pairs, behind in {pair['behind']} "
-        f"(sign test p = {pair['p']:.3f})."
-    )
-    parts, better = [], 0
-    for pool in results["pools"]:
-        methods = results["selection"][pool]
-        own, others = methods["centrality"], [methods[m] for m in METHODS if m != "centrality"]
-        regret = own["best"] - own["factor_vae_of_winner"]
-        better += all(own["factor_vae_of_winner"] >= other["factor_vae_of_winner"] for other in others)
-        parts.append(f"{pool}: {own['factor_vae_of_winner']:.3f} of at most {own['best']:.3f} (mean {own['mean']:.3f})")
-        parts[-1] += "" if regret > 0.02 else ", within 0.02 of the best"
-    second = (
-        "2. ModelCentrality picks a model close to the best of its pool: "
-        + "; ".join(parts)
-        + f". It chooses at least as well as both UDR variants in {better} of {len(parts)} pools."
-    )
-    gan, vae = (
-        results["selection"][pool]["centrality"]["factor_vae_of_winner"] for pool in ("InfoGAN-CR", "FactorVAE")
-    )
-    third = (
-        f"3. Both together win: InfoGAN-CR with ModelCentrality has {gan:.3f}, FactorVAE with it {vae:.3f}; "
-        f"the claim **{'holds' if gan > vae else 'does not hold'}** here."
-    )
-    return [first, second, third]
+    on, off = (values.mean() for values in _pairs(results, "factor_vae"))
+    chosen = {pool: {m: row["factor_vae_of_winner"] for m, row in methods.items()} for pool, methods in
+              results["selection"].items()}  # fmt: skip
+    pools = list(results["pools"])
+    best = {pool: results["selection"][pool]["centrality"]["best"] for pool in pools}
+    close = sum(best[pool] - chosen[pool]["centrality"] <= 0.05 for pool in pools)
+    lead = [chosen[pool]["centrality"] - max(chosen[pool][m] for m in METHODS if m != "centrality") for pool in pools]
+    ahead, behind = sum(value > 0 for value in lead), sum(value < 0 for value in lead)
+    found = [
+        (
+            "the regularizer helps",
+            "does not hold" if pair["mean"] <= 0 else "holds" if pair["p"] < 0.05 else "not significant",
+            f"{off:.3f} to {on:.3f}, by {pair['mean']:.3f} ± {pair['error']:.3f} (p = {pair['p']:.3f})",
+        ),
+        (
+            "ModelCentrality picks well",
+            "holds" if close == len(pools) else f"in {close} of {len(pools)} pools",
+            "; ".join(f"{chosen[pool]['centrality']:.3f} of at most {best[pool]:.3f}" for pool in pools),
+        ),
+        (
+            "it picks better than UDR",
+            "holds" if ahead == len(pools) else "not shown" if not behind else "does not hold",
+            f"ahead of both UDR variants in {ahead} of {len(pools)} pools, behind one in {behind}",
+        ),
+    ]
+    if "FactorVAE" in pools:
+        ours, theirs = (chosen[pool]["centrality"] for pool in ("InfoGAN-CR", "FactorVAE"))
+        verdict = "holds" if ours > theirs else "does not hold"
+        found.append(("both together win", verdict, f"{ours:.3f}, FactorVAE {theirs:.3f}"))
+    return [(claim, verdict, theirs, ours) for (claim, verdict, ours), theirs in zip(found, PAPER)]
+
+
+def claim_table(results: dict) -> list[str]:
+    """Tabulate the claims, the paper's FactorVAE scores beside these."""
+    lines = [f"| claim | here | paper, dSprites | here, {results['data']} |", "|---|---|---|---|"]
+    return lines + [
+        f"| {claim} | **{verdict}** | {theirs} | {ours} |" for claim, verdict, theirs, ours in claims(results)
+    ]
+
+
+def origin(results: dict) -> list[str]:
+    return [
+        f"`{results['command']}`, commit {results['commit']}, {results['date']},",
+        f"{results['hours_of_one_core']:.1f} hours of one core ({results['machine']}). Pools: "
+        + ", ".join(f"{len(runs)} {pool}" for pool, runs in results["pools"].items())
+        + ".",
+    ]
+
+
+def blocks(results: dict) -> dict[str, list[str]]:
+    return {
+        "claims": [*origin(results), "", *claim_table(results)],
+        "scores": [*score_table(results), "", *selection_table(results)],
+    }
+
+
+def report(results: dict) -> str:
+    """Write the claims and the two tables, in Markdown."""
+    about = "FactorVAE scores and all others in the paper protocol, mean ± standard error over the models of a pool."
+    parts = [
+        f"# Evidence on `{results['data']}`",
+        "",
+        about,
+        "",
+        *(line for part in blocks(results).values() for line in [*part, ""]),
+    ]
+    return "\n".join(parts)
+
+
+def publish(results: dict, root: Path = Path(__file__).parents[1]) -> None:
+    """Write the tables between the marks <!-- NAME --> and <!-- end NAME --> of README.md and docs/results.md."""
+    for path in (root / "README.md", root / "docs" / "results.md"):
+        text = path.read_text()
+        for name, lines in blocks(results).items():
+            begin, end = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
+            if begin in text:
+                before, _, rest = text.partition(begin)
+                text = before + begin + "\n".join(lines) + end + rest.partition(end)[2]
+        path.write_text(text)
 
 
 def plot(out: Path, results: dict) -> None:
-    """Draw the pairs of runs, and centrality against the supervised score."""
+    """Draw the pairs of runs, centrality against the supervised score, and the scores while training."""
     from matplotlib.figure import Figure
 
+    figure = Figure((13, 4), layout="constrained")
+    pairs, choice, curves = figure.subplots(1, 3, width_ratios=(2, 3, 3))
     on, off = _pairs(results, "factor_vae")
-    figure = Figure((4.5, 4), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], np.stack([off, on]), color="#0072B2", marker="o", alpha=0.7)
-    axes.set(xticks=[0, 1], xticklabels=["InfoGAN", "InfoGAN-CR"], ylabel="FactorVAE score", xlim=(-0.3, 1.3))
-    axes.set_title("each line is one trunk")
-    figure.savefig(out / "pairs.png", dpi=120)
+    pairs.plot([0, 1], np.stack([off, on]), color="#0072B2", marker="o", alpha=0.7)
+    pairs.set(xticks=[0, 1], xticklabels=["InfoGAN", "InfoGAN-CR"], ylabel="FactorVAE score", xlim=(-0.3, 1.3))
+    pairs.set_title("each line is one trunk")
     ranking = json.loads((out / "selection" / "all-centrality" / "ranking.json").read_text())
-    figure = Figure((5, 4), layout="constrained")
-    axes = figure.subplots()
+    centrality = {Path(model["name"]).name: model["score"] for model in ranking["models"]}
     for (pool, runs), color in zip(results["pools"].items(), ("#0072B2", "#E69F00", "#009E73")):
-        points = [
-            (model["score"], results["scores"][Path(model["name"]).name]["factor_vae"])
-            for model in ranking["models"]
-            if Path(model["name"]).name in runs
-        ]
-        axes.scatter(*zip(*points), label=pool, color=color)
-    axes.set(xlabel="ModelCentrality, all models in one pool", ylabel="FactorVAE score")
-    axes.legend()
-    figure.savefig(out / "selection.png", dpi=120)
+        choice.scatter(
+            [centrality[run] for run in runs],
+            [results["scores"][run]["factor_vae"] for run in runs],
+            label=pool,
+            color=color,
+        )
+        for run in runs:
+            curves.plot(*zip(*results["curves"][run]), color=color, alpha=0.6, linewidth=1)
+    choice.set(xlabel="ModelCentrality, all models in one pool", ylabel="FactorVAE score")
+    choice.legend()
+    curves.set(xlabel="step", ylabel="FactorVAE score")
+    figure.savefig(out / "evidence.png", dpi=110)
 
 
 if __name__ == "__main__":
