@@ -35,11 +35,12 @@ from .files import flush, named_errors, write_atomically, write_json
 from .models import Build, Model, Optimisers, Shape, build_model
 
 BEFORE_CR = "before-cr"
-FREE = {"root", "eval_every"}
-"""Fields that may change when a run continues. The root says where the data are, not what they are."""
-FREE_AFTER_TRUNK = FREE | {"steps", "cr_weight", "gap", "gap_switch", "gap_after", "h_norm", "lr_h", "threads"}
-"""Fields that may differ between a run and the trunk that it starts from."""
+STEPS = "step-" + 9 * "[0-9]"  # checkpoints, but not a user's copies, whose names differ
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+# Fields that may change when a run continues. The root says where the data are, not what they are.
+FREE = {"root", "eval_every"}
+# Fields that may differ between a run and the trunk that it starts from.
+FREE_AFTER_TRUNK = FREE | {"steps", "cr_weight", "gap", "gap_switch", "gap_after", "h_norm", "lr_h", "threads"}
 
 
 def load(run: str | Path, device: str | torch.device = "cpu", build: Build | None = None) -> Model:
@@ -181,12 +182,7 @@ class Log:
 
 def latest(run: Path) -> Path | None:
     """Return the folder of the newest whole checkpoint of a run."""
-    return max(_checkpoints(run), default=None)
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run, but not a user's copies, whose names differ."""
-    return list((run / "checkpoint").glob("step-" + 9 * "[0-9]"))
+    return max((run / "checkpoint").glob(STEPS), default=None)
 
 
 def diverged(run: Path, what: str) -> InputError:
@@ -220,18 +216,18 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
         shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     flush(final.parent)
-    for folder in _checkpoints(run):
-        if not name and folder != final:
+    if not name:
+        for folder in {*final.parent.glob(STEPS)} - {final}:
             shutil.rmtree(folder)
     return final
 
 
-def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: str = "none") -> dict[str, Any]:
-    """Load a checkpoint, but not the network `skip`, in place; return its state. Raises InputError if it is damaged."""
+def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Load a checkpoint in place, but for the networks `skip`; return its state. Raises InputError if it is damaged."""
     _load_model(model, folder, skip)
     saved = read(path := folder / "optimisers.safetensors", deserialise)
     for name, optimiser in optimisers.items():
-        if f"{name}.0.step" not in saved or name == skip:  # H has none while the regularizer is off
+        if f"{name}.0.step" not in saved or name in skip:  # H has none while the regularizer is off
             continue
         for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
             try:
@@ -247,7 +243,7 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: str = 
     return state
 
 
-def _load_model(model: nn.Module, folder: Path, skip: str = "none") -> None:
+def _load_model(model: nn.Module, folder: Path, skip: tuple[str, ...] = ()) -> None:
     path = folder / "model.safetensors"
     saved = {key: value for key, value in read(path, deserialise).items() if not key.startswith(skip)}
     saved |= {key: value for key, value in model.state_dict().items() if key.startswith(skip)}

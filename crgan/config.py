@@ -114,14 +114,13 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
     def __post_init__(self):
         for name, hint in get_type_hints(Config).items():
             value, types = getattr(self, name), get_args(hint) or (hint,)
+            least, end = _LIMITS.get(name, (0, inf))
             if get_origin(hint) is Literal:
                 if value not in types:
                     raise InputError(f"{name} is {value!r}; expected one of {', '.join(types)}")
             elif not isinstance(value, (*types, int) if float in types else types):
                 raise InputError(f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in types)}")
-        for name, value in vars(self).items():
-            least, end = _LIMITS.get(name, (0, inf))
-            if isinstance(value, int | float) and name != "g_bias" and not least <= value < end:  # a NaN fails too
+            elif isinstance(value, int | float) and not least <= value < end:  # a NaN fails too
                 raise InputError(f"{name} is {value}; expected a number in [{least}, {end})")
         if self.cr_weight and self.num_codes > 256:
             raise InputError(f"num_codes is {self.num_codes}; expected at most 256 with the contrastive regularizer")
@@ -166,9 +165,9 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
         return cls(**values)
 
 
-_LIMITS = {name: (1, inf) for name in ("width", "hidden", "steps", "g_steps", "r1_every", "eval_every")}
-_LIMITS |= {"num_codes": (2, inf), "batch_size": (2, inf), "seed": (0, 2**31)}
-_LIMITS |= {"beta1": (0, 1), "beta2": (0, 1), "ema": (0, 1), "gap": (0, 2), "gap_after": (0, 2)}
+_LIMITS: dict[str, tuple[float, float]] = {"seed": (0, 2**31), "g_bias": (-inf, inf), "num_codes": (2, inf)}
+_LIMITS |= {name: (1, inf) for name in ("width", "hidden", "steps", "g_steps", "r1_every", "eval_every")}
+_LIMITS |= {"batch_size": (2, inf), "beta1": (0, 1), "beta2": (0, 1), "ema": (0, 1), "gap": (0, 2), "gap_after": (0, 2)}
 TOPICS = (Data, Networks, Losses, Schedule, Optimiser, Run)
 Config.__doc__ = "\n".join([Config.__doc__ or "", *map(inspect.getsource, TOPICS)])
 

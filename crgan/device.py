@@ -30,11 +30,11 @@ def exact_arithmetic() -> Iterator[None]:
 
 
 @contextmanager
-def float32_defaults() -> Iterator[None]:
-    """Context manager: tensors are made in float32, whatever the caller's default dtype is."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
+def plain_defaults() -> Iterator[None]:
+    """Context manager: tensors are made in float32 on the CPU, whatever the caller's defaults are."""
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":  # else it would slow every call for nothing
+            stack.enter_context(torch.device("cpu"))
         yield
-    finally:
-        torch.set_default_dtype(dtype)

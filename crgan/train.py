@@ -18,14 +18,13 @@ from . import checkpoint, cli, metrics, ops, pictures
 from . import data as datasets
 from .config import PRESETS, TOPICS, Config, Phase
 from .data.batches import RealImages
-from .device import exact_arithmetic, float32_defaults
+from .device import exact_arithmetic, plain_defaults
 from .errors import InputError, check_name
 from .files import lock
 from .models import ALGORITHMS, Build, InfoGAN, Model, build_model
 from .models.infogan import restart_h
 
-LOG_EVERY = 100
-"""Steps between two lines of losses in metrics.jsonl."""
+LOG_EVERY = 100  # steps between two lines of losses in metrics.jsonl
 Losses = dict[str, Tensor]
 
 
@@ -68,7 +67,7 @@ def fit(
     with ExitStack() as stack:
         if not stack.enter_context(lock(out, timeout=5)):
             raise InputError(f"another process trains in {out}; wait for its end, or give another --out")
-        stack.enter_context(float32_defaults())
+        stack.enter_context(plain_defaults())
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(cfg.threads)
         doing, impl = f"training on {cfg.data} ({dataset.source})", ops.describe(torch_device)
@@ -119,7 +118,7 @@ class Run:
             if not (folder := trunk / "checkpoint" / checkpoint.BEFORE_CR).is_dir():
                 raise InputError(f"{folder} is missing; expected --from RUN of a run whose regularizer has started")
             checkpoint.refuse_changes(trunk, cfg, checkpoint.FREE_AFTER_TRUNK)
-            state = checkpoint.restore(folder, self.model, self.optimisers, skip="contrastive")
+            state = checkpoint.restore(folder, self.model, self.optimisers, skip=("contrastive",))
             shutil.copyfile(trunk / "metrics.jsonl", out / "metrics.jsonl")
             about["from"] = str(trunk)
             print(f"starting from step {state['step']} of {trunk}, before its regularizer")

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-import torch
-
 from ..config import Config
-from ..device import float32_defaults
+from ..device import plain_defaults
 from . import infogan, vae
 from .infogan import InfoGAN
 from .model import Model, Optimisers
@@ -21,5 +19,5 @@ ALGORITHMS = {"infogan-cr": infogan, "factor-vae": vae, "beta-vae": vae, "beta-t
 
 def build_model(cfg: Config, image_shape: Shape, build: Build | None = None) -> Model:
     """Return the untrained model, in float32 on the CPU whatever torch's defaults are. The seed fixes its weights."""
-    with float32_defaults(), torch.device("cpu"):
+    with plain_defaults():
         return (build or (InfoGAN if cfg.model == "infogan-cr" else VAE))(cfg, image_shape)
