@@ -206,10 +206,7 @@ PRESETS: dict[str, Config] = {
     "mpi3d_toy": replace(_SCENES, data="mpi3d_toy", num_codes=7),
     "cars3d": replace(_SCENES, data="cars3d", num_codes=3),
     "smallnorb": replace(_SCENES, data="smallnorb", num_codes=4),
-    "mnist": replace(_PICTURES, data="mnist", num_noise=20),
-    "rmnist": replace(_PICTURES, data="rmnist", num_noise=20),
-    "rbmn": replace(_PICTURES, data="rbmn", num_noise=20),
-    "adrenalmnist3d": replace(_PICTURES, data="adrenalmnist3d", num_noise=20),
+    **{name: replace(_PICTURES, data=name, num_noise=20) for name in ("mnist", "rmnist", "rbmn", "adrenalmnist3d")},
     "folder": replace(_PICTURES, data="folder"),
     # The paper's settings, to the letter.
     "dsprites": _PAPER,
