@@ -1,8 +1,9 @@
 """Run folders without pickle: safetensors and JSON, whole or absent, enough to continue with the same bits.
 
-A run folder holds `config.json` and `checkpoint/step-<n>/` with `model.safetensors`, `optimisers.safetensors` and
-`state.json`. A checkpoint is written under a temporary name and renamed; only then is the previous one removed.
-`checkpoint/before-cr/` keeps the state just before the contrastive regularizer starts: the paper's InfoGAN (modified).
+A run folder holds `config.json`, `metrics.jsonl` and `checkpoint/step-<n>/` with `model.safetensors`,
+`optimisers.safetensors` and `state.json`. A checkpoint is written under a temporary name and renamed; only then is the
+previous one removed. `checkpoint/before-cr/` keeps the state just before the contrastive regularizer starts: the
+paper's InfoGAN (modified).
 """
 
 import json
@@ -12,29 +13,34 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
-from torch import Tensor, nn
+from torch import nn
 
 from .config import Config
-from .device import float32_defaults, has_bfloat16
+from .device import has_bfloat16
 from .errors import InputError
-from .files import flush, write_atomically, write_json
+from .files import flush, named_errors, write_atomically, write_json
 from .models import Build, Model, Optimisers, Shape, build_model
 
 BEFORE_CR = "before-cr"
-FREE = {"root", "eval_every"}
-"""Fields that may change when a run continues. The root says where the data are, not what they are."""
-FREE_AFTER_TRUNK = FREE | {"steps", "cr_weight", "gap", "gap_switch", "gap_after", "h_norm", "lr_h", "threads"}
-"""Fields that may differ between a run and the trunk that it starts from."""
+STEPS = "step-" + 9 * "[0-9]"  # checkpoints, but not a user's copies, whose names differ
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+# Fields that may change when a run continues. The root says where the data are, not what they are.
+FREE = {"root", "eval_every"}
+# Fields that may differ between a run and the trunk that it starts from.
+FREE_AFTER_TRUNK = FREE | {"steps", "cr_weight", "gap", "gap_switch", "gap_after", "h_norm", "lr_h", "threads"}
 
 
 def load(run: str | Path, device: str | torch.device = "cpu", build: Build | None = None) -> Model:
@@ -45,29 +51,21 @@ def load(run: str | Path, device: str | torch.device = "cpu", build: Build | Non
     checkpoint cannot be read.
     """
     run = Path(run).expanduser()
-    cfg, image_shape = read_config(run.parent.parent if run.name == BEFORE_CR else run)
-    model = new_model(cfg, image_shape, build)
-    folder = run if run.name == BEFORE_CR else latest(run)
+    before_cr = run.name == BEFORE_CR
+    cfg, image_shape = read_config(run.parent.parent if before_cr else run)
+    model = build_model(cfg, image_shape, build)
+    folder = run if before_cr else latest(run)
     if folder is None:
         raise InputError(f"{run} has no checkpoint yet; let its training continue, or leave it out")
     try:
-        _load_model(model, folder / "model.safetensors")
+        _load_model(model, folder)
     except InputError:
         if folder.exists():
             raise
         return load(run, device, build)  # training has just replaced this checkpoint by a newer one
-    if folder != run and (step := _step(folder)) < cfg.steps:
+    if not before_cr and (step := int(folder.name[5:])) < cfg.steps:
         warnings.warn(f"{run} has trained {step:,} of its {cfg.steps:,} steps", stacklevel=2)
     return model.for_use().to(device)
-
-
-def new_model(cfg: Config, image_shape: Shape, build: Build | None = None) -> Model:
-    """Return the untrained model, in float32 on the CPU whatever torch's defaults are."""
-    with float32_defaults(), torch.device("cpu"):
-        return (build or build_model)(cfg, image_shape)
-
-
-# ---------------------------------------------------------------- config.json
 
 
 def write_config(run: Path, cfg: Config, image_shape: Shape, about: dict[str, Any] | None = None) -> None:
@@ -76,11 +74,11 @@ def write_config(run: Path, cfg: Config, image_shape: Shape, about: dict[str, An
 
 
 def read_config(run: Path) -> tuple[Config, Shape]:
-    """Raises InputError if the folder holds no run, or its config.json is not of this version of crgan."""
+    """Return the configuration and the shape of the images; raise InputError if there is none of this version."""
     path = run / "config.json"
     if not path.is_file():
         raise InputError(f"{run} is no run folder: it has no config.json; expected the --out of python -m crgan.train")
-    content = read_json(path)
+    content = read(path)
     try:
         channels, height, width = content["image_shape"]
         return Config.from_json(content["config"]), (channels, height, width)
@@ -94,20 +92,26 @@ def continued_config(out: Path, cfg: Config, data_identity: str) -> Config:
     What `cfg` leaves to the machine, precision and threads, is taken from the run. Raises InputError if `out` holds
     something else, a run of another configuration, or one on other data.
     """
-    if not (out / "config.json").exists():
+    if latest(out) is None:  # new, or it failed before its first checkpoint
         found = out.iterdir() if out.is_dir() else [out] * out.exists()
-        if any(path.name[0] != "." for path in found):
+        if any(path.name[0] != "." for path in found) and not (out / "config.json").exists():
             raise InputError(f"{out} exists and is no run folder; move it away, or give another --out")
-        return cfg
-    if latest(out) is None:  # it failed before its first checkpoint
         return cfg
     before, _ = read_config(out)
     precision = before.precision if cfg.precision == "auto" else cfg.precision
     cfg = replace(cfg, precision=precision, threads=cfg.threads or before.threads)
-    _refuse_changes(out, before, cfg, FREE | {"steps"} if cfg.steps > before.steps else FREE)
-    if read_json(out / "config.json").get("data_identity", data_identity) != data_identity:
+    refuse_changes(out, cfg, FREE | {"steps"} if cfg.steps > before.steps else FREE)
+    if read(out / "config.json").get("data_identity", data_identity) != data_identity:
         raise InputError(f"the images of {cfg.data} have changed since {out} was trained; give another --out")
     return cfg
+
+
+def refuse_changes(run: Path, cfg: Config, free: set[str]) -> None:
+    """Raise InputError for a field that differs from the run's and is not `free` to."""
+    for name, old in vars(read_config(run)[0]).items():
+        if name not in free and (new := getattr(cfg, name)) != old:
+            flag = f"--{name.replace('_', '-')} {old}"
+            raise InputError(f"{run} has {name} = {old}, now it is {new}; give {flag}, or start anew in another --out")
 
 
 def resolve(cfg: Config, device: torch.device, image_shape: tuple[int, ...] | None = None) -> Config:
@@ -123,54 +127,62 @@ def resolve(cfg: Config, device: torch.device, image_shape: tuple[int, ...] | No
 
 def describe(cfg: Config, device: torch.device, dataset: Any) -> dict[str, Any]:
     """Return what config.json records of the data and of the machine."""
-    return {
-        "source": dataset.source,
-        "data_identity": dataset.identity,
-        "made_with": {
-            "crgan": version("crgan"),
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
-            "threads": cfg.threads,
-            "date": time.strftime("%Y-%m-%d %H:%M"),
-            "command": shlex.join(["python", "-m", "crgan.train", *sys.argv[1:]]),
-        },
+    made_with = {
+        "crgan": version("crgan"),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine() + " CPU",
+        "threads": cfg.threads,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "command": shlex.join(["python", "-m", "crgan.train", *sys.argv[1:]]),
     }
+    return {"source": dataset.source, "data_identity": dataset.identity, "made_with": made_with}
 
 
-def _refuse_changes(run: Path, before: Config, after: Config, free: set[str]) -> None:
-    """Raise InputError for a field that differs from the run's and is not `free` to."""
-    for name, old in vars(before).items():
-        if name not in free and (new := getattr(after, name)) != old:
-            flag = f"--{name.replace('_', '-')} {old}"
-            raise InputError(f"{run} has {name} = {old}, now it is {new}; give {flag}, or start anew in another --out")
+class Log:
+    """metrics.jsonl, one object per line, and the same values as TensorBoard events.
 
+    Continues after the last checkpoint: later lines are removed, as they will be written again.
+    """
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Raises InputError if the file holds no JSON object."""
-    try:
-        content = json.loads(path.read_text())
-        if isinstance(content, dict):
-            return content
-        raise ValueError("not an object")
-    except ValueError as error:
-        raise InputError(f"{path} is not readable JSON ({error}); restore it or start with a new --out") from None
+    def __init__(self, out: Path, state: dict[str, int]):
+        self.file = (out / "metrics.jsonl").open("a+", errors="replace")
+        if self.file.seek(0, 2) < state["metrics_bytes"]:
+            self.file.close()
+            raise InputError(f"{self.file.name} is shorter than at the checkpoint; restore it or give another --out")
+        self.file.truncate(state["metrics_bytes"])
+        self.board: Any = None
+        with suppress(ImportError, UnicodeError):  # not installed, or it cannot take the name of the folder
+            from torch.utils.tensorboard import SummaryWriter
 
+            self.board = SummaryWriter(str(out), purge_step=state["step"] + 1 if state["step"] else None)
 
-# ---------------------------------------------------------------- checkpoints
+    def write(self, step: int, values: dict[str, float], **pictures: Any) -> None:
+        if values:
+            with named_errors(self.file.name):
+                self.file.write(json.dumps({"step": step, **values}) + "\n")
+                self.file.flush()
+        if self.board:
+            for name, value in values.items():
+                self.board.add_scalar(name, value, step)
+            for name, picture in pictures.items():
+                self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    def size(self) -> int:
+        """Return the bytes of metrics.jsonl, which are on the disk: a checkpoint holds this number."""
+        if self.board:
+            self.board.flush()
+        flush(Path(self.file.name))
+        return Path(self.file.name).stat().st_size
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+        self.file.close()
 
 
 def latest(run: Path) -> Path | None:
     """Return the folder of the newest whole checkpoint of a run."""
-    return max(_checkpoints(run), key=_step, default=None)
-
-
-def _checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run, but not a user's copies, whose names differ."""
-    return [folder for folder in (run / "checkpoint").glob("step-*") if folder.name[5:].isdecimal()]
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name[5:])
+    return max((run / "checkpoint").glob(STEPS), default=None)
 
 
 def diverged(run: Path, what: str) -> InputError:
@@ -179,69 +191,62 @@ def diverged(run: Path, what: str) -> InputError:
 
 
 def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, Any], name: str = "") -> Path:
-    """Write the checkpoint of `state["step"]`, and remove the previous one once this one is whole.
+    """Write the checkpoint of `state["step"]`, and then remove the previous one. A checkpoint with a `name` is kept.
 
-    A checkpoint with a `name` is kept. Raises OSError if the disk is full and InputError if a weight is not finite; the
-    previous checkpoint then stays.
+    Raises OSError if the disk is full and InputError if a weight is not finite; the previous checkpoint then stays.
     """
-    tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
-    for key, value in tensors.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise diverged(run, f"after step {state['step']} the weights {key} are not finite")
+    weights = model.state_dict()
+    if wrong := [key for key, value in weights.items() if not value.isfinite().all()]:
+        raise diverged(run, f"after step {state['step']} the weights {wrong[0]} are not finite")
+    moments = {
+        f"{network}.{i}.{key}": value
+        for network, optimiser in optimisers.items()
+        for i, entry in optimiser.state_dict()["state"].items()
+        for key, value in entry.items()
+    }
     final = run / "checkpoint" / (name or f"step-{state['step']:09d}")
     temporary = final.with_name("incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    write_atomically(temporary / "model.safetensors", lambda path: path.write_bytes(serialise(tensors)))
-    moments = {
-        f"{name}.{i}.{key}": value.detach().contiguous()
-        for name, optimiser in optimisers.items()
-        for i, entry in optimiser.state_dict()["state"].items()
-        for key, value in entry.items()
-    }
-    write_atomically(temporary / "optimisers.safetensors", lambda path: path.write_bytes(serialise(moments)))
+    for file, tensors in (("model", weights), ("optimisers", moments)):
+        content = serialise({key: value.detach().contiguous() for key, value in tensors.items()})
+        write_atomically(temporary / f"{file}.safetensors", partial(Path.write_bytes, data=content))
     write_json(temporary / "state.json", state)
     if name:  # of the same step, if the run was killed after it
         shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     flush(final.parent)
-    for folder in _checkpoints(run):
-        if not name and folder != final:
+    if not name:
+        for folder in {*final.parent.glob(STEPS)} - {final}:
             shutil.rmtree(folder)
     return final
 
 
-def restore(folder: Path, model: nn.Module, optimisers: Optimisers, keep_h: bool = False) -> dict[str, Any]:
-    """Load a checkpoint in place, with `keep_h` all but H, and return its state.
-
-    Raises InputError if it is of another model or damaged.
-    """
-    _load_model(model, folder / "model.safetensors", keep_h)
-    wanted = {name: optimiser for name, optimiser in optimisers.items() if not (keep_h and name == "contrastive")}
-    _load_optimisers(wanted, folder / "optimisers.safetensors")
-    state = read_json(folder / "state.json")
+def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Load a checkpoint in place, but for the networks `skip`; return its state. Raises InputError if it is damaged."""
+    _load_model(model, folder, skip)
+    saved = read(path := folder / "optimisers.safetensors", deserialise)
+    for name, optimiser in optimisers.items():
+        if f"{name}.0.step" not in saved or name in skip:  # H has none while the regularizer is off
+            continue
+        for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+            try:
+                step, *moments = (saved[f"{name}.{i}.{key}"] for key in MOMENTS)
+                # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
+                moments = [torch.empty_like(parameter).copy_(value.view_as(parameter)) for value in moments]
+            except (KeyError, RuntimeError):
+                raise InputError(f"{path} is of another model: its {name}.{i} differs; give a new --out") from None
+            optimiser.state[parameter] = dict(zip(MOMENTS, [step.to(parameter.device), *moments]))
+    state = read(folder / "state.json")
     if not all(isinstance(state.get(name), int) for name in ("step", "metrics_bytes")):
         raise InputError(f"{folder / 'state.json'} is damaged: {state}; start with a new --out")
     return state
 
 
-def restore_trunk(run: Path, cfg: Config, model: nn.Module, optimisers: Optimisers) -> dict[str, Any]:
-    """Start from the state of `run` just before its regularizer: all but H is loaded. Returns that state.
-
-    Raises InputError if `run` has no such state, or `cfg` differs in more than the regularizer and the length.
-    """
-    folder = run / "checkpoint" / BEFORE_CR
-    if not folder.is_dir():
-        raise InputError(f"{folder} is missing; expected --from RUN of a run whose regularizer has started")
-    _refuse_changes(run, read_config(run)[0], cfg, FREE_AFTER_TRUNK)
-    return restore(folder, model, optimisers, keep_h=True)
-
-
-def _load_model(model: nn.Module, path: Path, keep_h: bool = False) -> None:
-    saved = _load_file(path)
-    if keep_h:
-        saved = {key: value for key, value in saved.items() if not key.startswith("contrastive.")}
-        saved |= {key: value for key, value in model.state_dict().items() if key.startswith("contrastive.")}
+def _load_model(model: nn.Module, folder: Path, skip: tuple[str, ...] = ()) -> None:
+    path = folder / "model.safetensors"
+    saved = {key: value for key, value in read(path, deserialise).items() if not key.startswith(skip)}
+    saved |= {key: value for key, value in model.state_dict().items() if key.startswith(skip)}
     try:
         model.load_state_dict(saved)
     except RuntimeError as error:
@@ -249,26 +254,12 @@ def _load_model(model: nn.Module, path: Path, keep_h: bool = False) -> None:
         raise InputError(f"{path} is of another model: {what} Start with a new --out, or give build") from None
 
 
-def _load_optimisers(optimisers: Optimisers, path: Path) -> None:
-    saved = _load_file(path)
-    for name, optimiser in optimisers.items():
-        if f"{name}.0.step" not in saved:  # H has none while the regularizer is off
-            continue
-        content = optimiser.state_dict()
-        for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            entry = {key: saved.get(f"{name}.{i}.{key}", torch.empty(0)) for key in MOMENTS}
-            if any(value.dim() and value.shape != parameter.shape for value in entry.values()):
-                raise InputError(f"{path} is of another model: its {name}.{i} differs; start with a new --out")
-            # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
-            content["state"][i] = {
-                key: torch.empty_like(parameter).copy_(value) if value.dim() else value.to(parameter.device)
-                for key, value in entry.items()
-            }
-        optimiser.load_state_dict(content)
-
-
-def _load_file(path: Path) -> dict[str, Tensor]:
+def read(path: Path, parse: Callable[[bytes], Any] = json.loads) -> dict[str, Any]:
+    """Return the content of a file, JSON unless `parse` says otherwise; raise InputError if it is damaged."""
     try:
-        return deserialise(path.read_bytes())
-    except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"{path} cannot be read as a checkpoint ({error}); restore it or give a new --out") from None
+        content = parse(path.read_bytes())
+        if isinstance(content, dict):
+            return content
+        raise ValueError("it holds no object")
+    except (FileNotFoundError, ValueError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read ({error}); restore it or start with a new --out") from None

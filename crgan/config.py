@@ -1,5 +1,9 @@
-"""The configuration of a training run, and a table of presets: one row per published or shipped setting."""
+"""The configuration of a training run, and a table of presets: one row per published or shipped setting.
 
+The comment of a field is its documentation: `crgan train --help` and `help(crgan.Config)` show it.
+"""
+
+import inspect
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -19,138 +23,84 @@ class Phase(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """Data: what the model is trained on.
+    """Data: what the model is trained on."""
 
-    Args:
-        data: Name of the data set: one of crgan.data.NAMES.
-        root: Folder of the published files. None: draw the images from their factors.
-        batch_size: Images per batch, and pairs per traversal batch.
-    """
-
-    data: str = "dsprites"
-    root: str | None = None
-    batch_size: int = 64
+    data: str = "dsprites"  # Name of the data set: one of crgan.data.NAMES.
+    root: str | None = None  # Folder of the published files. None: draw the images from their factors.
+    batch_size: int = 64  # Images per batch, and pairs per traversal batch.
 
 
 @dataclass(frozen=True)
 class Networks:
-    """Networks: the model and its layers.
+    """Networks: the model and its layers."""
 
-    Args:
-        model: Algorithm: InfoGAN-CR or a variational autoencoder. VAEs use lr_g for encoder and decoder.
-        num_codes: K, number of codes c_i ~ U(-1, 1).
-        num_noise: Z, number of noise inputs z_i ~ U(-1, 1).
-        network: conv4: 4x4 convolutions and a fully connected layer. dcgan: 5x5 convolutions and tanh images.
-        width: Channels of the first convolution; deeper layers have multiples of it.
-        hidden: Units of the fully connected layers of conv4.
-        spectral_norm: Layers of D and Q under spectral norm: all, all but the heads, or none.
-        h_norm: Normalisation of H, except its last layer.
-        init: First weights: N(0, 0.02) (paper), or N(0, 2 / fan-in) with a dark output layer.
-        g_bias: None: G's fully connected layers activate before batch norm (paper). A number: batch norm comes
-            first and starts with this bias. Above 1 the ReLUs are nearly linear at the start.
-    """
-
+    # Algorithm: InfoGAN-CR or a variational autoencoder. VAEs use lr_g for encoder and decoder.
     model: Literal["infogan-cr", "factor-vae", "beta-vae", "beta-tcvae"] = "infogan-cr"
-    num_codes: int = 5
-    num_noise: int = 5
-    network: Literal["conv4", "dcgan"] = "conv4"
-    width: int = 32
-    hidden: int = 128
-    spectral_norm: Literal["all", "trunk", "none"] = "all"
-    h_norm: Literal["spectral", "batch", "none"] = "spectral"
-    init: Literal["normal", "he"] = "normal"
+    num_codes: int = 5  # K, number of codes c_i ~ U(-1, 1).
+    num_noise: int = 5  # Z, number of noise inputs z_i ~ U(-1, 1).
+    network: Literal["conv4", "dcgan"] = "conv4"  # 4x4 convolutions and a hidden layer, or 5x5 ones and tanh images.
+    width: int = 32  # Channels of the first convolution; deeper layers have multiples of it.
+    hidden: int = 128  # Units of the fully connected layers of conv4.
+    spectral_norm: Literal["all", "trunk", "none"] = "all"  # Layers of D and Q under it. trunk: all but the heads.
+    h_norm: Literal["spectral", "batch", "none"] = "spectral"  # Normalisation of H, except its last layer.
+    init: Literal["normal", "he"] = "normal"  # First weights: N(0, 0.02) (paper), or N(0, 2 / fan-in), dark images.
+    # None: G's fully connected layers activate before batch norm (paper). A number: batch norm comes first and starts
+    # with this bias. Above 1 the ReLUs are nearly linear at the start.
     g_bias: float | None = None
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses: the weights of the terms of the objective.
+    """Losses: the weights of the terms of the objective."""
 
-    Args:
-        info_weight: lambda, weight of the information loss for G and for D with Q.
-        q_std: Standard deviation of Q's Gaussian: 1 (paper), or each code's maximum-likelihood value in the batch.
-        cr_weight: alpha, weight of the contrastive regularizer for G from cr_start on.
-        r1_weight: Weight of D's gradient penalty on real images (R1). 0: none.
-        gamma: Weight of FactorVAE's total correlation.
-        beta: Weight of BetaVAE's divergence from the prior, and of BetaTCVAE's total correlation.
-    """
-
-    info_weight: float = 0.05
+    info_weight: float = 0.05  # lambda, weight of the information loss for G and for D with Q.
+    # Standard deviation of Q's Gaussian: 1 (paper), or each code's maximum-likelihood value in the batch.
     q_std: Literal["one", "fitted"] = "one"
-    cr_weight: float = 2.0
-    r1_weight: float = 0.0
-    gamma: float = 10.0
-    beta: float = 4.0
+    cr_weight: float = 2.0  # alpha, weight of the contrastive regularizer for G from cr_start on.
+    r1_weight: float = 0.0  # Weight of D's gradient penalty on real images (R1). 0: none.
+    gamma: float = 10.0  # Weight of FactorVAE's total correlation.
+    beta: float = 4.0  # Weight of BetaVAE's divergence from the prior, and of BetaTCVAE's total correlation.
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Schedule: how long to train, and what changes on the way.
+    """Schedule: how long to train, and what changes on the way."""
 
-    Args:
-        steps: Training steps. One step updates H, then D with Q, then G g_steps times, on one batch.
-        g_steps: Updates of G per step.
-        cr_start: Step at which the contrastive regularizer starts, with a new H.
-        gap: Contrastive gap in [0, 2) until gap_switch.
-        gap_switch: Step at which the gap becomes gap_after, with a new H. None: never.
-        gap_after: Contrastive gap in [0, 2) from gap_switch on.
-        r1_every: Apply R1 at every r1_every-th step, scaled by r1_every.
-        blur: Gaussian blur of what D sees: standard deviation in pixels at step 0, decaying linearly to 0 at
-            blur_steps.
-        blur_steps: Steps until the blur is gone.
-        code_warmup_steps: Fade in code k > 2 from step (k - 2) code_warmup_steps on, over as many steps, as early on
-            blurred images show only position and all codes would come to encode it. 0: all are always active.
-    """
-
-    steps: int = 322_560
-    g_steps: int = 2
-    cr_start: int = 288_000
-    gap: float = 0.0
-    gap_switch: int | None = None
-    gap_after: float = 0.0
-    r1_every: int = 4
-    blur: float = 0.0
-    blur_steps: int = 0
+    steps: int = 322_560  # Training steps. Each updates H, then D with Q, then G g_steps times, on one batch.
+    g_steps: int = 2  # Updates of G per step.
+    cr_start: int = 288_000  # Step at which the contrastive regularizer starts, with a new H.
+    gap: float = 0.0  # Contrastive gap in [0, 2) until gap_switch.
+    gap_switch: int | None = None  # Step at which the gap becomes gap_after, with a new H. None: never.
+    gap_after: float = 0.0  # Contrastive gap in [0, 2) from gap_switch on.
+    r1_every: int = 4  # Apply R1 at every r1_every-th step, scaled by r1_every.
+    blur: float = 0.0  # Gaussian blur of what D sees: standard deviation at step 0, in pixels.
+    blur_steps: int = 0  # Steps until the blur, which decays linearly, is gone.
+    # Fade in code k > 2 from step (k - 2) code_warmup_steps on, over as many steps, as early on blurred images show
+    # only position and all codes would come to encode it. 0: all are always active.
     code_warmup_steps: int = 0
 
 
 @dataclass(frozen=True)
 class Optimiser:
-    """Optimiser: Adam, and the moving average of the weights.
+    """Optimiser: Adam, and the moving average of the weights."""
 
-    Args:
-        lr_g: Adam's learning rate of G.
-        lr_d: Adam's learning rate of D and Q.
-        lr_h: Adam's learning rate of H.
-        beta1: Adam's beta1.
-        beta2: Adam's beta2.
-        ema: Decay per step of the moving average of G, D and Q, which pictures, metrics and selection use. 0: none.
-    """
-
-    lr_g: float = 1e-3
-    lr_d: float = 2e-3
-    lr_h: float = 2e-3
-    beta1: float = 0.5
-    beta2: float = 0.999
-    ema: float = 0.0
+    lr_g: float = 1e-3  # Adam's learning rate of G.
+    lr_d: float = 2e-3  # Adam's learning rate of D and Q.
+    lr_h: float = 2e-3  # Adam's learning rate of H.
+    beta1: float = 0.5  # Adam's beta1.
+    beta2: float = 0.999  # Adam's beta2.
+    ema: float = 0.0  # Decay per step of the moving average of G, D and Q, which replaces them in use. 0: none.
 
 
 @dataclass(frozen=True)
 class Run:
-    """Run: seed, evaluation and arithmetic.
+    """Run: seed, evaluation and arithmetic."""
 
-    Args:
-        seed: Seed of the weights and of every random draw.
-        eval_every: Steps between two evaluations: pictures and the FactorVAE score.
-        precision: Arithmetic of the networks. Weights and losses stay float32. auto: bfloat16 where the processor
-            has it.
-        threads: CPU threads. 0: one for images up to 32x32, else all cores. The last bits of a result depend on it.
-    """
-
-    seed: int = 0
-    eval_every: int = 10_000
+    seed: int = 0  # Seed of the weights and of every random draw.
+    eval_every: int = 10_000  # Steps between two evaluations: pictures and the FactorVAE score.
+    # Arithmetic of the networks. Weights and losses stay float32. auto: bfloat16 where the processor has it.
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    threads: int = 0
+    threads: int = 0  # CPU threads; the last bits depend on it. 0: one for images up to 32x32, else all cores.
 
 
 @dataclass(frozen=True)
@@ -164,14 +114,13 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
     def __post_init__(self):
         for name, hint in get_type_hints(Config).items():
             value, types = getattr(self, name), get_args(hint) or (hint,)
+            least, end = _LIMITS.get(name, (0, inf))
             if get_origin(hint) is Literal:
                 if value not in types:
                     raise InputError(f"{name} is {value!r}; expected one of {', '.join(types)}")
             elif not isinstance(value, (*types, int) if float in types else types):
                 raise InputError(f"{name} is {value!r}; expected {' or '.join(kind.__name__ for kind in types)}")
-        for name, value in vars(self).items():
-            least, end = _LIMITS.get(name, (0, inf))
-            if isinstance(value, int | float) and name != "g_bias" and not least <= value < end:  # a NaN fails too
+            elif isinstance(value, int | float) and not least <= value < end:  # a NaN fails too
                 raise InputError(f"{name} is {value}; expected a number in [{least}, {end})")
         if self.cr_weight and self.num_codes > 256:
             raise InputError(f"num_codes is {self.num_codes}; expected at most 256 with the contrastive regularizer")
@@ -193,11 +142,9 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
 
     def phase(self, step: int) -> Phase:
         """Return the weights and the gap of step `step`, counted from 0."""
-        cr_on = step >= self.cr_start
-        gap_switched = self.gap_switch is not None and step >= self.gap_switch
         return Phase(
-            cr_weight=self.cr_weight if cr_on else 0.0,
-            gap=self.gap_after if gap_switched else self.gap,
+            cr_weight=self.cr_weight if step >= self.cr_start else 0.0,
+            gap=self.gap if self.gap_switch is None or step < self.gap_switch else self.gap_after,
             r1=self.r1_weight > 0 and step % self.r1_every == 0,
             blur=self.blur > 0 and step < self.blur_steps,
             warmup=step < (self.num_codes - 1) * self.code_warmup_steps,
@@ -218,14 +165,11 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
         return cls(**values)
 
 
-_LIMITS = {name: (1, inf) for name in ("width", "hidden", "steps", "g_steps", "r1_every", "eval_every")}
-_LIMITS |= {"num_codes": (2, inf), "batch_size": (2, inf), "seed": (0, 2**31)}
-_LIMITS |= {"beta1": (0, 1), "beta2": (0, 1), "ema": (0, 1), "gap": (0, 2), "gap_after": (0, 2)}
+_LIMITS: dict[str, tuple[float, float]] = {"seed": (0, 2**31), "g_bias": (-inf, inf), "num_codes": (2, inf)}
+_LIMITS |= {name: (1, inf) for name in ("width", "hidden", "steps", "g_steps", "r1_every", "eval_every")}
+_LIMITS |= {"batch_size": (2, inf), "beta1": (0, 1), "beta2": (0, 1), "ema": (0, 1), "gap": (0, 2), "gap_after": (0, 2)}
 TOPICS = (Data, Networks, Losses, Schedule, Optimiser, Run)
-Config.__doc__ = f"{Config.__doc__}\n" + "\n".join(topic.__doc__ or "" for topic in TOPICS)
-
-CHECKPOINT_EVERY = 1_000
-"""Default number of steps between two checkpoints."""
+Config.__doc__ = "\n".join([Config.__doc__ or "", *map(inspect.getsource, TOPICS)])
 
 _PAPER = Config()
 # 27 epochs of 737,280 images in batches of 64; the pool has gamma in 1, 10, 20, 40 with ten seeds each.
@@ -262,10 +206,7 @@ PRESETS: dict[str, Config] = {
     "mpi3d_toy": replace(_SCENES, data="mpi3d_toy", num_codes=7),
     "cars3d": replace(_SCENES, data="cars3d", num_codes=3),
     "smallnorb": replace(_SCENES, data="smallnorb", num_codes=4),
-    "mnist": replace(_PICTURES, data="mnist", num_noise=20),
-    "rmnist": replace(_PICTURES, data="rmnist", num_noise=20),
-    "rbmn": replace(_PICTURES, data="rbmn", num_noise=20),
-    "adrenalmnist3d": replace(_PICTURES, data="adrenalmnist3d", num_noise=20),
+    **{name: replace(_PICTURES, data=name, num_noise=20) for name in ("mnist", "rmnist", "rbmn", "adrenalmnist3d")},
     "folder": replace(_PICTURES, data="folder"),
     # The paper's settings, to the letter.
     "dsprites": _PAPER,

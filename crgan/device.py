@@ -1,7 +1,7 @@
 """Devices and their arithmetic: which one to use, what it can do, and what torch may use while a step runs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,29 +19,22 @@ def has_bfloat16(device: torch.device) -> bool:
 def exact_arithmetic() -> Iterator[None]:
     """Context manager: deterministic cuDNN algorithms, and no TF32 in matrix products and convolutions."""
     cudnn: Any = torch.backends.cudnn
-    matmul = torch.backends.cuda.matmul
-    settings: list[tuple[Any, str, Any]] = [
-        (cudnn, "deterministic", True),
-        (cudnn, "benchmark", False),
-        (cudnn.conv, "fp32_precision", "ieee"),
-        (matmul, "fp32_precision", "ieee"),
-    ]
-    before = [getattr(owner, name) for owner, name, _ in settings]
-    for owner, name, value in settings:
-        setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        for (owner, name, _), value in zip(settings, before):
+    matmul: Any = torch.backends.cuda.matmul
+    settings: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
+    settings += [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    with ExitStack() as stack:
+        for owner, name, value in settings:
+            stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, value)
+        yield
 
 
 @contextmanager
-def float32_defaults() -> Iterator[None]:
-    """Context manager: tensors are made in float32, whatever the caller's default dtype is."""
-    dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
+def plain_defaults() -> Iterator[None]:
+    """Context manager: tensors are made in float32 on the CPU, whatever the caller's defaults are."""
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        if torch.get_default_device().type != "cpu":  # else it would slow every call for nothing
+            stack.enter_context(torch.device("cpu"))
         yield
-    finally:
-        torch.set_default_dtype(dtype)

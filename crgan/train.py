@@ -5,8 +5,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass, field, fields, make_dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,110 +16,127 @@ from torch import Tensor
 
 from . import checkpoint, cli, metrics, ops, pictures
 from . import data as datasets
-from .config import CHECKPOINT_EVERY, PRESETS, TOPICS, Config, Phase
+from .config import PRESETS, TOPICS, Config, Phase
 from .data.batches import RealImages
-from .device import exact_arithmetic, float32_defaults
+from .device import exact_arithmetic, plain_defaults
 from .errors import InputError, check_name
 from .files import lock
-from .log import Log
-from .models import ALGORITHMS, Build, InfoGAN, Model, Optimisers
+from .models import ALGORITHMS, Build, InfoGAN, Model, build_model
 from .models.infogan import restart_h
 
-LOG_EVERY = 100
-"""Steps between two lines of losses in metrics.jsonl."""
-
+LOG_EVERY = 100  # steps between two lines of losses in metrics.jsonl
 Losses = dict[str, Tensor]
 
 
-def train(
-    cfg: Config,
-    out: str | Path,
+def fit(
+    preset: str | Path | Config = "quick",
+    out: str | Path | None = None,
     device: str = "auto",
     *,
     data: datasets.Dataset | None = None,
     build: Build | None = None,
     start_from: str | Path | None = None,
-    checkpoint_every: int = CHECKPOINT_EVERY,
+    checkpoint_every: int = 1_000,
     cuda_graph: bool = True,
     stopped: Callable[[], int] = lambda: 0,
+    **overrides: Any,
 ) -> Model:
-    """Train in the run folder `out`, continuing from its checkpoint if it has one, and return the model in eval mode.
+    """Train a model and return it in eval mode.
 
-    A run that was killed and continued ends with the same bits as one that was not, on the same machine and build.
-    `data` is a data set to use in place of the one that `cfg` names. `start_from` is a run whose state before the
-    regularizer this run starts from. `stopped()` is called after every step; a number above 0 saves, and ends the
-    process with exit code 128 plus that number. KeyboardInterrupt saves and passes through. Raises InputError for
-    invalid input, OSError where the folder or the disk refuse.
+    preset: the name of a preset, the path of a config.json, or a Config. `overrides` replace its fields.
+    out: the run folder; default `runs/<preset>...-seed<seed>`. The same call continues from its last checkpoint, and
+    ends with the same bits as a run that was not interrupted, on the same machine and build.
+    data: a data set of `crgan.data`; default: the one that the configuration names.
+    build: `build(cfg, image_shape)` returns an untrained model with networks of your own.
+    start_from: a run folder; training starts from its state before the regularizer.
+    checkpoint_every: steps between two checkpoints.
+    cuda_graph: replay the whole step as one captured graph, on CUDA.
+    stopped: called after every step; a number above 0 saves, and ends the process with exit code 128 plus that number.
+
+    KeyboardInterrupt saves and passes through. Raises InputError for unknown presets, fields and values, OSError where
+    the folder or the disk refuse.
     """
-    torch_device, out = cli.device(device), Path(out).expanduser()
+    name, cfg = base_config(preset)
+    if data is not None:
+        overrides.setdefault("data", data.name)
+    cfg = Config.from_json(cfg.to_json() | overrides)
+    torch_device, out = cli.device(device), Path(out or default_out(name, cfg)).expanduser()
     dataset = datasets.load(cfg.data, cfg.root) if data is None else data
     cfg = checkpoint.resolve(checkpoint.continued_config(out, cfg, dataset.identity), torch_device, dataset.image_shape)
     out.mkdir(parents=True, exist_ok=True)
-    threads = torch.get_num_threads()
-    with lock(out, timeout=5) as acquired, float32_defaults():
-        if not acquired:
+    with ExitStack() as stack:
+        if not stack.enter_context(lock(out, timeout=5)):
             raise InputError(f"another process trains in {out}; wait for its end, or give another --out")
+        stack.enter_context(plain_defaults())
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(cfg.threads)
-        try:
-            doing, impl = f"training on {cfg.data} ({dataset.source})", ops.describe(torch_device)
-            cli.announce(doing, torch_device, precision=cfg.precision, ops=impl, into=out)
-            run = _start(cfg, out, torch_device, dataset, build, start_from)
-            with closing(run.log):
-                if run.step < cfg.steps:
-                    _loop(run, checkpoint_every, cuda_graph, stopped)
-                else:
-                    print(f"{out} has finished its {run.step} steps; give --steps a larger number to continue")
-        finally:
-            torch.set_num_threads(threads)
+        doing, impl = f"training on {cfg.data} ({dataset.source})", ops.describe(torch_device)
+        cli.announce(doing, torch_device, precision=cfg.precision, ops=impl, into=out)
+        run = Run(cfg, out, torch_device, dataset, build, start_from)
+        stack.callback(run.log.close)
+        if run.step < cfg.steps:
+            _loop(run, checkpoint_every, cuda_graph, stopped)
+        else:
+            print(f"{out} has finished its {run.step} steps; give --steps a larger number to continue")
     return run.model.for_use()
 
 
-@dataclass
-class Run:
-    """A run in progress."""
+def base_config(preset: str | Path | Config) -> tuple[str, Config]:
+    """Return the name and configuration of a preset, or of the config.json of a run."""
+    if isinstance(preset, Config):
+        return "model", preset
+    path = Path(preset).expanduser()
+    if path.name == "config.json":
+        return path.parent.name, checkpoint.read_config(path.parent)[0]
+    check_name("preset", str(preset), PRESETS)
+    return str(preset), PRESETS[str(preset)]
 
-    cfg: Config
-    out: Path
-    device: torch.device
-    dataset: datasets.Dataset
-    model: Model
-    optimisers: Optimisers
-    log: Log
-    step: int  # number of steps done
-    seconds: float  # that earlier processes took for them
-    start: float = field(default_factory=time.monotonic)
+
+def default_out(preset: str, cfg: Config) -> Path:
+    """Return runs/<preset>, with the fields that differ from the preset, and the seed."""
+    base, ignored = vars(PRESETS.get(preset, cfg)), ("seed", "steps", "root", "eval_every", "threads")
+    changed = [f"{key}={value}" for key, value in vars(cfg).items() if value != base[key] and key not in ignored]
+    return Path("runs") / f"{','.join([preset, *changed]).replace('/', '_')[:200]}-seed{cfg.seed}"
+
+
+class Run:
+    """A run in progress, continued from its last checkpoint if it has one."""
+
+    def __init__(self, cfg: Config, out: Path, device: torch.device, dataset: Any, build: Build | None, trunk: Any):
+        self.cfg, self.out, self.device, self.dataset, self.begun = cfg, out, device, dataset, time.monotonic()
+        self.model = build_model(cfg, dataset.image_shape, build).to(device)
+        self.optimisers = ALGORITHMS[cfg.model].make_optimisers(self.model, cfg)
+        state: dict[str, Any] = {"step": 0, "metrics_bytes": 0}
+        about, folder = checkpoint.describe(cfg, device, dataset), checkpoint.latest(out)
+        if folder is not None:
+            state = checkpoint.restore(folder, self.model, self.optimisers)
+            before = checkpoint.read(out / "config.json")
+            about |= {name: before[name] for name in about if name in before}
+            print(f"continuing from {folder}")
+        elif trunk is not None:
+            trunk = Path(trunk).expanduser()
+            if not (folder := trunk / "checkpoint" / checkpoint.BEFORE_CR).is_dir():
+                raise InputError(f"{folder} is missing; expected --from RUN of a run whose regularizer has started")
+            checkpoint.refuse_changes(trunk, cfg, checkpoint.FREE_AFTER_TRUNK)
+            state = checkpoint.restore(folder, self.model, self.optimisers, skip=("contrastive",))
+            shutil.copyfile(trunk / "metrics.jsonl", out / "metrics.jsonl")
+            about["from"] = str(trunk)
+            print(f"starting from step {state['step']} of {trunk}, before its regularizer")
+        if cfg.cr_weight and cfg.cr_start >= cfg.steps:
+            print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
+        self.log = checkpoint.Log(out, state)
+        self.step = state["step"]  # number of steps done
+        self.seconds = state.get("seconds", 0.0)  # that earlier processes took for them
+        checkpoint.write_config(out, cfg, dataset.image_shape, about)  # now that nothing stands against continuing
 
     def save(self, name: str = "") -> Path:
-        seconds = round(self.seconds + time.monotonic() - self.start, 1)
+        seconds = round(self.seconds + time.monotonic() - self.begun, 1)
         state = {"step": self.step, "metrics_bytes": self.log.size(), "seconds": seconds}
         return checkpoint.save(self.out, self.model, self.optimisers, state, name)
 
 
-def _start(cfg: Config, out: Path, device: torch.device, dataset: Any, build: Build | None, start_from: Any) -> Run:
-    """Build the model, restore what there is to continue from, and write config.json."""
-    model = checkpoint.new_model(cfg, dataset.image_shape, build).to(device)
-    optimisers = ALGORITHMS[cfg.model].make_optimisers(model, cfg)
-    state, folder = {"step": 0, "metrics_bytes": 0}, checkpoint.latest(out)
-    about = checkpoint.describe(cfg, device, dataset)
-    if folder is not None:
-        state = checkpoint.restore(folder, model, optimisers)
-        about |= {name: value for name, value in checkpoint.read_json(out / "config.json").items() if name in about}
-        print(f"continuing from {folder}")
-    elif start_from is not None:
-        trunk = Path(start_from).expanduser()
-        state = checkpoint.restore_trunk(trunk, cfg, model, optimisers)
-        shutil.copyfile(trunk / "metrics.jsonl", out / "metrics.jsonl")
-        about["from"] = str(trunk)
-        print(f"starting from step {state['step']} of {trunk}, before its regularizer")
-    if cfg.cr_weight and cfg.cr_start >= cfg.steps:
-        print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
-    log = Log(out, state)
-    checkpoint.write_config(out, cfg, dataset.image_shape, about)  # now that nothing stands against continuing
-    return Run(cfg, out, device, dataset, model, optimisers, log, state["step"], state.get("seconds", 0.0))
-
-
 def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[], int]) -> None:
-    cfg, model, out = run.cfg, run.model, run.out
+    cfg, model = run.cfg, run.model
     done = torch.tensor(run.step, dtype=torch.int64, device=run.device)
     batch = RealImages(run.dataset, cfg.images_per_step, cfg.seed, run.device)
     train_step = ALGORITHMS[cfg.model].train_step
@@ -131,7 +148,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
 
     on_cpu = run.device.type == "cpu"
     take_step = eager_step if on_cpu or not cuda_graph else capture(eager_step)
-    stop, best_rate = 0, 0.0
+    stop = 0
     model.train()
     with cli.progress() as progress:
         progress.start("training", cfg.steps, run.step, "steps")
@@ -150,11 +167,10 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                     values = {name: value.item() for name, value in report.items()}
                     for name, value in values.items():
                         if not abs(value) < float("inf"):
-                            raise checkpoint.diverged(out, f"the loss {name} is {value} at step {run.step}")
+                            raise checkpoint.diverged(run.out, f"the loss {name} is {value} at step {run.step}")
                     progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
                     if run.step % LOG_EVERY == 0:
                         run.log.write(run.step, values)
-                        best_rate = _hint(progress.rate() or 0.0, best_rate, cfg.threads)
                 if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
                     with exact_arithmetic(), progress.aside("evaluating"):
                         scores = evaluate(run)
@@ -167,17 +183,9 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
             print(f"stopped in step {run.step + 1}, saved in {run.save()}; the same call continues")
             raise
     if stop and run.step < cfg.steps:
-        print(f"stopped after step {run.step}, saved in {checkpoint.latest(out)}; the same command continues")
+        print(f"stopped after step {run.step}, saved in {checkpoint.latest(run.out)}; the same command continues")
         sys.exit(128 + stop)
-    print(f"wrote {out}/: traversal.png, traversal.gif, samples.png, metrics.jsonl, config.json, checkpoint/")
-
-
-def _hint(rate: float, best_rate: float, threads: int) -> float:
-    """Say so when the rate falls to a third of the best; return the best rate so far."""
-    if threads > 1 and 0 < rate < best_rate / 3:
-        print(f"{best_rate / rate:.0f} times slower than before: other work stalls {threads} threads, one suffers less")
-        return 0.0
-    return max(rate, best_rate)
+    print(f"wrote {run.out}/: traversal.png, traversal.gif, samples.png, metrics.jsonl, config.json, checkpoint/")
 
 
 def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
@@ -212,14 +220,12 @@ def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Write samples.png, traversal.png and traversal.gif; log and return the scores.
+    """Write samples.png, traversal.png and traversal.gif; log and return the FactorVAE score (paper protocol).
 
-    If the data have several factors that is the FactorVAE score (paper protocol): during training on a fifth of the
-    groups, at the end on the paper's 500 with 73,728 images for the standard deviations.
+    It needs several factors. Before the last step a fifth of the paper's 500 groups has to do.
     """
     dataset, cfg, model = run.dataset, run.cfg, run.model.for_use()
-    scores: dict[str, float] = {}
-    labels: list[str] = []
+    scores, labels = dict[str, float](), list[str]()
     varying = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
     if len(varying) > 1:
         sizes: dict[str, Any] = {} if run.step == cfg.steps else {"groups": 100, "scale_samples": 5_000}
@@ -230,77 +236,22 @@ def evaluate(run: Run) -> dict[str, float]:
     pictures.save_picture(traversal, run.out / "traversal.png")
     pictures.save_picture(samples, run.out / "samples.png")
     pictures.save_animation(pictures.traversal_frames(model, labels), run.out / "traversal.gif")
-    run.log.write(run.step, scores)
-    run.log.pictures(run.step, traversal=traversal, samples=samples)
+    run.log.write(run.step, scores, traversal=traversal, samples=samples)
     return scores
-
-
-def base_config(preset: str) -> tuple[str, Config]:
-    """Return the name and configuration of a preset, or those of the config.json of a run."""
-    path = Path(preset).expanduser()
-    if path.name == "config.json":
-        return path.parent.name, checkpoint.read_config(path.parent)[0]
-    check_name("preset", preset, PRESETS)
-    return preset, PRESETS[preset]
-
-
-def default_out(preset: str, cfg: Config) -> Path:
-    """Return runs/<preset>, with the fields that differ from the preset, and the seed."""
-    base = PRESETS.get(preset, cfg)
-    ignored = ("seed", "steps", "root", "eval_every", "threads")
-    changed = [f.name for f in fields(cfg) if getattr(base, f.name) != getattr(cfg, f.name) and f.name not in ignored]
-    name = ",".join([preset, *(f"{field}={getattr(cfg, field)}" for field in changed)])
-    return Path("runs") / f"{name.replace('/', '_')[:200]}-seed{cfg.seed}"
-
-
-def fit(
-    preset: str | Path | Config = "quick",
-    *,
-    data: datasets.Dataset | None = None,
-    out: str | Path | None = None,
-    build: Build | None = None,
-    device: str = "auto",
-    start_from: str | Path | None = None,
-    **overrides: Any,
-) -> Model:
-    """Train a model and return it in eval mode.
-
-    preset: the name of a preset, the path of a config.json, or a Config. `overrides` replace its fields.
-    data: a data set of `crgan.data`; default: the one that the configuration names.
-    out: the run folder; default `runs/<preset>...-seed<seed>`. The same call continues from its last checkpoint.
-    build: `build(cfg, image_shape)` returns an untrained model with networks of your own.
-    start_from: a run folder; training starts from its state before the regularizer.
-    Raises InputError for unknown presets, fields and values. KeyboardInterrupt saves and passes through.
-    """
-    name, cfg = ("model", preset) if isinstance(preset, Config) else base_config(str(preset))
-    if data is not None:
-        overrides.setdefault("data", data.name)
-    cfg = Config.from_json(cfg.to_json() | overrides)
-    return train(cfg, out or default_out(name, cfg), device, data=data, build=build, start_from=start_from)
-
-
-# ---------------------------------------------------------------- the command
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Flags of this command that are no fields of the configuration.
+    """Flags of this command that are no fields of the configuration."""
 
-    Args:
-        out: Run folder; default runs/<preset>-seed<seed>. The same command continues from its last checkpoint.
-        device: auto, cpu, cuda or cuda:<number>.
-        start_from: Run folder. Start from its state just before the regularizer, to compare settings of it.
-        checkpoint_every: Steps between two checkpoints.
-        cuda_graph: On CUDA, replay the whole step as one captured graph.
-        dry_run: Print the resolved configuration and exit.
-    """
-
+    # Run folder; default runs/<preset>-seed<seed>. The same command continues from its last checkpoint.
     out: Path | None = None
-    device: str = "auto"
+    device: str = "auto"  # auto, cpu, cuda or cuda:<number>.
+    # Run folder. Start from its state just before the regularizer, to compare settings of it.
     start_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    checkpoint_every: int = CHECKPOINT_EVERY
-    cuda_graph: bool = True
-    dry_run: bool = False
+    checkpoint_every: int = 1_000  # Steps between two checkpoints.
+    cuda_graph: bool = True  # On CUDA, replay the whole step as one captured graph.
+    dry_run: bool = False  # Print the resolved configuration and exit.
 
 
 def parse(args: list[str]) -> tuple[str, Config, Flags]:
@@ -309,17 +260,12 @@ def parse(args: list[str]) -> tuple[str, Config, Flags]:
     if args[:1] == ["--config"]:
         preset, args = "".join(args[1:2]), args[2:]
     preset, cfg = base_config(preset)
-    values = vars(cfg)
-    defaults = [topic(**{field.name: values[field.name] for field in fields(topic)}) for topic in TOPICS]
+    defaults = [topic(**{field.name: getattr(cfg, field.name) for field in fields(topic)}) for topic in TOPICS]
     omit: Any = tyro.conf.OmitArgPrefixes
     arguments = make_dataclass("arguments", [(kind.__name__.lower(), omit[kind]) for kind in (*TOPICS, Flags)])
-    parsed = tyro.cli(
-        arguments,
-        args=args,
-        default=arguments(*defaults, Flags()),
-        prog="python -m crgan.train [PRESET | --config FILE]",
-        description=f"Train a model. PRESET is one of {', '.join(PRESETS)} (shown: {preset}).",
-    )
+    usage = "python -m crgan.train [PRESET | --config FILE]"
+    what = f"Train a model. PRESET is one of {', '.join(PRESETS)} (shown: {preset})."
+    parsed = tyro.cli(arguments, args=args, default=arguments(*defaults, Flags()), prog=usage, description=what)
     *topics, flags = vars(parsed).values()
     cli.at_least(1, checkpoint_every=flags.checkpoint_every)
     return preset, Config(**{name: value for topic in topics for name, value in vars(topic).items()}), flags
@@ -335,7 +281,7 @@ def main(args: list[str] | None = None) -> None:
             return
         options = {name: value for name, value in vars(flags).items() if name not in ("out", "dry_run")}
         with cli.stop_signal() as stopped:
-            train(cfg, out, stopped=stopped, **options)
+            fit(cfg, out, stopped=stopped, **options)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image
 import crgan
 from crgan import PRESETS, InputError, __main__, cli
 from crgan.loading import open_models
-from crgan.train import train
+from crgan.train import fit as train
 
 TINY = replace(
     PRESETS["quick"], data="circular_dsprites", num_codes=3, width=4, hidden=8, batch_size=4, steps=2, cr_start=1

@@ -23,14 +23,9 @@ PAPER = PRESETS["dsprites"]
 DSPRITES = (1, 64, 64)
 
 
-def count(network):
-    return sum(p.numel() for p in network.parameters())
-
-
 def test_parameter_counts_are_those_of_the_original():
-    assert count(Generator(PAPER, DSPRITES)) == 251_393
-    assert count(Discriminator(PAPER, DSPRITES)) == 263_878
-    assert count(ContrastiveDiscriminator(PAPER, DSPRITES)) == 247_749
+    for network, count in ((Generator, 251_393), (Discriminator, 263_878), (ContrastiveDiscriminator, 247_749)):
+        assert sum(p.numel() for p in network(PAPER, DSPRITES).parameters()) == count
 
 
 @pytest.mark.parametrize(
@@ -56,16 +51,14 @@ def test_the_generator_activates_before_batch_norm():
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_convolutions_on_blocks_of_pixels_are_those_of_torch(channels):
     """Values and all gradients, in float64."""
-    pairs = [
-        (BlockConv2d(channels, 5, 4, 2, 1), torch.nn.Conv2d(channels, 5, 4, 2, 1), (3, channels, 12, 8)),
-        (BlockConvTranspose2d(5, channels, 4, 2, 1), torch.nn.ConvTranspose2d(5, channels, 4, 2, 1), (3, 5, 6, 4)),
-    ]
-    for mine, plain, shape in pairs:
-        mine, plain = mine.double(), plain.double()
-        mine.load_state_dict(plain.state_dict())
-        results = []
-        for layer in (mine, plain):
-            x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    for block, plain, sizes in (
+        (BlockConv2d, torch.nn.Conv2d, (channels, 5)),
+        (BlockConvTranspose2d, torch.nn.ConvTranspose2d, (5, channels)),
+    ):
+        x, results = torch.randn(3, sizes[0], 12, 8, dtype=torch.float64, requires_grad=True), []
+        layers = [kind(*sizes, 4, 2, 1, dtype=torch.float64) for kind in (block, plain)]
+        layers[0].load_state_dict(layers[1].state_dict())
+        for layer in layers:
             y = layer(x)
             results.append([y, *torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])])
         for a, b in zip(*results, strict=True):
@@ -75,9 +68,7 @@ def test_convolutions_on_blocks_of_pixels_are_those_of_torch(channels):
 
 def test_initial_weights():
     model = InfoGAN(PAPER, DSPRITES)
-    convolution = next(
-        m for m in model.contrastive.trunk.modules() if isinstance(m, torch.nn.Conv2d) and m.in_channels > 2
-    )
+    convolution = model.contrastive.trunk[2]
     weight = convolution.weight.detach()
     assert weight.abs().max() <= 0.04
     assert weight.std() == pytest.approx(0.02 * 0.88, rel=0.02)  # of a normal cut at two deviations
@@ -134,6 +125,15 @@ def test_the_singular_vector_moves_only_when_told():
     normalise(network).advance()
     moved = [not torch.equal(u, layer.u) for u, layer in zip(before, normed_layers(network))]
     assert moved == [len(u) > 1 for u in before]  # a single output has but one direction
+
+
+def test_he_weights_allow_for_the_activation_that_follows():
+    cfg = replace(PAPER, init="he", num_codes=PAPER.hidden)  # Q's hidden layer has the shape of its output
+    model = InfoGAN(cfg, DSPRITES)
+    restart_h(model, make_optimisers(model, cfg), 5)
+    d, h = model.discriminator, model.contrastive
+    for layer, gain in ((h.head, 1), (d.codes[-1], 1), (d.codes[0], 2), (d.trunk[-2], 2), (h.trunk[2], 2)):
+        assert layer.weight.square().mean().item() * layer.weight[0].numel() == pytest.approx(gain, rel=0.1)
 
 
 def test_images_of_unfit_size_are_refused():

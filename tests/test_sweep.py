@@ -13,7 +13,8 @@ import pytest
 
 from crgan import PRESETS, checkpoint, cluster, sweep
 from crgan.sweep import Run, expand, main
-from crgan.train import parse, train
+from crgan.train import fit as train
+from crgan.train import parse
 
 SETTINGS = {"data": "circular_dsprites", "num-codes": 2, "width": 4, "hidden": 8, "batch-size": 4, "cr-start": 10}
 SMALL = [*(f"--{name}={value}" for name, value in SETTINGS.items()), "--device", "cpu", "--steps"]

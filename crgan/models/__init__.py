@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from ..config import Config
+from ..device import plain_defaults
 from . import infogan, vae
 from .infogan import InfoGAN
-from .losses import Optimisers
-from .model import Model
+from .model import Model, Optimisers
 from .networks import Shape
 from .vae import VAE
 
@@ -14,11 +14,10 @@ __all__ = ["ALGORITHMS", "VAE", "Build", "InfoGAN", "Model", "Optimisers", "Shap
 
 Build = Callable[[Config, Shape], Model]
 """Makes the untrained model of a configuration for images of one shape [C, H, W]."""
-
-
 ALGORITHMS = {"infogan-cr": infogan, "factor-vae": vae, "beta-vae": vae, "beta-tcvae": vae}
 
 
-def build_model(cfg: Config, image_shape: Shape) -> Model:
-    """Return the untrained model of a configuration. Its weights are fixed by the seed."""
-    return (InfoGAN if cfg.model == "infogan-cr" else VAE)(cfg, image_shape)
+def build_model(cfg: Config, image_shape: Shape, build: Build | None = None) -> Model:
+    """Return the untrained model, in float32 on the CPU whatever torch's defaults are. The seed fixes its weights."""
+    with plain_defaults():
+        return (build or (InfoGAN if cfg.model == "infogan-cr" else VAE))(cfg, image_shape)

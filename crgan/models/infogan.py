@@ -1,26 +1,21 @@
-"""InfoGAN-CR: the model, its optimisers, and one training step (Lin et al. 2020, section 3)."""
+"""InfoGAN-CR (Lin et al. 2020, section 3): the model, its optimisers, one training step, and the losses.
+
+    min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)
+
+The contrastive term is `crgan.contrastive_loss`.
+"""
 
 import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from .. import ops
 from ..config import Config, Phase
-from . import losses
-from .losses import Optimisers, adam, update
-from .model import Model, evaluating
-from .networks import (
-    ContrastiveDiscriminator,
-    Discriminator,
-    Generator,
-    Shape,
-    fold_spectral_norm,
-    gaussian_blur,
-    initialise,
-    normalise,
-    seeded_generator,
-)
+from . import networks
+from .model import Model, Optimisers, adam, update
+from .networks import Shape, normalise
 
 
 class InfoGAN(Model):
@@ -41,36 +36,14 @@ class InfoGAN(Model):
         contrastive: nn.Module | None = None,
     ):
         super().__init__(cfg, image_shape)
-
-        def make(i: int, network: nn.Module) -> nn.Module:
-            initialise(network, seeded_generator(cfg.seed, i), cfg.init)
-            if isinstance(network, Generator):
-                network.apply_recipe(cfg)
-            return network
-
-        self.generator = generator or make(0, Generator(cfg, image_shape))
-        self.discriminator = discriminator or make(1, Discriminator(cfg, image_shape))
-        self.contrastive = contrastive or make(2, ContrastiveDiscriminator(cfg, image_shape))
+        self.generator = generator or networks.Generator(cfg, image_shape)
+        self.discriminator = discriminator or networks.Discriminator(cfg, image_shape)
+        self.contrastive = contrastive or networks.ContrastiveDiscriminator(cfg, image_shape)
         self.average: nn.ModuleDict | None = None  # moving averages of G, D and Q
         if cfg.ema > 0:
             trained = {"generator": self.generator, "discriminator": self.discriminator}
             self.average = nn.ModuleDict(copy.deepcopy(trained)).requires_grad_(False)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    @torch.no_grad()
-    def move_average(self, decay: float) -> None:
-        """Move the averaged networks, batch-norm statistics included, by 1 - decay towards the trained ones.
-
-        torch.optim.swa_utils.AveragedModel reads its counter on the host, which a CUDA graph cannot capture.
-        """
-        assert self.average is not None
-        now = self.state_dict()
-        pairs = [(mean, now[name]) for name, mean in self.average.state_dict().items() if mean.is_floating_point()]
-        torch._foreach_lerp_([mean for mean, _ in pairs], [value for _, value in pairs], 1 - decay)
-
-    def _best(self, network: str) -> nn.Module:
-        """Return the averaged network where there is one."""
-        return (self if self.average is None else self.average).get_submodule(network)
 
     def for_use(self) -> "InfoGAN":
         """Return a copy in eval mode with the averaged networks, whose weights are already divided by sigma(W)."""
@@ -79,33 +52,15 @@ class InfoGAN(Model):
             model.generator, model.discriminator = model.average["generator"], model.average["discriminator"]
             model.average = None
         for network in (model.discriminator, model.contrastive):
-            fold_spectral_norm(network)
+            networks.fold_spectral_norm(network)
         return model.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:  # [n, C, H, W]
-        """Generate images from codes [n, K] and noise [n, Z], both in [-1, 1].
+    def decode(self, codes: Tensor, noise: Tensor) -> Tensor:
+        return (self.average or self).get_submodule("generator")(codes, noise)
 
-        Noise that is not given is drawn, keyed by `seed`. Raises InputError for another type or shape of either.
-        """
-        codes = self._checked("codes", codes, self.num_codes)
-        if noise is None and self.num_noise:
-            _, noise = ops.sample_latents(codes.shape[0], self.num_codes, self.num_noise, seed, 0, device=self.device)
-        noise = codes[:, :0] if noise is None else self._checked("noise", noise, self.num_noise)
-        with evaluating(self._best("generator")) as generator:
-            return generator(codes, noise)
-
-    def sample(self, n: int, seed: int = 0) -> Tensor:  # [n, C, H, W] in [0, 1]
-        """Generate n images from codes and noise drawn from the prior."""
-        codes, _ = ops.sample_latents(n, self.num_codes, self.num_noise, seed, 0, device=self.device)
-        return self.generate(codes, seed)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:  # [n, C, H, W] in [0, 1] -> [n, K]
-        """Return Q's estimate of the codes. Raises InputError for images of another type, shape or range."""
-        images = self._images(images)
-        with evaluating(self._best("discriminator")) as discriminator:
-            return normalise(discriminator)(images)[1]
+    def code_mean(self, images: Tensor) -> Tensor:
+        """Return Q's estimate of the codes."""
+        return normalise((self.average or self).get_submodule("discriminator"))(images)[1]
 
 
 def make_optimisers(model: InfoGAN, cfg: Config) -> Optimisers:
@@ -131,10 +86,8 @@ def train_step(
     generator, contrastive = model.generator, model.contrastive
     autocast = torch.autocast(device.type, torch.bfloat16, cfg.precision == "bfloat16", cache_enabled=False)
     c, z = ops.sample_latents(batch, k, cfg.num_noise, cfg.seed, step, device=device)
-    mask = None
-    if phase.warmup:
-        mask = code_mask(k, cfg.code_warmup_steps, step, device)
-        c = c * mask
+    mask = code_mask(k, cfg.code_warmup_steps, step, device) if phase.warmup else None
+    c = c if mask is None else c * mask
     if phase.cr_weight:
         c1, c2, pair_z, index = ops.traversal_pairs(batch, k, cfg.num_noise, phase.gap, cfg.seed, step, device=device)
 
@@ -145,7 +98,7 @@ def train_step(
     def blur(images: Tensor) -> Tensor:
         if not phase.blur:
             return images
-        return gaussian_blur(images, cfg.blur * (1 - torch.as_tensor(step, device=device) / cfg.blur_steps))
+        return networks.gaussian_blur(images, cfg.blur * (1 - torch.as_tensor(step, device=device) / cfg.blur_steps))
 
     with autocast:
         fakes = generate()  # serves H, D and the first update of G, whose weights do not change in between
@@ -159,13 +112,13 @@ def train_step(
     discriminator = normalise(model.discriminator)
     with autocast:
         logits, predicted = discriminator(blur(torch.cat([x.to(fakes[0].dtype), fakes[0].detach()])))
-        report["discriminator"] = losses.discriminator_loss(logits[:batch], logits[batch:])
-        info = losses.info_loss(c, predicted[batch:], cfg.q_std, mask)
+        report["discriminator"] = discriminator_loss(logits[:batch], logits[batch:])
+        info = info_loss(c, predicted[batch:], cfg.q_std, mask)
         loss = report["discriminator"] + cfg.info_weight * info
     if phase.r1:
         x = blur(x).detach().requires_grad_()
         logits, _ = discriminator(x)  # in float32: the penalty is the gradient of a gradient
-        loss = loss + cfg.r1_weight * cfg.r1_every * losses.r1_penalty(logits, x)
+        loss = loss + cfg.r1_weight * cfg.r1_every * r1_penalty(logits, x)
     update(optimisers["discriminator"], loss)
 
     with torch.no_grad():  # the updated weights, which stay while G learns
@@ -176,8 +129,8 @@ def train_step(
             if i > 0:
                 fakes = generate()
             logits, predicted = discriminator(blur(fakes[0]))
-            report["generator"] = losses.generator_loss(logits)
-            report["info"] = losses.info_loss(c, predicted, cfg.q_std, mask)
+            report["generator"] = generator_loss(logits)
+            report["info"] = info_loss(c, predicted, cfg.q_std, mask)
             loss = report["generator"] + cfg.info_weight * report["info"]
             if contrastive_h is not None:
                 report["contrastive"] = contrastive_h(fakes[1], fakes[2], index)
@@ -187,8 +140,10 @@ def train_step(
     discriminator.advance()  # by the updated weights, as in the original code
     if contrastive_h is not None:
         contrastive_h.advance()
-    if model.average is not None:
-        model.move_average(cfg.ema)
+    if model.average is not None:  # torch's AveragedModel reads its counter back, which a graph cannot capture
+        now = model.state_dict()
+        means = {name: mean for name, mean in model.average.state_dict().items() if mean.is_floating_point()}
+        torch._foreach_lerp_(list(means.values()), [now[name] for name in means], 1 - cfg.ema)
     return {name: value.detach() for name, value in report.items()}
 
 
@@ -202,13 +157,46 @@ def code_mask(num_codes: int, warmup_steps: int, step: Tensor | int, device: tor
 def restart_h(model: InfoGAN, optimisers: Optimisers, step: int) -> None:
     """Give H new weights and a new Adam state, as the original code does where a schedule switches.
 
-    In place, as a captured CUDA graph knows the memory. H's singular vectors stay, as in the original. The new weights
-    depend on the seed and the step alone.
+    In place, as a captured CUDA graph knows the memory. H's singular vectors stay, as in the original.
     """
     fresh = copy.deepcopy(model.contrastive).cpu()
     fresh.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # draws fill it in this order
-    initialise(fresh, seeded_generator(model.cfg.seed, 2, step), model.cfg.init, keep_vectors=True)
+    draw = networks.seeded_generator(model.cfg.seed, 2, step)
+    networks.initialise(fresh, draw, model.cfg.init, keep_vectors=True)
     model.contrastive.load_state_dict(fresh.state_dict())
     for entry in optimisers["contrastive"].state.values():
         for value in entry.values():
             value.zero_()
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:  # [B] logits of D on real and on generated images
+    """Return the logistic loss -log D(x) - log(1 - D(G(c, z))) (Goodfellow et al. 2014, eq. 1); chance is 2 ln 2."""
+    return softplus(-real).mean() + softplus(fake).mean()
+
+
+def generator_loss(fake: Tensor) -> Tensor:  # [B] logits of D on generated images
+    """Return the non-saturating logistic loss -log D(G(c, z)) (Goodfellow et al. 2014, section 3); chance is ln 2."""
+    return softplus(-fake).mean()
+
+
+def info_loss(
+    codes: Tensor,  # [B, K] codes in [-1, 1] that made the images
+    predicted: Tensor,  # [B, K] Q's estimate of them: the mean of its Gaussian
+    q_std: str = "one",
+    weight: Tensor | None = None,  # [K], of each code; None: all 1
+) -> Tensor:
+    """Return -log q(c | x) without its constant, summed over the codes (Chen et al. 2016, eq. 5).
+
+    With `q_std="one"` every code has standard deviation 1: 1/2 sum_k mean_b e_bk^2 for the errors e. With "fitted" it
+    has the maximum-likelihood value of the batch: 1/2 sum_k log(mean_b e_bk^2 + 0.001). A rotation of two codes leaves
+    the sum of squares as it is, but increases the sum of logarithms unless their errors are alike.
+    """
+    error = (codes - predicted).square().mean(0)
+    per_code = 0.5 * (error if q_std == "one" else (error + 1e-3).log())
+    return (per_code if weight is None else weight * per_code).sum()
+
+
+def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:  # [B] of D; real images [B, C, H, W] that require a gradient
+    """Return the mean over the batch of |grad_x D(x)|^2 / 2 on real images (Mescheder et al. 2018, eq. 9)."""
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return 0.5 * gradient.square().sum((1, 2, 3)).mean()

@@ -1,24 +1,29 @@
-"""The base class of the models that crgan trains: what training, metrics and selection ask of a model."""
+"""The base class of the models that crgan trains, and how they descend a loss."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..config import Config
 from ..errors import InputError
 from .networks import Shape
+
+Optimisers = dict[str, torch.optim.Optimizer]
 
 
 class Model(nn.Module):
     """A generator of images from codes and an encoder of images to codes.
 
-    Subclasses implement `generate`, `sample` and `encode`. Images are float [n, C, H, W] in [0, 1] on the way in, on
-    any device, and on the model's device on the way out.
+    Images are float [n, C, H, W] in [0, 1] on the way in, on any device, and on the model's device on the way out.
+    Subclasses implement `decode` and `code_mean`, which get what is checked, in eval mode.
     """
 
     prior = "uniform"  # of each code: "uniform" on [-1, 1), or "normal"
+    decode: Callable[[Tensor, Tensor], Tensor]  # codes [n, K] and noise [n, Z] to images
+    code_mean: Callable[[Tensor], Tensor]  # images to codes
 
     def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__()
@@ -29,9 +34,30 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    generate: Callable[..., Tensor]  # (codes, seed=0, noise=None)
-    sample: Callable[..., Tensor]  # (n, seed=0)
-    encode: Callable[..., Tensor]  # (images)
+    def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:  # [n, C, H, W]
+        """Generate images from codes [n, K] and noise [n, Z] in [-1, 1].
+
+        Noise that is not given is drawn, keyed by `seed`. Raises InputError for another type or shape of either.
+        """
+        codes = self._checked("codes", codes, self.num_codes)
+        if noise is None and self.num_noise:
+            _, noise = ops.sample_latents(len(codes), self.num_codes, self.num_noise, seed, 0, device=self.device)
+        noise = codes[:, :0] if noise is None else self._checked("noise", noise, self.num_noise)
+        return self._evaluate(self.decode, codes, noise)
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:  # [n, C, H, W] in [0, 1]
+        """Generate n images from codes and noise drawn from the prior."""
+        codes, _ = ops.sample_latents(n, self.num_codes, self.num_noise, seed, 0, device=self.device)
+        return self.generate(codes if self.prior == "uniform" else gaussian(codes), seed)
+
+    def encode(self, images: Tensor) -> Tensor:  # [n, C, H, W] in [0, 1] -> [n, K]
+        """Return the estimate of the codes. Raises InputError for images of another type, shape or range."""
+        checked = self._checked("images", images, *self.image_shape)
+        # Reading a value back would stall a GPU, and cannot be traced.
+        traced = torch.compiler.is_compiling() or images.is_cuda or not images.numel()
+        if not traced and (high := images.amax().item()) > 2:
+            raise InputError(f"images reach {high:g}; expected values in [0, 1]: divide 8-bit values by 255")
+        return self._evaluate(self.code_mean, checked)
 
     def for_use(self) -> "Model":
         """Return what is saved for users: this model in eval mode, or a copy of it that is cheaper to run."""
@@ -44,21 +70,30 @@ class Model(nn.Module):
             raise InputError(f"{what} are {found}; expected a float tensor [n, {', '.join(map(str, shape))}]")
         return value.to(self.device, torch.float32)
 
-    def _images(self, images: Tensor) -> Tensor:
-        checked = self._checked("images", images, *self.image_shape)
-        # Reading a value back would stall a GPU, and cannot be traced.
-        traced = torch.compiler.is_compiling() or images.is_cuda or not images.numel()
-        if not traced and (high := images.amax().item()) > 2:
-            raise InputError(f"images reach {high:g}; expected values in [0, 1]: divide 8-bit values by 255")
-        return checked
+    @torch.no_grad()
+    def _evaluate(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+        """Return `function(*inputs)` of this model in eval mode, and put it back into its own mode."""
+        training = self.training
+        try:
+            self.eval()
+            return function(*inputs)
+        finally:
+            self.train(training)
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[nn.Module]:
-    """Context manager: put `network` into eval mode, and give each part its own mode back afterwards."""
-    training = [module for module in network.modules() if module.training]
-    try:
-        yield network.eval()
-    finally:
-        for module in training:
-            module.training = True
+def gaussian(uniform: Tensor) -> Tensor:  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)
+    """Transform to N(0, 1) by inversion. Half a grid step keeps the values finite and symmetric."""
+    return math.sqrt(2) * torch.erfinv(uniform + 2.0**-24)
+
+
+def adam(parameters: Iterable[nn.Parameter], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
+    """Return a fused Adam, whose step a CUDA graph can capture."""
+    parameters = list(parameters)
+    return torch.optim.Adam(parameters, lr, (beta1, beta2), fused=True, capturable=parameters[0].is_cuda)
+
+
+def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """Descend `loss` in the optimiser's parameters. No other network receives a gradient."""
+    loss.backward(inputs=[p for group in optimiser.param_groups for p in group["params"]])
+    optimiser.step()
+    optimiser.zero_grad()

@@ -49,9 +49,8 @@ def normalise(network: nn.Module) -> Normalised:
 @torch.no_grad()
 def fold_spectral_norm(network: nn.Module) -> None:
     """Replace each weight W under spectral norm by W / sigma(W) for good: for use, not for training."""
-    parameters = dict(network.named_parameters())
     for name, weight in normalise(network).weights.items():
-        parameters[name].copy_(weight)
+        network.get_parameter(name).copy_(weight)
         del network.get_submodule(name.rpartition(".")[0])._buffers["u"]
 
 
@@ -62,11 +61,11 @@ class BlockConv2d(nn.Conv2d):
     faster, in float32 and in bfloat16.
     """
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        after, before = weight.shape[:2]
+    def forward(self, input: Tensor) -> Tensor:
+        after, before = self.weight.shape[:2]
         blocks = pixel_unshuffle(pad(input, (1, 1, 1, 1)), 2).contiguous(memory_format=torch.channels_last)
-        taps = weight.reshape(after, before, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(after, 4 * before, 2, 2)
-        return conv2d(blocks, taps, bias)
+        taps = self.weight.reshape(after, before, 2, 2, 2, 2).permute(0, 1, 3, 5, 2, 4).reshape(after, 4 * before, 2, 2)
+        return conv2d(blocks, taps, self.bias)
 
 
 class BlockConvTranspose2d(nn.ConvTranspose2d):
@@ -81,12 +80,35 @@ class BlockConvTranspose2d(nn.ConvTranspose2d):
         return pixel_shuffle(blocks, 2)[:, :, 1:-1, 1:-1]
 
 
+def _downsample(cfg: Config, before: int, after: int) -> nn.Conv2d:
+    """Return the convolution that halves the sides of a map."""
+    if cfg.network == "dcgan":
+        return nn.Conv2d(before, after, 5, 2, 2)
+    return (BlockConv2d if before <= 2 else nn.Conv2d)(before, after, 4, 2, 1)
+
+
+def _upsample(cfg: Config, before: int, after: int) -> nn.ConvTranspose2d:
+    """Return the transposed convolution that doubles the sides of a map."""
+    if cfg.network == "dcgan":
+        return nn.ConvTranspose2d(before, after, 5, 2, 2, output_padding=1)
+    return (BlockConvTranspose2d if after <= 2 else nn.ConvTranspose2d)(before, after, 4, 2, 1)
+
+
 def _spectral(layer: nn.Conv2d | nn.Linear, on: bool) -> nn.Module:
+    """Put a layer under spectral norm."""
     if on:
         layer.register_buffer("u", normalize(torch.ones(len(layer.weight)), dim=0))
     return layer
 
 
+def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None, norm_first: bool = False) -> list[nn.Module]:
+    """The paper's conv4 nets activate before batch norm, its dcgan nets after."""
+    if norm is None:
+        return [activation]
+    return [norm, activation] if norm_first or cfg.network == "dcgan" else [activation, norm]
+
+
+@torch.no_grad()
 def initialise(network: nn.Module, generator: torch.Generator, init: str = "normal", keep_vectors=False) -> None:
     """Draw new weights in place; biases become 0, batch norms the identity, singular vectors u random or kept.
 
@@ -94,27 +116,23 @@ def initialise(network: nn.Module, generator: torch.Generator, init: str = "norm
     "he": N(0, 2 / fan-in) of He et al. (2015), N(0, 1 / fan-in) for the layers in `network.outputs`. The fan-in of a
     transposed convolution counts the taps that reach one output.
     """
-    outputs = getattr(network, "outputs", ())
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            weight = module.weight
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            weight, transposed = module.weight, isinstance(module, nn.ConvTranspose2d)
             if init == "he":
-                transposed = isinstance(module, nn.ConvTranspose2d)
                 fan_in = len(weight) * weight[0, 0].numel() / 4 if transposed else weight[0].numel()
-                gain = 1.0 if any(module is layer for layer in outputs) else 2.0
-                nn.init.normal_(weight, std=(gain / fan_in) ** 0.5, generator=generator)
+                gain = 1.0 if any(module is layer for layer in getattr(network, "outputs", ())) else 2.0
+                weight.normal_(std=(gain / fan_in) ** 0.5, generator=generator)
             elif isinstance(module, nn.Conv2d):
                 nn.init.trunc_normal_(weight, std=0.02, a=-0.04, b=0.04, generator=generator)
             else:
-                nn.init.normal_(weight, std=0.02, generator=generator)
+                weight.normal_(std=0.02, generator=generator)
             if module.bias is not None:
-                nn.init.zeros_(module.bias)
+                module.bias.zero_()
             if (u := module._buffers.get("u")) is not None:
                 drawn = normalize(torch.randn(u.shape, generator=generator, dtype=torch.float32), dim=0)
-                if not keep_vectors:
-                    u.copy_(drawn)
+                u.copy_(u if keep_vectors else drawn)
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
             module.reset_parameters()
 
 
@@ -132,23 +150,12 @@ def conv_channels(cfg: Config, image_shape: Shape, smallest: int) -> list[int]:
     Raises InputError for images that are not squares of a power of two, 16 pixels or more.
     """
     _, height, width = image_shape
-    count = max(height // smallest, 1).bit_length() - 1
-    if height != width or height != smallest * 2**count or count < 2:
+    if height != width or height < 16 or height & (height - 1):
         raise InputError(f"images are {height} x {width}; expected squares whose side is a power of two, 16 or more")
+    count = (height // smallest).bit_length() - 1
     if cfg.network == "dcgan":
         return [cfg.width * 2**i for i in range(count)]
     return [cfg.width] * (count // 2) + [2 * cfg.width] * (count - count // 2)
-
-
-def _kernel(cfg: Config) -> int:
-    return 5 if cfg.network == "dcgan" else 4
-
-
-def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None, norm_first: bool = False) -> list[nn.Module]:
-    """The paper's conv4 nets activate before batch norm, its dcgan nets after."""
-    if norm is None:
-        return [activation]
-    return [norm, activation] if norm_first or cfg.network == "dcgan" else [activation, norm]
 
 
 class Generator(nn.Module):
@@ -160,32 +167,23 @@ class Generator(nn.Module):
         maps = conv_channels(cfg, image_shape, smallest=4)[::-1]
         hidden = 1024 if self.tanh else cfg.hidden
         layers: list[nn.Module] = []
-        for before, after in ((cfg.num_codes + cfg.num_noise, hidden), (hidden, 16 * maps[0])):
+        for before, after in pairwise((cfg.num_codes + cfg.num_noise, hidden, 16 * maps[0])):
             norm = nn.BatchNorm1d(after)
             layers += [nn.Linear(before, after), *_activate(cfg, nn.ReLU(), norm, norm_first=cfg.g_bias is not None)]
         self.fully_connected = nn.Sequential(*layers, nn.Unflatten(1, (maps[0], 4, 4)))
         layers = []
         for before, after in pairwise(maps):
             activation = nn.ReLU() if self.tanh else nn.LeakyReLU(0.2)
-            layers += [self._upsample(cfg, before, after), *_activate(cfg, activation, nn.BatchNorm2d(after))]
-        self.convolutions = nn.Sequential(*layers, self._upsample(cfg, maps[-1], image_shape[0]))
-
-    @staticmethod
-    def _upsample(cfg: Config, before: int, after: int) -> nn.Module:
-        kernel = _kernel(cfg)  # "same" padding: the map's side exactly doubles
-        layer = BlockConvTranspose2d if kernel == 4 and after <= 2 else nn.ConvTranspose2d
-        return layer(before, after, kernel, 2, padding=(kernel - 1) // 2, output_padding=kernel % 2)
-
-    @torch.no_grad()
-    def apply_recipe(self, cfg: Config) -> None:
-        """Set the initial values that the fast recipes choose: batch-norm biases, and a dark output layer."""
-        for module in self.fully_connected:
-            if isinstance(module, nn.BatchNorm1d) and cfg.g_bias is not None:
-                module.bias.fill_(cfg.g_bias)
-        if cfg.init == "he":
-            last: Any = self.convolutions[-1]
-            last.weight.mul_(0.5)
-            last.bias.fill_(-2.0)
+            layers += [_upsample(cfg, before, after), *_activate(cfg, activation, nn.BatchNorm2d(after))]
+        last = _upsample(cfg, maps[-1], image_shape[0])
+        self.convolutions = nn.Sequential(*layers, last)
+        initialise(self, seeded_generator(cfg.seed, 0), cfg.init)
+        for layer in self.fully_connected:
+            if isinstance(layer, nn.BatchNorm1d):
+                layer.bias.data.fill_(cfg.g_bias or 0.0)
+        if cfg.init == "he":  # a dark output layer
+            last.weight.data.mul_(0.5)
+            nn.init.constant_(last.bias, -2.0)  # type: ignore[arg-type]
 
     def forward(self, c: Tensor, z: Tensor) -> Tensor:  # c [B, K] in [-1, 1]; z [B, Z] in [-1, 1] -> [B, C, H, W]
         maps = self.fully_connected(torch.cat([c, z], 1))
@@ -197,24 +195,22 @@ class Trunk(nn.Sequential):
     """Stride-2 convolutions, then a fully connected layer in conv4 nets: images [B, C, H, W] to features [B, D]."""
 
     def __init__(self, cfg: Config, image_shape: Shape, spectral_norm: bool = False, batch_norm: bool = False):
-        smallest = 2 if cfg.network == "dcgan" else 4
-        kernel, features, layers = _kernel(cfg), image_shape[0], list[nn.Module]()
-        for i, after in enumerate(conv_channels(cfg, image_shape, smallest)):
-            layer = BlockConv2d if kernel == 4 and features <= 2 else nn.Conv2d
-            convolution = layer(features, after, kernel, 2, padding=(kernel - 1) // 2)
-            norm: nn.Module | None = nn.BatchNorm2d(after) if batch_norm and i > 0 else None
-            layers += [_spectral(convolution, spectral_norm), *_activate(cfg, nn.LeakyReLU(0.2), norm)]
-            features = after
-        layers.append(nn.Flatten())
-        features *= smallest**2
-        if cfg.network == "conv4":
-            norm = nn.BatchNorm1d(cfg.hidden) if batch_norm else None
-            layers.append(_spectral(nn.Linear(features, cfg.hidden), spectral_norm))
-            layers += _activate(cfg, nn.LeakyReLU(0.2), norm)
-            features = cfg.hidden
-        super().__init__(*layers)
-        self.num_features = features
+        super().__init__()
         self.centred = cfg.network == "dcgan"
+        smallest = 2 if self.centred else 4
+        maps = conv_channels(cfg, image_shape, smallest)
+        layers: list[nn.Module] = []
+        for before, after in pairwise([image_shape[0], *maps]):
+            norm: nn.Module | None = nn.BatchNorm2d(after) if batch_norm and layers else None
+            layers.append(_spectral(_downsample(cfg, before, after), spectral_norm))
+            layers += _activate(cfg, nn.LeakyReLU(0.2), norm)
+        layers.append(nn.Flatten())
+        self.num_features = maps[-1] * smallest**2
+        if not self.centred:
+            layers.append(_spectral(nn.Linear(self.num_features, cfg.hidden), spectral_norm))
+            layers += _activate(cfg, nn.LeakyReLU(0.2), nn.BatchNorm1d(cfg.hidden) if batch_norm else None)
+            self.num_features = cfg.hidden
+        self.extend(layers)
 
     def forward(self, input: Tensor) -> Tensor:  # [B, C, H, W] in [0, 1] -> [B, D]
         images = input.contiguous(memory_format=torch.channels_last)
@@ -237,16 +233,15 @@ class Discriminator(nn.Module):
 
     def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__()
-        heads = cfg.spectral_norm == "all"
-        self.trunk = Trunk(cfg, image_shape, spectral_norm=cfg.spectral_norm != "none")
+        self.trunk, heads = Trunk(cfg, image_shape, cfg.spectral_norm != "none"), cfg.spectral_norm == "all"
         features = self.trunk.num_features
         self.real = nn.Sequential(_spectral(nn.Linear(features, 1), heads))
         layers: list[nn.Module] = []
-        if cfg.network == "conv4":
-            layers = [_spectral(nn.Linear(features, cfg.hidden), heads), nn.LeakyReLU(0.2)]
-            features = cfg.hidden
+        if cfg.network == "conv4":  # of cfg.hidden features
+            layers = [_spectral(nn.Linear(features, features), heads), nn.LeakyReLU(0.2)]
         self.codes = nn.Sequential(*layers, _spectral(nn.Linear(features, cfg.num_codes), heads))
         self.outputs = [self.real[-1], self.codes[-1]]
+        initialise(self, seeded_generator(cfg.seed, 1), cfg.init)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W] in [0, 1] -> logits [B], codes [B, K]
         features = self.trunk(images)
@@ -259,17 +254,12 @@ class ContrastiveDiscriminator(nn.Module):
     def __init__(self, cfg: Config, image_shape: Shape):
         super().__init__()
         channels, height, width = image_shape
-        shape, norm = (2 * channels, height, width), cfg.h_norm
-        self.trunk = Trunk(cfg, shape, spectral_norm=norm == "spectral", batch_norm=norm == "batch")
+        self.trunk = Trunk(cfg, (2 * channels, height, width), cfg.h_norm == "spectral", cfg.h_norm == "batch")
         self.head = nn.Linear(self.trunk.num_features, cfg.num_codes)
         self.outputs = [self.head]
+        initialise(self, seeded_generator(cfg.seed, 2), cfg.init)
 
-    def forward(
-        self,
-        first: Tensor,  # [B, C, H, W] images of c1
-        second: Tensor,  # [B, C, H, W] images of c2
-        index: Tensor,  # [B] int64, the code that c1 and c2 share
-    ) -> Tensor:
-        """Return the cross-entropy of the index (Lin et al. 2020, section 3), a scalar; chance is ln K."""
+    def forward(self, first: Tensor, second: Tensor, index: Tensor) -> Tensor:  # images [B, C, H, W] of c1 and of c2
+        """Return the cross-entropy of the index [B] int64, the code that c1 and c2 share, a scalar; chance is ln K."""
         features = self.trunk(torch.cat([first, second], 1))
         return ops.contrastive_loss(features.float(), self.head.weight, self.head.bias, index)

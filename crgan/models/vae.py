@@ -18,11 +18,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from .. import ops
 from ..config import Config, Phase
-from .losses import Optimisers, adam, update
-from .model import Model
+from .model import Model, Optimisers, adam, gaussian, update
 from .networks import Shape, conv_channels, seeded_generator
-
-TC_BETAS = (0.5, 0.9)  # of the total-correlation discriminator's Adam (Kim and Mnih 2018, appendix A)
 
 
 class VAE(Model):
@@ -43,12 +40,17 @@ class VAE(Model):
         for before, after in pairwise(maps[::-1]):
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
         self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(maps[0], image_shape[0], 4, 2, 1))
-        self.discriminator = _tc_discriminator(cfg.num_codes) if cfg.model == "factor-vae" else None
+        self.discriminator: nn.Module | None = None
+        if cfg.model == "factor-vae":  # of the total correlation: two logits, joint or permuted codes (appendix A)
+            layers = []
+            for before in (cfg.num_codes, *[1000] * 5):
+                layers += [nn.Linear(before, 1000), nn.LeakyReLU(0.2)]
+            self.discriminator = nn.Sequential(*layers, nn.Linear(1000, 2))
         draw = seeded_generator(cfg.seed)
         for module in self.modules():
-            if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)) and module.bias is not None:
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=draw)
-                nn.init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,28 +58,13 @@ class VAE(Model):
         mean, log_variance = self.encoder(x.contiguous(memory_format=torch.channels_last)).float().chunk(2, 1)
         return mean, log_variance
 
-    @torch.no_grad()
-    def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:  # [n, C, H, W]
-        """Decode codes [n, K] to the pixels' means; there is no noise. Raises InputError for another type or shape."""
-        return self.decoder(self._checked("codes", codes, self.num_codes)).sigmoid()
+    def decode(self, codes: Tensor, noise: Tensor) -> Tensor:
+        """Return the pixels' means. There is no noise."""
+        return self.decoder(codes).sigmoid()
 
-    def sample(self, n: int, seed: int = 0) -> Tensor:  # [n, C, H, W] in [0, 1]
-        """Decode n codes drawn from N(0, I)."""
-        uniform, _ = ops.sample_latents(n, self.num_codes, 0, seed, 0, device=self.device)
-        return self.generate(gaussian(uniform))
-
-    @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:  # [n, C, H, W] in [0, 1] -> [n, K]
-        """Return the posterior's mean. Raises InputError for images of another type, shape or range."""
-        return self.posterior(self._images(images))[0]
-
-
-def _tc_discriminator(num_codes: int) -> nn.Module:
-    """Return six layers of 1,000 units with two logits: joint or permuted codes (Kim and Mnih 2018, appendix A)."""
-    layers: list[nn.Module] = []
-    for before in (num_codes, *[1000] * 5):
-        layers += [nn.Linear(before, 1000), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Linear(1000, 2))
+    def code_mean(self, images: Tensor) -> Tensor:
+        """Return the posterior's mean."""
+        return self.posterior(images)[0]
 
 
 def make_optimisers(model: VAE, cfg: Config) -> Optimisers:
@@ -85,7 +72,7 @@ def make_optimisers(model: VAE, cfg: Config) -> Optimisers:
     both = [*model.encoder.parameters(), *model.decoder.parameters()]
     optimisers = {"vae": adam(both, cfg.lr_g, cfg.beta1, cfg.beta2)}
     if model.discriminator is not None:
-        optimisers["discriminator"] = adam(model.discriminator.parameters(), cfg.lr_d, *TC_BETAS)
+        optimisers["discriminator"] = adam(model.discriminator.parameters(), cfg.lr_d, 0.5, 0.9)  # appendix A
     return optimisers
 
 
@@ -132,11 +119,6 @@ def train_step(
         report["discriminator"] = cross_entropy(density, label)
         update(optimisers["discriminator"], report["discriminator"])
     return {name: value.detach() for name, value in report.items()}
-
-
-def gaussian(uniform: Tensor) -> Tensor:  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)
-    """Transform to N(0, 1) by inversion. Half a grid step keeps the values finite and symmetric."""
-    return math.sqrt(2) * torch.erfinv(uniform + 2.0**-24)
 
 
 def permute_dims(codes: Tensor, keys: Tensor) -> Tensor:  # [B, K]; the order of keys in a column is its permutation
