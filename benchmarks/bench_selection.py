@@ -17,8 +17,7 @@ import torch
 from crgan import checkpoint
 from crgan.config import PRESETS
 from crgan.loading import LoadedModel, eval_mode, open_models
-from crgan.selection.centrality import Pool
-from crgan.selection.votes import POINTS_BLOCK, Images, Sizes
+from crgan.selection.centrality import POINTS_BLOCK, Images, Pool, Sizes
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 RUNS = sorted(glob(os.environ.get("POOL", "")))
@@ -61,15 +60,14 @@ def plain(pool, folder):
 
 
 def crgan(pool, folder):
-    pool.measure_all()
-    return pool.B
+    return pool.measure(np.ones((MODELS, MODELS), bool))
 
 
 @pytest.mark.parametrize("provider", [plain, crgan], ids=["plain", "crgan"])
 def test_exact_selection(benchmark, provider, tmp_path):
     name = provider.__name__
     models = open_models(RUNS, DEVICE) or [untrained(seed) for seed in range(MODELS)]
-    Pool(models, Sizes(groups=4, scale_samples=BATCH), BATCH).measure_all()  # warm up
+    crgan(Pool(models, Sizes(groups=4, scale_samples=BATCH), BATCH), tmp_path)  # warm up
     pool = Pool(models, SIZES, BATCH)
 
     def call():

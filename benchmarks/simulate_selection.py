@@ -17,9 +17,8 @@ import numpy as np
 
 from crgan.metrics import vote_score
 from crgan.selection.budget import sequential_halving
-from crgan.selection.centrality import vote_tables
+from crgan.selection.centrality import Sizes, vote_tables
 from crgan.selection.uncertainty import bootstrap
-from crgan.selection.votes import Sizes
 
 L, K, BANK = 100, 5, 2048
 
@@ -50,6 +49,7 @@ class LinearPool:
         self.decode = (np.eye(K) + noise) @ self.W.swapaxes(1, 2)  # E_i W_i^-1
         self.sizes, self.seed, self.bank = sizes, seed, covariance_bank(rng)
         self.race_votes: dict[int, np.ndarray] = {}  # of generator j [N, groups], -1: not yet
+        self.B = np.full((num_models, num_models), np.nan)
 
     def __len__(self) -> int:
         return len(self.W)
@@ -76,16 +76,19 @@ class LinearPool:
     def measure(self, j: int, encoders: np.ndarray) -> np.ndarray:
         return vote_score(vote_tables(self.votes(encoders, j), K, K))
 
-    def race(self, j: int, encoders: np.ndarray, groups: int) -> np.ndarray:
+    def race(self, pairs: np.ndarray, groups: int) -> np.ndarray:
         """Measure as a race does: new groups vote by the mean variance so far, earlier votes stay."""
-        variances = self.variances(encoders, j, groups)
-        new = (variances / variances.mean(2, keepdims=True)).argmin(1)
-        kept = self.race_votes.get(j, np.full((len(self), 0), -1, np.int8))
-        kept = np.pad(kept, ((0, 0), (0, max(0, groups - kept.shape[1]))), constant_values=-1)
-        old = kept[encoders, :groups]
-        kept[encoders, :groups] = votes = np.where(old < 0, new, old)
-        self.race_votes[j] = kept
-        return vote_score(vote_tables(votes.astype(np.int64), K, K))
+        for j in np.flatnonzero(pairs.any(0)).tolist():
+            encoders = np.flatnonzero(pairs[:, j])
+            variances = self.variances(encoders, j, groups)
+            new = (variances / variances.mean(2, keepdims=True)).argmin(1)
+            kept = self.race_votes.get(j, np.full((len(self), 0), -1, np.int8))
+            kept = np.pad(kept, ((0, 0), (0, max(0, groups - kept.shape[1]))), constant_values=-1)
+            old = kept[encoders, :groups]
+            kept[encoders, :groups] = votes = np.where(old < 0, new, old)
+            self.race_votes[j] = kept
+            self.B[encoders, j] = vote_score(vote_tables(votes.astype(np.int64), K, K))
+        return self.B
 
     def standard_error(self, model: int) -> float:
         """By the bootstrap over groups that the command uses."""

@@ -1,23 +1,19 @@
 """`python -m crgan.select RUN... --out DIR`: ranks a pool of models without labels."""
 
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 import tyro
 
 from . import cli, metrics
 from . import data as datasets
-from .device import exact_arithmetic
 from .errors import InputError, NotFiniteError
-from .loading import LoadedModel, eval_mode, open_models
-from .selection.centrality import Pool
+from .loading import LoadedModel, open_models
+from .selection.centrality import Pool, Sizes
 from .selection.rank import Ranking, output_folder, rank_by_udr, rank_pool
-from .selection.votes import Array, Sizes
 
 
 def select(
@@ -67,7 +63,7 @@ def select(
     cli.at_least(1, batch_size=batch_size)
     if method != "centrality" and (budget < 1 or ray):
         raise InputError(f"--budget and --ray serve ModelCentrality: {method} encodes each model once; leave them out")
-    begin, sizes = time.monotonic(), Sizes(groups, group_size, scale_samples, seed)
+    sizes = Sizes(groups, group_size, scale_samples, seed)
     if ray:
         from .cluster import ClusterPool
 
@@ -77,18 +73,18 @@ def select(
     dataset: Any = _dataset(pool.models, data, root) if with_labels or method != "centrality" else None
     if with_labels and (dataset is None or "factor_vae" not in metrics.applicable(dataset)):
         raise InputError("--with-labels needs a data set with two factors or more; give --data NAME")
-    labels = {"data": dataset.name, "root": root and str(root.resolve()), "seed": seed} if with_labels else None
     print(f"ranking {len(pool.models)} models by {method}: {ray or pool.device}, into {out}", flush=True)
     with output_folder(out, method) as before, cli.progress() as bar:
         if method == "centrality":
             ranking = rank_pool(pool, budget, out, bar)
         else:
-            ranking = rank_by_udr(pool.models, _common_codes(pool.models, dataset, samples, seed, bar), method)
-            ranking.details |= {"device": pool.device, "seed": seed}
-        if labels := labels or before.get("labels"):  # once asked for, they stay
-            known = before["models"] if before.get("labels") == labels else []
-            _add_labels(ranking, pool.models, dataset if with_labels else None, labels, known, bar)
-        ranking.details["seconds"] = time.monotonic() - begin
+            ranking = rank_by_udr(pool.models, dataset, samples, seed, method, bar)
+        labels = known = before.get("labels")
+        if with_labels:
+            labels = {"data": dataset.name, "root": root and str(root.resolve()), "seed": seed}
+        if labels:  # once asked for, they stay
+            found = {row["cache_key"]: row["factor_vae"] for row in before["models"]} if labels == known else {}
+            _add_labels(ranking, pool.models, dataset if with_labels else None, labels, found, bar)
         ranking.save(out)
     print(ranking.table(), *ranking.sentences, f"wrote {out}/ranking.json and similarity.png", sep="\n")
     return ranking
@@ -107,31 +103,10 @@ def _dataset(models: Sequence[LoadedModel], name: str | None, root: Path | None)
     return dataset
 
 
-@exact_arithmetic()
-def _common_codes(models: Sequence[LoadedModel], dataset: Any, samples: int, seed: int, bar: Any) -> list[Array]:
-    """Encode the same images by all models, for UDR: those of the data set, or else of every generator in turn."""
-    draw, generators = torch.Generator().manual_seed(seed), sorted(models, key=lambda model: model.cache_key)
-    size = min(256, -(-samples // len(models)))
-    bar.start("encoding", samples * len(models), 0, "images")
-    parts: list[list[Array]] = [[] for _ in models]
-    with eval_mode(models), torch.inference_mode():
-        for n, start in enumerate(range(0, samples, size)):
-            drawn = torch.randint(
-                dataset.num_images if dataset else 1 << 31, (min(size, samples - start),), generator=draw
-            )
-            generator = generators[n % len(models)]
-            images = dataset.images(drawn) if dataset else generator.sample(len(drawn), int(drawn[0]))
-            for model, part in zip(models, parts):
-                part.append(model.encode(images).double().cpu().numpy())
-            bar.advance(len(drawn) * len(models))
-    return [np.concatenate(part) for part in parts]
-
-
 def _add_labels(
-    ranking: Ranking, models: Sequence[LoadedModel], dataset: Any, labels: dict[str, Any], known: Any, bar: Any
+    ranking: Ranking, models: Sequence[LoadedModel], dataset: Any, labels: dict[str, Any], found: Any, bar: Any
 ) -> None:
-    """Add the supervised FactorVAE score of each model, from the rows `known`; the others' by the data set, if any."""
-    found = {row["cache_key"]: row["factor_vae"] for row in known}
+    """Add the supervised FactorVAE score of each model: those `found` by cache key, the others by the data set."""
     bar.start("labels", len(models), 0, "models")
     for model in models:
         if dataset and found.get(model.cache_key) is None:
@@ -139,15 +114,14 @@ def _add_labels(
                 scores = metrics.evaluate(model, dataset, ["factor_vae"], "paper", labels["seed"])
                 found[model.cache_key] = scores["factor_vae"]["score"]
         bar.advance()
-    truth = np.array([found.get(model.cache_key) for model in models], np.float64)
-    scored, correlation = np.isfinite(truth), None
+    ranking.factor_vae = truth = np.array([found.get(model.cache_key) for model in models], np.float64)
+    scored, correlation, value = np.isfinite(truth), None, "not defined"
     if len({*truth[scored]}) > 1 and len({*ranking.scores[scored]}) > 1:
         from scipy.stats import spearmanr
 
         correlation = float(spearmanr(ranking.scores[scored], truth[scored]).statistic)
-    ranking.factor_vae = truth
+        value = f"{correlation:.2f}"
     ranking.details |= {"labels": labels, "rank_correlation": correlation}
-    value = "not defined" if correlation is None else f"{correlation:.2f}"
     ranking.sentences.append(f"rank correlation with the supervised FactorVAE score: {value}")
 
 

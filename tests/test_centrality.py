@@ -11,11 +11,11 @@ from torch import nn
 
 from crgan import InputError, cross_scores, model_centrality, similarity
 from crgan.loading import LoadedModel
-from crgan.selection import votes
+from crgan.selection import centrality
 from crgan.selection.budget import sequential_halving
-from crgan.selection.centrality import Pool, vote_score, vote_tables
+from crgan.selection.centrality import Pool, Sizes, vote_score, vote_tables
+from crgan.selection.scores import votes_by_index
 from crgan.selection.uncertainty import bootstrap, confidence_gap, split
-from crgan.selection.votes import Sizes
 
 SMALL = {"groups": 40, "group_size": 50, "scale_samples": 1000}
 
@@ -140,7 +140,7 @@ def test_no_value_depends_on_batches_on_order_or_on_the_rest_of_the_pool(monkeyp
     order = [2, 0, 3]
     np.testing.assert_array_equal(B[np.ix_(order, order)], cross_scores([models[i] for i in order], **SMALL, seed=3))
     assert not np.array_equal(B, cross_scores(models, **SMALL, seed=4))
-    monkeypatch.setattr(votes, "ENCODERS_BLOCK", 3)  # encoders whose codes are in memory at a time
+    monkeypatch.setattr(centrality, "ENCODERS_BLOCK", 3)  # encoders whose codes are in memory at a time
     np.testing.assert_array_equal(B, cross_scores(models, **SMALL | {"groups": 40.0}, seed=3))
 
 
@@ -148,17 +148,22 @@ def test_a_race_makes_each_image_once_and_takes_its_scale_from_its_groups():
     model, other, encoded = Linear(rotation(5, 0)), Linear(torch.eye(5)), []
     recorder = Recorder(model)
     pool = Pool([LoadedModel("a", other), LoadedModel("b", recorder)], Sizes(40, 50, 1000), 90, encoded.append)
+    pair = np.array([[False, True], [False, False]])
     for groups in (7, 8, 25, 40):
-        score = pool.measure(1, [0], groups)
-        assert len(pool.votes()[0, 1]) == groups
+        score = pool.measure(pair, groups)[0, 1]
+        assert len(pool.known[pool.keys[0], pool.keys[1]].votes) == groups
     assert sum(encoded) == 40 * 50
     assert not recorder.points
-    (partial,) = pool.race.values()
+    (found,) = pool.known.values()
     codes = other.encode(model.generate(torch.cat(recorder.groups))).double().unflatten(0, (40, 50))
-    np.testing.assert_allclose(partial.variance, codes.var(1, correction=0).mean(0), rtol=1e-5)
-    assert (pool.measure(1, [0], 25) == vote_score(vote_tables(partial.votes[None, :25], 5, 5))).all()
+    np.testing.assert_allclose(found.variance, codes.var(1, correction=0).mean(0), rtol=1e-5)
+    assert pool.measure(pair, 25)[0, 1] == vote_score(vote_tables(found.votes[None, :25], 5, 5))[0]
     assert sum(encoded) == 40 * 50
-    assert score[0] == pytest.approx(cross_scores([other, model], groups=40, group_size=50)[0, 1], abs=0.1)
+    assert score == pytest.approx(cross_scores([other, model], groups=40, group_size=50)[0, 1], abs=0.1)
+    exact = pool.measure(pair)[0, 1]  # anew, by the scale sample
+    assert sum(encoded) == 2 * 40 * 50 + 1000
+    assert pool.measure(pair, 40)[0, 1] == exact  # which then serves races too
+    assert sum(encoded) == 2 * 40 * 50 + 1000
 
 
 def test_a_constant_that_no_float_holds_never_votes():
@@ -277,20 +282,20 @@ def make_pool(seed, n=6):
     turns = [torch.matrix_exp(0.5 * t * (x - x.T)) for t, x in enumerate(torch.randn(n, 4, 4, generator=draw))]
     models = [LoadedModel(str(t), Linear(turn), f"{t}") for t, turn in enumerate(turns)]
     pool = Pool(models, Sizes(60, 30, 500, seed))
-    pool.measure_all()
-    return pool
+    pool.measure(np.ones((n, n), bool))
+    return pool, votes_by_index(pool.keys, pool.known)
 
 
 OTHERS = ~np.eye(6, dtype=bool)
 
 
 def test_bootstrap_tells_the_spread_over_fresh_draws():
-    scores = np.array([model_centrality(similarity(make_pool(seed).B)) for seed in range(25)])
-    pool = make_pool(0)
-    ratio = bootstrap(pool.votes(), [4] * 6, OTHERS).std(0) / scores.std(0, ddof=1)
+    scores = np.array([model_centrality(similarity(make_pool(seed)[0].B)) for seed in range(25)])
+    pool, votes = make_pool(0)
+    ratio = bootstrap(votes, [4] * 6, OTHERS).std(0) / scores.std(0, ddof=1)
     assert 0.7 < np.median(ratio) < 1.4
     s, A = scores.mean(0), similarity(pool.B)
-    gap = confidence_gap(A, pool.votes(), [4] * 6, int(s.argmax()), int(s.argmin()))
+    gap = confidence_gap(A, votes, [4] * 6, int(s.argmax()), int(s.argmin()))
     assert gap["gap"] == pytest.approx(s.max() - s.min(), abs=3 * gap["standard_error"] + 0.05)
     assert gap["gap"] > 3 * gap["standard_error"]
     own = model_centrality(A)
@@ -299,7 +304,7 @@ def test_bootstrap_tells_the_spread_over_fresh_draws():
 
 
 def test_bootstrap_is_that_of_whole_vote_tables():
-    known = make_pool(0).votes()
+    _, known = make_pool(0)
     known[1, 2] = np.where(np.arange(60) < 9, -1, known[1, 2])  # groups without a vote
     total = np.zeros((50, 6))
     for j in range(6):
@@ -321,15 +326,15 @@ def test_a_split_pool_is_noticed_and_a_good_and_bad_one_is_not():
     two = np.full((20, 20), 0.4)
     two[:12, :12] = two[12:, 12:] = 0.9
     order = rng.permutation(20)
-    side, excess = split((two + noise)[np.ix_(order, order)])
+    side, excess = split((two + noise)[np.ix_(order, order)], np.arange(20))
     assert {frozenset(order[side]), frozenset(order[~side])} == {frozenset(range(12)), frozenset(range(12, 20))}
     assert excess == pytest.approx(0.5, abs=0.1)
-    side, _ = split((two + noise)[np.ix_(order, order)][:, :9])  # some references only
+    side, _ = split((two + noise)[np.ix_(order, order)], rng.permutation(20)[:9])  # some references only
     assert set(order[side]) in ({*range(12)}, {*range(12, 20)})
     good_and_bad = np.full((20, 20), 0.4)
     good_and_bad[:12, :12] = 0.9
-    assert split(good_and_bad + noise) is None
-    assert split(0.7 + noise) is None
+    assert split(good_and_bad + noise, np.arange(20)) is None
+    assert split(0.7 + noise, np.arange(20)) is None
 
 
 # ---------------------------------------------------------------- fewer pairs
@@ -342,9 +347,9 @@ def matrix_pool(n, seed):
     B = np.minimum.outer(quality, quality) + rng.normal(size=(n, n)) * 0.05
     calls = []
 
-    def measure(j, encoders, groups):
-        calls.append((j, tuple(encoders), groups))
-        return B[encoders, j]
+    def measure(pairs, groups):
+        calls.append((pairs, groups))
+        return B
 
     return B, measure, calls
 
@@ -361,9 +366,9 @@ def test_halving_keeps_its_budget_and_finds_the_medoid(n, share):
         assert result.encodes <= share * n * n * sizes.encodes
         # what was asked for is what was paid for, and no pair twice for the same groups
         done = np.zeros((n, n), int)
-        for j, encoders, groups in calls:
-            assert (done[list(encoders), j] < groups).all()
-            done[list(encoders), j] = groups
+        for pairs, groups in calls:
+            assert (done[pairs] < groups).all()
+            done[pairs] = groups
         assert done.sum() * sizes.group_size == result.encodes
         # every model of a round met the same references, on as many groups, both ways
         first = result.rounds[0]

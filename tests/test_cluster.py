@@ -101,7 +101,7 @@ def pairs_in(path):
     if not path.exists():
         return 0
     with h5py.File(path, locking=False) as file:
-        return sum(len(column["encoders"]) for column in file.get("exact", {}).values())
+        return sum(len(column["encoders"]) for column in file.get("pairs", {}).values())
 
 
 def test_a_selection_outlives_a_node(nodes, local_pool, tmp_path):

@@ -81,7 +81,7 @@ def test_writes_the_exact_selection(pool, capsys):
     with h5py.File("out/scores.h5") as file:
         np.testing.assert_array_equal(file["B"], B)
         assert {name: int(file.attrs[name]) for name in SIZES} == SIZES
-        assert file[f"exact/{keys[1]}/votes"].shape == (4, 40)
+        assert file[f"pairs/{keys[1]}/votes"].shape == (4, 40)
     A = (B + B.T) / 2
     expected = {name: np.delete(A[i], i).mean() for i, name in enumerate(names)}
     rows = {row["name"]: row for row in result["models"]}

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from math import ceil, log2
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
-from .votes import Array, Sizes
+from ..metrics.arrays import Array
+from .centrality import Sizes
 
 
 class Halving(NamedTuple):
@@ -18,7 +19,7 @@ class Halving(NamedTuple):
 
 
 def sequential_halving(
-    measure: Callable[[int, Any, int], Array],
+    measure: Callable[[Array, int], Array],
     num_models: int,
     budget: float,
     *,
@@ -30,16 +31,16 @@ def sequential_halving(
     In each of ceil(log2 N) rounds all models still in the race are scored on the same reference models, drawn at
     random, and the worse half leaves. References are nested, so that nothing measured is thrown away: a round first
     takes in more references, on `first_groups` groups each, and when all models serve, more groups.
-    `measure(j, encoders, groups)` returns B[encoders, j] on the first `groups` groups of generator j. `budget` is the
-    share in (0, 1] of the N^2 * sizes.encodes encodes of an exact selection. All groups of all pairs cost less, as a
-    race needs no scale sample: a budget that pays for them takes them in one round.
+    `measure(pairs, groups)` returns B [N, N] with the scores of the pairs (bool [N, N]) on their first `groups` groups
+    filled in. `budget` is the share in (0, 1] of the N^2 * sizes.encodes encodes of an exact selection. All groups of
+    all pairs cost less, as a race needs no scale sample: a budget that pays for them takes them in one round.
 
     Raises InputError where the budget does not pay for 2 references in the first round.
     """
     N, full, first = num_models, sizes.groups, min(first_groups, sizes.groups)
     exact = N * N * sizes.encodes
     references = np.random.default_rng(sizes.seed).permutation(N)
-    B, done = np.full((N, N), np.nan), np.zeros((N, N), np.int32)
+    done = np.zeros((N, N), np.int32)
     alive, losers, spent, rounds = np.arange(N), np.empty(0, np.int64), 0, []
 
     def plan(step: int) -> tuple[Array, int, Array, int]:
@@ -60,9 +61,7 @@ def sequential_halving(
             middle = (low + high + 1) // 2
             low, high = (middle, high) if plan(middle)[-1] <= (budget * exact - spent) / left else (low, middle - 1)
         met, groups, due, cost = plan(low)
-        for j in np.flatnonzero(due.any(0)):
-            encoders = np.flatnonzero(due[:, j])
-            B[encoders, j] = measure(int(j), encoders, groups)
+        B = measure(due, groups)
         done[due] = groups
         spent += cost
         A = (B[np.ix_(alive, met)] + B[np.ix_(met, alive)].T) / 2

@@ -1,6 +1,5 @@
 """Rank a pool of models without labels: what `crgan.rank` and `python -m crgan.select` have in common."""
 
-import functools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,15 +12,18 @@ import numpy as np
 import torch
 
 from .. import cli
+from ..device import exact_arithmetic
 from ..errors import InputError
 from ..files import lock, write_atomically, write_json
-from ..loading import LoadedModel, open_models
+from ..loading import LoadedModel, eval_mode, open_models
+from ..metrics.arrays import Array
 from .budget import sequential_halving
-from .centrality import Pool, similarity
-from .scores import restore, save
+from .centrality import Pool, Sizes, similarity
+from .scores import restore, save, votes_by_index
 from .udr import udr
 from .uncertainty import Votes, bootstrap, confidence_gap, split
-from .votes import Array, Sizes
+
+SAVE_EVERY = 5.0  # seconds of a race between two saves
 
 
 @dataclass
@@ -112,11 +114,10 @@ def rank(
 
     Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
     """
-    begin, folder = time.monotonic(), Path(out).expanduser() if out is not None else None
+    folder = Path(out).expanduser() if out is not None else None
     pool = Pool(open_models(models_or_runs, device), Sizes(groups, group_size, scale_samples, seed), batch_size)
     with output_folder(folder, "centrality"), cli.progress() as bar:
         ranking = rank_pool(pool, budget, folder, bar)
-        ranking.details["seconds"] = time.monotonic() - begin
         if folder is not None:
             ranking.save(folder)
     return ranking
@@ -149,53 +150,55 @@ def rank_pool(pool: Pool, budget: float, out: Path | None, bar: cli.progress) ->
     """Rank a pool by ModelCentrality, keeping its votes in scores.h5 of the folder `out`."""
     if not 0 < budget <= 1:
         raise InputError(f"budget is {budget:g}, expected a share above 0 and up to 1")
-    N, seed, all_encodes, made = len(pool.models), pool.sizes.seed, len(pool.models) ** 2 * pool.sizes.encodes, 0
-    if out:
-        path = out / "scores.h5"
-        for name in restore(path, pool) if path.exists() else ():
+    begin = saved = time.monotonic()
+    if out and (out / "scores.h5").exists():
+        for name in restore(out / "scores.h5", pool):
             print(f"{name} has changed since it was scored: its pairs are measured anew")
-        pool.on_votes = functools.partial(save, path, pool)
-    due = sum(map(len, pool.due().values())) * pool.sizes.encodes
+    N, seed, all_encodes = len(pool.models), pool.sizes.seed, len(pool.models) ** 2 * pool.sizes.encodes
+    due = int(pool.missing().sum()) * pool.sizes.encodes
     exact = budget == 1 or not due
-    bar.start("encoding", all_encodes if exact else budget * all_encodes, all_encodes - due if exact else 0, "images")
 
-    def progress(encodes: int) -> None:
-        nonlocal made
-        made += encodes
-        bar.advance(encodes)
+    def save_votes() -> None:
+        nonlocal saved
+        if out and (exact or time.monotonic() - saved > SAVE_EVERY):  # a race takes little time for each generator
+            save(out / "scores.h5", pool)
+            saved = time.monotonic()
 
-    pool.progress = progress
+    before = all_encodes - due if exact else 0
+    bar.start("encoding", all_encodes if exact else budget * all_encodes, before, "images")
+    pool.progress, pool.on_votes = bar.advance, save_votes
     details: dict[str, Any] = {"device": pool.device, **asdict(pool.sizes), "budget": budget}
     if exact:
-        pool.measure_all()
+        pool.measure(np.ones((N, N), bool))
         met = np.arange(N)
     else:
         first = 3 * max(model.num_codes for model in pool.models)
         halving = sequential_halving(pool.measure, N, budget, sizes=pool.sizes, first_groups=first)
         met = halving.references[: halving.rounds[0]["references"]]
         details |= {"rounds": halving.rounds, "share_of_encodes": halving.encodes / all_encodes}
-    pool.on_votes()
-    A, votes, num_codes = similarity(pool.B), pool.votes(), [model.num_codes for model in pool.models]
+    if out:
+        save(out / "scores.h5", pool)
+    A, votes = similarity(pool.B), votes_by_index(pool.keys, pool.known)
+    names, num_codes = [model.name for model in pool.models], [model.num_codes for model in pool.models]
     mask = np.isfinite(A) & ~np.eye(N, dtype=bool)
     scores = A.sum(1, where=mask) / mask.sum(1)
     order = np.argsort(-scores, kind="stable") if exact else halving.ranking
-    first, second = map(int, order[:2])
-    names = [model.name for model in pool.models]
-    gap = confidence_gap(A, votes, num_codes, first, second, seed)
-    details |= {"encodes": made, "gap": {"winner": names[first], "runner_up": names[second], **gap}}
-    sentences = [gap_sentence(details["gap"])]
+    gap = {"winner": names[order[0]], "runner_up": names[order[1]]}
+    gap |= confidence_gap(A, votes, num_codes, order[0], order[1], seed)
+    details |= {"encodes": int(bar.task.completed) - before, "gap": gap}
+    sentences = [gap_sentence(gap)]
     if len(details.get("rounds", ())) > 1:
         sentences.append("the scores of models that left the race early rest on fewer references and groups")
     sentences += [f"warning: {text}" for text in _warnings(votes, names)]
-    referees = np.concatenate([met, np.setdiff1d(np.arange(N), met)])
-    if len(met) > 3 and (clusters := split(A[np.ix_(referees, met)])):
-        sides = [[names[int(i)] for i in referees[clusters[0] == side]] for side in (True, False)]
+    if clusters := split(A, met):
+        sides = [[names[i] for i in np.flatnonzero(clusters[0] == side)] for side in (True, False)]
         sentences.append(
             f"warning: the pool splits into clusters of {len(sides[0])} and {len(sides[1])} models that agree only "
             f"within themselves (by {clusters[1]:.2f}): the winner speaks for its own cluster; select among each alone"
         )
         details["clusters"] = sides
     errors = bootstrap(votes, num_codes, mask, seed).std(0)
+    details["seconds"] = time.monotonic() - begin
     return Ranking("centrality", names, pool.keys, order, scores, errors, A, sentences, details)
 
 
@@ -219,9 +222,26 @@ def _warnings(votes: Votes, names: Sequence[str]) -> Iterator[str]:
             yield f"{what.format(who)}, or they are not finite: what is scored there is chance"
 
 
-def rank_by_udr(models: Sequence[LoadedModel], codes: Sequence[Array], method: str) -> Ranking:
-    """Rank models by UDR, from each one's codes [n, K] of the same images."""
-    found, unknown = udr(codes, method=method), np.full(len(models), np.nan)
+@exact_arithmetic()
+def rank_by_udr(
+    models: Sequence[LoadedModel], dataset: Any, samples: int, seed: int, method: str, bar: cli.progress
+) -> Ranking:
+    """Rank models by UDR, from their codes of the same images: of the data set, or else of every generator in turn."""
+    draw, generators = torch.Generator().manual_seed(seed), sorted(models, key=lambda model: model.cache_key)
+    begin, size = time.monotonic(), min(256, -(-samples // len(models)))
+    high = dataset.num_images if dataset else 1 << 31
+    bar.start("encoding", samples * len(models), 0, "images")
+    parts: list[list[Array]] = [[] for _ in models]
+    with eval_mode(models), torch.inference_mode():
+        for n, start in enumerate(range(0, samples, size)):
+            drawn = torch.randint(high, (min(size, samples - start),), generator=draw)
+            generator = generators[n % len(models)]
+            images = dataset.images(drawn) if dataset else generator.sample(len(drawn), int(drawn[0]))
+            for model, part in zip(models, parts):
+                part.append(model.encode(images).double().cpu().numpy())
+            bar.advance(len(drawn) * len(models))
+    found, unknown = udr([np.concatenate(part) for part in parts], method=method), np.full(len(models), np.nan)
     order, pairs = np.argsort(-found["score"], kind="stable"), found["pairs"] + np.diag(unknown)
     names, keys = [model.name for model in models], [model.cache_key for model in models]
-    return Ranking(method, names, keys, order, found["score"], unknown, pairs, details={"samples": len(codes[0])})
+    details = {"device": str(models[0].device), "samples": samples, "seed": seed, "seconds": time.monotonic() - begin}
+    return Ranking(method, names, keys, order, found["score"], unknown, pairs, details=details)

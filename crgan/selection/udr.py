@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .votes import Array
+from ..metrics.arrays import Array
 
 METHODS = ("udr-lasso", "udr-spearman")
 
