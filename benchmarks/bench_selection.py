@@ -38,10 +38,13 @@ def untrained(seed):
 
 @torch.inference_mode()
 def plain(pool, folder):
+    def stack(make, blocks):
+        return torch.cat([make(block) for block in range(blocks)]).cpu().numpy()
+
     for j, generator in enumerate(pool.models):
-        images = Images(generator, SIZES, BATCH)  # which codes are drawn
-        np.save(folder / f"points{j}.npy", images.points(0, SIZES.scale_samples).cpu().numpy())
-        np.save(folder / f"groups{j}.npy", images.groups(0, SIZES.groups * SIZES.group_size).cpu().numpy())
+        images = Images(generator, SIZES, BATCH, print)  # which codes are drawn
+        np.save(folder / f"points{j}.npy", stack(images.points, -(-SIZES.scale_samples // POINTS_BLOCK)))
+        np.save(folder / f"groups{j}.npy", stack(images.group, SIZES.groups))
 
     def encode(model, images):
         batches = (torch.from_numpy(images[n : n + BATCH]) for n in range(0, len(images), BATCH))

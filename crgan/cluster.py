@@ -1,5 +1,6 @@
-"""Work on a Ray cluster that is already there (extra `crgan[cluster]`): Ray places it, and repeats what a lost machine
-had in hand. What a worker runs lives here, so that it is found by name on every machine that has crgan installed.
+"""Work on a Ray cluster that is already there: Ray places it, and repeats what a lost machine had in hand.
+
+What a worker runs lives here, so that it is found by name on every machine that has crgan installed.
 """
 
 import logging
@@ -17,7 +18,7 @@ import torch
 from . import cli
 from .errors import InputError
 from .loading import LoadedModel, models_of, open_models
-from .selection.centrality import PairVotes, Pool, Sizes, Work, take_votes
+from .selection.centrality import Images, PairVotes, Pool, Sizes, Work
 
 Key = TypeVar("Key")
 RETRIES = 20  # of one piece of work whose worker or machine was lost
@@ -111,11 +112,9 @@ class ClusterPool(Pool):
         has_gpus = connect(address)
         if device == "cuda" and not has_gpus:
             raise InputError("--device is 'cuda' but the cluster has no GPU; use --device cpu")
-        self.worker_threads = threads
         super().__init__(open_models(runs), sizes, batch_size)
+        self.runs, self.worker_threads = tuple(runs), threads
         self.device = "cuda" if has_gpus and device != "cpu" else "cpu"
-        # Only models that are no run of their own, as a module's, need the others: they would travel with each block.
-        self.runs = () if all(Path(model.name).is_dir() for model in self.models) else tuple(runs)
 
     def _take(self, work: Work, groups: int | None) -> Iterator[tuple[int, Iterable[int], list[PairVotes]]]:
         import ray
@@ -129,7 +128,7 @@ class ClusterPool(Pool):
         for (j, done), before in work.items():
             for start in range(0, len(before), size):
                 encoders = tuple(before)[start : start + size]
-                names = [(self.models[i].name, self.keys[i]) for i in (j, *encoders)]
+                names = [(self.names[i], self.keys[i]) for i in (j, *encoders)]
                 blocks[j, done, encoders] = (*common, names, [before[i] for i in encoders])
         for ended in scatter(measure_block, blocks, self.worker_threads, gpus):
             if ended is None:
@@ -157,13 +156,13 @@ def measure_block(
     torch.set_num_threads(threads)
     os.chdir(folder)
     generator, *encoders = [_loaded(runs, name, key, device) for name, key in names]
-    return take_votes(generator, encoders, before, groups, sizes, batch_size)
+    return Images(generator, sizes, batch_size, lambda encodes: None).votes(encoders, before, groups)
 
 
 @lru_cache(maxsize=4096)
 def _loaded(runs: tuple[str, ...], name: str, key: str, device: str) -> LoadedModel:
-    """Open the model of that name: of the run of that name, or of a module that returns several."""
-    for run in runs or [name]:
+    """Open the model of that name: the run of that name, or one of a module that returns several."""
+    for run in [name] if Path(name).is_dir() else runs:
         for model in models_of(run, torch.device(device)):
             if model.name == name:
                 return LoadedModel(name, model.model, key)  # the draws depend on the key, as the main process has it

@@ -14,7 +14,6 @@ from crgan.loading import LoadedModel
 from crgan.selection import centrality
 from crgan.selection.budget import sequential_halving
 from crgan.selection.centrality import Pool, Sizes, vote_score, vote_tables
-from crgan.selection.scores import votes_by_index
 from crgan.selection.uncertainty import bootstrap, confidence_gap, split
 
 SMALL = {"groups": 40, "group_size": 50, "scale_samples": 1000}
@@ -147,7 +146,8 @@ def test_no_value_depends_on_batches_on_order_or_on_the_rest_of_the_pool(monkeyp
 def test_a_race_makes_each_image_once_and_takes_its_scale_from_its_groups():
     model, other, encoded = Linear(rotation(5, 0)), Linear(torch.eye(5)), []
     recorder = Recorder(model)
-    pool = Pool([LoadedModel("a", other), LoadedModel("b", recorder)], Sizes(40, 50, 1000), 90, encoded.append)
+    pool = Pool([LoadedModel("a", other), LoadedModel("b", recorder)], Sizes(40, 50, 1000), 90)
+    pool.progress = encoded.append
     pair = np.array([[False, True], [False, False]])
     for groups in (7, 8, 25, 40):
         score = pool.measure(pair, groups)[0, 1]
@@ -283,7 +283,7 @@ def make_pool(seed, n=6):
     models = [LoadedModel(str(t), Linear(turn), f"{t}") for t, turn in enumerate(turns)]
     pool = Pool(models, Sizes(60, 30, 500, seed))
     pool.measure(np.ones((n, n), bool))
-    return pool, votes_by_index(pool.keys, pool.known)
+    return pool, pool.votes()
 
 
 OTHERS = ~np.eye(6, dtype=bool)

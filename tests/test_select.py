@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -17,9 +18,9 @@ from linear_models import Linear, known_pool
 import crgan
 from crgan import InputError, select
 from crgan.files import lock
+from crgan.select import gap_sentence
 from crgan.selection import scores
 from crgan.selection.centrality import cross_scores, vote_score, vote_tables
-from crgan.selection.rank import gap_sentence
 
 SIZES = {"groups": 40, "group_size": 20, "scale_samples": 500}
 FLAGS = [part for name, size in SIZES.items() for part in (f"--{name.replace('_', '-')}", str(size))]
@@ -72,12 +73,12 @@ def test_writes_the_exact_selection(pool, capsys):
     result = run()
     names = ["identity", "rotated", "collapsed", "permuted"]
     B = cross_scores([KNOWN[name] for name in names], **SIZES)
-    found_names, keys, num_codes, votes = scores.read("out/scores.h5")
+    _, found_names, keys, num_codes, known = scores.read("out/scores.h5")
     assert (found_names, num_codes) == (names, [5] * 4)
-    assert votes.keys() == {(i, j) for i in range(4) for j in range(4)}
-    for (i, j), given in votes.items():
-        assert given.dtype == np.int16
-        assert vote_score(vote_tables(given[None], 5, 5))[0] == B[i, j]
+    assert known.keys() == set(product(keys, keys))
+    for (encoder, generator), pair in known.items():
+        assert (pair.votes.dtype, pair.exact) == (np.int16, True)
+        assert vote_score(vote_tables(pair.votes[None], 5, 5))[0] == B[keys.index(encoder), keys.index(generator)]
     with h5py.File("out/scores.h5") as file:
         np.testing.assert_array_equal(file["B"], B)
         assert {name: int(file.attrs[name]) for name in SIZES} == SIZES

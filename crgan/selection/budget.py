@@ -12,6 +12,8 @@ from .centrality import Sizes
 
 
 class Halving(NamedTuple):
+    """The outcome of a race."""
+
     ranking: Array  # [N] models, best first
     references: Array  # [N] models in the order in which they serve as references
     rounds: list[dict[str, int]]  # models, references and groups of each
@@ -19,12 +21,7 @@ class Halving(NamedTuple):
 
 
 def sequential_halving(
-    measure: Callable[[Array, int], Array],
-    num_models: int,
-    budget: float,
-    *,
-    sizes: Sizes,
-    first_groups: int = 15,
+    measure: Callable[[Array, int], Array], num_models: int, budget: float, *, sizes: Sizes, first_groups: int = 15
 ) -> Halving:
     """Correlated Sequential Halving (Baharav and Tse 2019) for the medoid under A = (B + B^T) / 2.
 
@@ -37,11 +34,12 @@ def sequential_halving(
 
     Raises InputError where the budget does not pay for 2 references in the first round.
     """
-    N, full, first = num_models, sizes.groups, min(first_groups, sizes.groups)
+    N, first = num_models, min(first_groups, sizes.groups)
     exact = N * N * sizes.encodes
+    funds, spent = budget * exact, 0
     references = np.random.default_rng(sizes.seed).permutation(N)
-    done = np.zeros((N, N), np.int32)
-    alive, losers, spent, rounds = np.arange(N), np.empty(0, np.int64), 0, []
+    done = np.zeros((N, N), np.int32)  # groups on which each pair was measured
+    alive, losers, rounds = np.arange(N), np.empty(0, np.int64), []
 
     def plan(step: int) -> tuple[Array, int, Array, int]:
         """Steps 2..N take in references, further ones add groups: -> references, groups, pairs [N, N] due, cost."""
@@ -51,15 +49,16 @@ def sequential_halving(
         due &= (done < groups) & ~np.eye(N, dtype=bool)
         return met, groups, due, int((groups - done[due]).sum()) * sizes.group_size
 
-    everything = N * (N - 1) * full * sizes.group_size
-    count = 1 if budget * exact >= everything else ceil(log2(N))
-    if (least := plan(2)[-1] * count / exact) > budget:
-        raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {min(least, 1):.4f}")
+    everything = N * (N - 1) * sizes.groups * sizes.group_size
+    count = 1 if funds >= everything else ceil(log2(N))
+    if (least := plan(2)[-1] * count) > funds:
+        share = f"{min(least / exact, 1):.4f}"
+        raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {share}")
     for left in range(count, 0, -1):
-        low, high = 2, N + full - first
+        low, high = 2, N + sizes.groups - first
         while low < high:  # the furthest step that this round's share of the budget pays for
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if plan(middle)[-1] <= (budget * exact - spent) / left else (low, middle - 1)
+            low, high = (middle, high) if plan(middle)[-1] <= (funds - spent) / left else (low, middle - 1)
         met, groups, due, cost = plan(low)
         B = measure(due, groups)
         done[due] = groups

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import product, repeat
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from ..metrics.factor_vae import vote_score
 from ..ops import group_votes
 
 Progress = Callable[[int], None]  # called with the number of images encoded since the last call
-POINTS_BLOCK = 256  # images of the scale sample drawn with one seed
+POINTS_BLOCK = 256  # images of the scale sample that are drawn with one seed
 ENCODERS_BLOCK = 64  # encoders whose codes are in memory at a time
 
 
@@ -76,7 +77,8 @@ def cross_scores(
     Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
     """
     sizes = Sizes(groups, group_size, scale_samples, seed)
-    pool = Pool(open_models(models), sizes, batch_size, progress)
+    pool = Pool(open_models(models), sizes, batch_size)
+    pool.progress = progress
     return pool.measure(np.ones_like(pool.B, bool))
 
 
@@ -110,7 +112,7 @@ class PairVotes(NamedTuple):
 
     votes: Array  # [m] int16, the dimension that each group elects; -1: none
     variance: Array  # [K] float64, by which the last of them were taken
-    exact: bool  # in all groups, by the variance of the scale sample; False: a race's (`take_votes`)
+    exact: bool  # in all groups, by the variance of the scale sample; False: a race's (`Images.votes`)
 
 
 Work = dict[tuple[int, int], dict[int, PairVotes | None]]
@@ -123,31 +125,30 @@ class Pool:
     Votes are found by the cache keys (encoder, generator), so that they serve other pools too.
     """
 
-    def __init__(
-        self,
-        models: Sequence[LoadedModel],
-        sizes: Sizes,
-        batch_size: int | None = None,
-        progress: Progress = lambda encodes: None,
-    ):
+    def __init__(self, models: Sequence[LoadedModel], sizes: Sizes, batch_size: int | None = None):
         if len(models) < 2:
             raise InputError(f"a selection needs at least 2 models, got {len(models)}")
         for model in models[1:]:
             if model.image_shape != models[0].image_shape:
-                raise InputError(
-                    f"{models[0].name} makes images {list(models[0].image_shape)} and {model.name} "
-                    f"{list(model.image_shape)}; expected one shape, as each encodes the other's"
-                )
-        self.models, self.sizes, self.batch_size, self.progress = list(models), sizes, batch_size, progress
-        self.keys, self.device = [model.cache_key for model in models], str(models[0].device)
+                shapes = [f"{m.name} makes images {list(m.image_shape)}" for m in (models[0], model)]
+                raise InputError(f"{' and '.join(shapes)}; expected one shape, as each encodes the other's")
+        self.models, self.sizes, self.batch_size = list(models), sizes, batch_size
+        self.names, self.keys = [model.name for model in models], [model.cache_key for model in models]
+        self.device = str(models[0].device)
         self.known: dict[tuple[str, str], PairVotes] = {}
         self.B = np.full((len(models), len(models)), np.nan)
+        self.progress: Progress = lambda encodes: None
         self.on_votes: Callable[[], None] = lambda: None  # called when votes were added
 
     def missing(self, groups: int | None = None) -> Array:
         """Return the pairs [N, N] whose votes in the first `groups` groups, or exact ones (None), are not known."""
         enough = {pair: found.exact or len(found.votes) >= (groups or np.inf) for pair, found in self.known.items()}
         return np.array([[not enough.get((encoder, generator)) for generator in self.keys] for encoder in self.keys])
+
+    def votes(self) -> dict[tuple[int, int], Array]:
+        """Return the votes [m] that are known of each pair (encoder, generator)."""
+        pairs = product(enumerate(self.keys), enumerate(self.keys))
+        return {(i, j): self.known[a, b].votes for (i, a), (j, b) in pairs if (a, b) in self.known}
 
     def measure(self, pairs: Array, groups: int | None = None) -> Array:
         """Fill in and return B, where `pairs` [N, N] is True: on the first `groups` groups, or exactly (None)."""
@@ -166,9 +167,8 @@ class Pool:
     def _take(self, work: Work, groups: int | None) -> Iterator[tuple[int, Iterable[int], list[PairVotes]]]:
         """Yield (generator, encoders, their votes)."""
         for (j, _), before in work.items():
-            encoders, earlier = [self.models[i] for i in before], list(before.values())
-            sizes, batch_size, progress = self.sizes, self.batch_size, self.progress
-            yield j, before, take_votes(self.models[j], encoders, earlier, groups, sizes, batch_size, progress)
+            images = Images(self.models[j], self.sizes, self.batch_size, self.progress)
+            yield j, before, images.votes([self.models[i] for i in before], list(before.values()), groups)
 
 
 def vote_tables(votes: Array, num_codes: int, num_factors: int) -> Array:
@@ -185,107 +185,92 @@ def vote_tables(votes: Array, num_codes: int, num_factors: int) -> Array:
 # ---------------------------------------------------------------- many encoders on one generator
 
 
-@exact_arithmetic()  # scores do not depend on the caller's settings
-def take_votes(
-    generator: LoadedModel,
-    encoders: Sequence[LoadedModel],
-    before: Sequence[PairVotes | None],  # of each encoder, all in as many groups
-    groups: int | None,
-    sizes: Sizes,
-    batch_size: int | None = None,
-    progress: Progress = lambda encodes: None,
-) -> list[PairVotes]:
-    """Take each encoder's votes in the groups of one generator: in all, by its scale sample, if `groups` is None.
-
-    A race extends the votes before to the first `groups` groups. It scales by the variance inside a group, averaged
-    over these groups, which hold each code about equally often. Where a dimension follows one code that is
-    proportional to the variance of a scale sample, and it costs no images of its own.
-    """
-    images, size, found = Images(generator, sizes, batch_size), sizes.group_size, list[PairVotes]()
-    known = len(before[0].votes) if before[0] else 0
-    stop = groups or sizes.groups
-    widest = max(encoder.num_codes for encoder in encoders)
-    block = max(1, min(ENCODERS_BLOCK, 2**30 // (4 * widest * sizes.encodes)))  # at most 1 GiB of codes
-    for first in range(0, len(encoders), block):
-        part = slice(first, first + block)
-        points: Any = repeat(None)
-        if groups is None:
-            points = images.encoded(images.points, 0, sizes.scale_samples, encoders[part], progress)
-        codes = images.encoded(images.groups, known * size, stop * size, encoders[part], progress)
-        for held, free, old in zip(codes, points, before[part]):
-            if free is not None:
-                variance, mean = torch.var_mean(free.double(), 0, correction=0)
-            else:
-                inside = held.double().unflatten(0, (-1, size)).var(1, correction=0).sum(0)
-                earlier = torch.as_tensor(old.variance * known).to(inside) if old else 0
-                variance, mean = (inside + earlier) / stop, held.double().mean(0)
-            std = variance.sqrt()
-            scale = std.where(varies(std, mean), 0.0).float()  # constants but for rounding never vote
-            votes = group_votes(held.unflatten(0, (-1, size)), scale).to(torch.int16).cpu().numpy()
-            votes = np.concatenate([old.votes, votes]) if old else votes
-            found.append(PairVotes(votes, variance.cpu().numpy(), groups is None))
-    return found
-
-
 class Images:
-    """The images of one generator. Each block of them has a seed of its own, so that any part can be made again."""
+    """The images of one generator in blocks, each with a seed of its own, so that any can be made again."""
 
-    def __init__(self, generator: LoadedModel, sizes: Sizes, batch_size: int | None):
-        self.generator, self.sizes = generator, sizes
+    def __init__(self, generator: LoadedModel, sizes: Sizes, batch_size: int | None, progress: Progress):
+        self.generator, self.sizes, self.progress = generator, sizes, progress
         self.batch = batch_size or (4096 if generator.device.type == "cuda" else 2 * POINTS_BLOCK)
 
-    @torch.inference_mode()
-    def points(self, start: int, stop: int) -> Tensor:
-        """Make images [stop - start, C, H, W] of the scale sample."""
-        size = self.sizes.scale_samples
-        blocks = range(start, stop, POINTS_BLOCK)
-        draws = [self.generator.sample(min(POINTS_BLOCK, size - b), self._seed("points", b)) for b in blocks]
-        if start == 0:
-            self.generator.check_range(draws[0])
-        return torch.cat(draws)
+    @exact_arithmetic()  # scores do not depend on the caller's settings
+    def votes(
+        self, encoders: Sequence[LoadedModel], before: Sequence[PairVotes | None], groups: int | None
+    ) -> list[PairVotes]:
+        """Take each encoder's votes: in all groups, by the scale sample, if `groups` is None.
 
-    @torch.inference_mode()
-    def groups(self, start: int, stop: int) -> Tensor:
-        """Make images [stop - start, C, H, W] of whole groups; group m holds code m mod K."""
-        images, size, num_codes = [], self.sizes.group_size, self.generator.num_codes
-        for m in range(start // size, stop // size):
-            codes = draw_codes(self.generator.prior, (size, num_codes), self._seed("group", m))
-            codes[:, m % num_codes] = codes[0, m % num_codes].clone()
-            images.append(self.generator.generate(codes, self._seed("noise", m)))
-        return torch.cat(images)
+        A race extends those `before`, which all have as many groups, to the first `groups` groups. It scales by the
+        variance inside a group, averaged over these groups, which hold each code about equally often. Where a dimension
+        follows one code that is proportional to the variance of a scale sample, and it costs no images of its own.
+        """
+        found, size = list[PairVotes](), self.sizes.group_size
+        known, stop = len(before[0].votes) if before[0] else 0, groups or self.sizes.groups
+        widest = max(encoder.num_codes for encoder in encoders)
+        at_once = max(1, min(ENCODERS_BLOCK, 2**30 // (4 * widest * self.sizes.encodes)))  # at most 1 GiB of codes
+        for first in range(0, len(encoders), at_once):
+            part = slice(first, first + at_once)
+            points: Any = repeat(None)
+            if groups is None:
+                blocks = range(ceil(self.sizes.scale_samples / POINTS_BLOCK))
+                points = self.encoded(self.points, blocks, encoders[part])
+            codes = self.encoded(self.group, range(known, stop), encoders[part])
+            for held, free, old in zip(codes, points, before[part]):
+                if free is not None:
+                    variance, mean = torch.var_mean(free.double(), 0, correction=0)
+                else:
+                    inside = held.double().unflatten(0, (-1, size)).var(1, correction=0).sum(0)
+                    earlier = torch.as_tensor(old.variance * known).to(inside) if old else 0
+                    variance, mean = (inside + earlier) / stop, held.double().mean(0)
+                std = variance.sqrt()
+                scale = std.where(varies(std, mean), 0.0).float()  # constants but for rounding never vote
+                votes = group_votes(held.unflatten(0, (-1, size)), scale).to(torch.int16).cpu().numpy()
+                votes = np.concatenate([old.votes, votes]) if old else votes
+                found.append(PairVotes(votes, variance.cpu().numpy(), groups is None))
+        return found
 
-    def _seed(self, stream: str, block: int) -> int:
+    def points(self, block: int) -> Tensor:
+        """Make up to 256 images [n, C, H, W] of the scale sample."""
+        start = block * POINTS_BLOCK
+        size = min(POINTS_BLOCK, self.sizes.scale_samples - start)
+        images = self.generator.sample(size, self._seed("points", start))
+        if block == 0:
+            self.generator.check_range(images)
+        return images
+
+    def group(self, m: int) -> Tensor:
+        """Make images [L, C, H, W] that share code m mod K."""
+        size, num_codes = self.sizes.group_size, self.generator.num_codes
+        codes = draw_codes(self.generator.prior, (size, num_codes), self._seed("group", m))
+        codes[:, m % num_codes] = codes[0, m % num_codes].clone()
+        return self.generator.generate(codes, self._seed("noise", m))
+
+    def _seed(self, stream: str, number: int) -> int:
         """Return a 32-bit seed: every library's generator takes one."""
-        text = f"{self.sizes.seed} {self.generator.cache_key} {stream} {block}"
+        text = f"{self.sizes.seed} {self.generator.cache_key} {stream} {number}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
-    def encoded(
-        self,
-        make: Callable[[int, int], Tensor],  # `points` or `groups`
-        start: int,
-        stop: int,
-        encoders: Sequence[LoadedModel],
-        progress: Progress,
-    ) -> list[Tensor]:
-        """Return the codes [stop - start, K_i] that each encoder gives to images start to stop.
+    def encoded(self, make: Callable[[int], Tensor], blocks: range, encoders: Sequence[LoadedModel]) -> list[Tensor]:
+        """Return the codes [n, K_i] that each encoder gives to the images of some blocks, of `points` or `group`.
 
         The next chunk of images is made while one is encoded. On a CPU the encoders run side by side, a thread each:
         that keeps cores busy which the layers of one small network would not.
         """
         encode = torch.inference_mode()(LoadedModel.encode)
-        unit = POINTS_BLOCK if make == self.points else self.sizes.group_size  # a chunk holds a multiple of it
-        span = max(1, self.batch // unit) * unit
+        size = max(1, self.batch // (POINTS_BLOCK if make == self.points else self.sizes.group_size))
+
+        @torch.inference_mode()
+        def make_chunk(start: int) -> Tensor:
+            return torch.cat([make(block) for block in blocks[start : start + size]])
+
         codes: list[list[Tensor]] = [[] for _ in encoders]
         with eval_mode([self.generator, *encoders]), _thread_pool(self.generator.device) as threads:
-            spans = [(n, min(n + span, stop)) for n in range(start, stop, span)]
-            chunk = threads.submit(make, *spans[0])
-            for following in [*spans[1:], None]:
+            chunk = threads.submit(make_chunk, 0)
+            for start in range(0, len(blocks), size):
                 images = chunk.result()
-                if following:
-                    chunk = threads.submit(make, *following)
+                if start + size < len(blocks):
+                    chunk = threads.submit(make_chunk, start + size)
                 for part, found in zip(codes, threads.map(encode, encoders, repeat(images))):
                     part.append(found)
-                    progress(len(found))
+                    self.progress(len(found))
         return [torch.cat(part) for part in codes]
 
 

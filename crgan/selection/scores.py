@@ -1,22 +1,22 @@
 """scores.h5: the votes of a pool on disk, from which a selection that was killed, or a larger pool, goes on.
 
-Layout: docs/select.md. Votes are found by the cache keys of their two models, so that a larger pool or another order
-finds what it needs, and a changed model finds nothing.
+The layout is in docs/select.md. Votes are found by the cache keys of two models: a changed model finds nothing.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from ..files import write_atomically
+from ..metrics.arrays import Array
 from .centrality import PairVotes, Pool, vote_tables
-from .uncertainty import Array, Votes
 
 FORMAT = 3
 PAD = -2  # fills up the rows of encoders that have fewer votes, or codes, than others
@@ -24,29 +24,48 @@ Tables = dict[tuple[int, int], Array]
 """{(encoder, generator): counts [K_encoder + 1, K_generator]}. The last row counts the groups without a vote."""
 
 
-def read(path: str | Path) -> tuple[list[str], list[str], list[int], Votes]:
-    """Read a pool: names, cache keys, numbers of codes, and the votes {(encoder, generator): [m] int16} of its pairs.
+class Scores(NamedTuple):
+    """What scores.h5 holds. Group m of generator j held its code m mod num_codes[j]."""
 
-    Group m of generator j held its code m mod num_codes[j]; a vote of -1 is none. Raises InputError where the file is
-    of an older format or damaged.
-    """
-    _, names, keys, num_codes, known = _open(Path(path))
-    return names, keys, num_codes, votes_by_index(keys, known)
+    sizes: dict[str, int]  # groups, group_size, scale_samples, seed
+    names: list[str]
+    keys: list[str]  # cache keys
+    num_codes: list[int]
+    known: dict[tuple[str, str], PairVotes]  # by the cache keys of encoder and generator
 
 
-def votes_by_index(keys: Sequence[str], known: Mapping[tuple[str, str], PairVotes]) -> Votes:
-    """Return the votes known of the pairs of a pool, by the places of their two models in it."""
-    index = {key: i for i, key in enumerate(keys)}
-    return {(index[i], index[j]): found.votes for (i, j), found in known.items() if i in index and j in index}
+def read(path: str | Path) -> Scores:
+    """Read scores.h5. Raises InputError where the file is of an older format, or damaged."""
+    import h5py
+
+    # A file object takes no HDF5 locks, which fail on network file systems and while somebody else has the file open,
+    # and leaves the operating system's errors as they are: neither is damage.
+    with Path(path).open("rb") as raw:
+        try:
+            with h5py.File(raw, "r") as file:
+                if (found := int(file.attrs["format"])) != FORMAT:
+                    raise ValueError(f"format {found} of another version, expected {FORMAT}")
+                sizes = {name: int(file.attrs[name]) for name in ("groups", "group_size", "scale_samples", "seed")}
+                names, keys = (file[f"models/{name}"].asstr()[:].tolist() for name in ("name", "cache_key"))
+                known = {}
+                for generator, group in file.get("pairs", {}).items():
+                    rows = (group[name][:] for name in ("votes", "variance", "exact"))
+                    for encoder, votes, variance, exact in zip(group["encoders"].asstr()[:], *rows):
+                        pair = PairVotes(votes[votes != PAD], variance[variance != PAD], bool(exact))
+                        known[encoder, generator] = pair
+                return Scores(sizes, names, keys, file["models/num_codes"][:].tolist(), known)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is not readable as scores ({error}); choose another --out") from None
 
 
 def read_tables(path: Path, keys: Sequence[str | None]) -> Tables:
     """Read the vote tables of the pairs of a pool; models are numbered by their cache keys in `keys`."""
-    _, found, num_codes, votes = read(path)
-    index = {i: keys.index(key) for i, key in enumerate(found) if key in keys}
+    found = read(path)
+    num_codes = dict(zip(found.keys, found.num_codes))
+    index = {key: i for i, key in enumerate(keys) if key in num_codes}
     return {
-        (index[i], index[j]): vote_tables(pair[None], num_codes[i], num_codes[j])[0]
-        for (i, j), pair in votes.items()
+        (index[i], index[j]): vote_tables(pair.votes[None], num_codes[i], num_codes[j])[0]
+        for (i, j), pair in found.known.items()
         if i in index and j in index
     }
 
@@ -59,16 +78,16 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def restore(path: Path, pool: Pool) -> list[str]:
-    """Add what the file knows to the pool; return the models that have changed since, whose cache keys differ.
+    """Add what the file knows to the pool; return the names of models whose cache keys have changed since.
 
     Raises InputError where the file is of other sizes or another seed, or cannot be read.
     """
-    sizes, names, keys, _, known = _open(path)
+    found = read(path)
     for name, value in asdict(pool.sizes).items():
-        if sizes[name] != value:
-            raise InputError(f"{path} was made with {name} {sizes[name]}, not {value}; choose another --out")
-    pool.known |= known
-    before = dict(zip(names, keys))
+        if found.sizes[name] != value:
+            raise InputError(f"{path} was made with {name} {found.sizes[name]}, not {value}; choose another --out")
+    pool.known |= found.known
+    before = dict(zip(found.names, found.keys))
     return [model.name for model in pool.models if before.get(model.name, model.cache_key) != model.cache_key]
 
 
@@ -100,27 +119,3 @@ def save(path: Path, pool: Pool) -> None:
 
 def _padded(rows: Sequence[Array]) -> Array:
     return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=PAD).numpy()
-
-
-def _open(path: Path) -> tuple[dict[str, int], list[str], list[str], list[int], dict[tuple[str, str], PairVotes]]:
-    """Return the sizes, the names, cache keys and numbers of codes of the models, and what is known of the pairs."""
-    import h5py
-
-    # A file object takes no HDF5 locks, which fail on network file systems and while somebody else has the file open,
-    # and leaves the operating system's errors as they are: neither is damage.
-    with path.open("rb") as raw:
-        try:
-            with h5py.File(raw, "r") as file:
-                if (found := int(file.attrs["format"])) != FORMAT:
-                    raise ValueError(f"format {found} of another version, expected {FORMAT}")
-                sizes = {name: int(file.attrs[name]) for name in ("groups", "group_size", "scale_samples", "seed")}
-                names, keys = (file[f"models/{name}"].asstr()[:].tolist() for name in ("name", "cache_key"))
-                known = {}
-                for generator, group in file.get("pairs", {}).items():
-                    rows = (group[name][:] for name in ("votes", "variance", "exact"))
-                    for encoder, votes, variance, exact in zip(group["encoders"].asstr()[:], *rows):
-                        pair = PairVotes(votes[votes != PAD], variance[variance != PAD], bool(exact))
-                        known[encoder, generator] = pair
-                return sizes, names, keys, file["models/num_codes"][:].tolist(), known
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is not readable as scores ({error}); choose another --out") from None
