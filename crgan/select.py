@@ -36,10 +36,7 @@ def select(
     with_labels: bool = False,
     data: str | None = None,
     root: Path | None = None,
-    seed: int = 0,
-    groups: int = Sizes.groups,
-    group_size: int = Sizes.group_size,
-    scale_samples: int = Sizes.scale_samples,
+    sizes: Annotated[Sizes, tyro.conf.arg(name="")] = Sizes(),  # noqa: B008
     samples: int = 10_000,
     batch_size: int | None = None,
     device: str = "auto",
@@ -59,10 +56,6 @@ def select(
         with_labels: Also score each model with the factors of --data (FactorVAE score), to see whether to trust this.
         data: Data set for --with-labels and UDR; default: the one that the models were trained on.
         root: Folder with the files of --data.
-        seed: Keys every random draw.
-        groups: Groups of images for each generator, M.
-        group_size: Images in a group, L.
-        scale_samples: Images for the standard deviation of each code, R.
         samples: Images that all models encode for UDR.
         batch_size: Images encoded at once; default: 512 on the CPU, 4096 on a GPU.
         device: auto, cpu, cuda or cuda:<number>.
@@ -74,7 +67,6 @@ def select(
     cli.at_least(1, batch_size=batch_size)
     if method != "centrality" and (budget < 1 or ray):
         raise InputError(f"--budget and --ray serve ModelCentrality: {method} encodes each model once; leave them out")
-    sizes = Sizes(groups, group_size, scale_samples, seed)
     if ray:
         from .cluster import ClusterPool
 
@@ -90,16 +82,14 @@ def select(
             ranking = rank_pool(pool, budget, out, bar)
         else:
             bar.start("encoding", samples * len(pool.models), 0, "images")
-            found = udr(common_codes(pool.models, dataset, samples, seed, bar.advance), method=method)
-            order, unknown = np.argsort(-found["score"], kind="stable"), np.full(len(pool.models), np.nan)
-            pairs, details = (
-                found["pairs"] + np.diag(unknown),
-                {"device": pool.device, "samples": samples, "seed": seed},
-            )
-            ranking = Ranking(method, pool.names, pool.keys, order, found["score"], unknown, pairs, [], details)
+            found = udr(common_codes(pool.models, dataset, samples, sizes.seed, bar.advance), method=method)
+            scores, unknown = found["score"], np.full(len(pool.models), np.nan)
+            order, pairs = np.argsort(-scores, kind="stable"), found["pairs"] + np.diag(unknown)
+            details = {"device": pool.device, "samples": samples, "seed": sizes.seed}
+            ranking = Ranking(method, pool.names, pool.keys, order, scores, unknown, pairs, [], details)
         labels = known = before.get("labels")
         if with_labels:
-            labels = {"data": dataset.name, "root": root and str(root.resolve()), "seed": seed}
+            labels = {"data": dataset.name, "root": root and str(root.resolve()), "seed": sizes.seed}
         if labels:  # once asked for, they stay
             truth = {row["cache_key"]: row["factor_vae"] for row in before["models"]} if labels == known else {}
             _add_labels(ranking, pool.models, dataset if with_labels else None, labels, truth, bar)

@@ -25,14 +25,15 @@ class Recorder:
     def __init__(self, model):
         self.model, self.points, self.groups = model, [], []
         self.prior, self.num_codes, self.image_shape = model.prior, model.num_codes, model.image_shape
-        self.fingerprint = f"recorder-{id(model)}"
+        self.fingerprint, self.num_noise = f"recorder-{id(model)}", 0
 
     def sample(self, n, seed):
-        assert 0 <= seed < 2**32
+        assert 0 <= seed < 2**32  # as numpy and others need it
         self.points.append(self.model.sample(n, seed))
         return self.points[-1]
 
-    def generate(self, codes):
+    def generate(self, codes, seed=0):
+        assert 0 <= seed < 2**32
         self.groups.append(codes)
         return self.model.generate(codes)
 
@@ -51,6 +52,7 @@ def plain_score(encoder, generator, points, groups):
 
 
 def test_agrees_with_the_definition():
+    """Each image of the scale sample and of the groups is made once, for all encoders."""
     noisy = torch.eye(4) + 0.4 * torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     models = [Linear(torch.eye(4), pixels=6), Linear(rotation(6, 0)), Linear(noisy, pixels=6)]
     recorders = [Recorder(model) for model in models]
@@ -82,21 +84,19 @@ def test_scores_do_not_depend_on_what_the_caller_set():
     assert set(seen) == {("ieee", torch.float32)}
 
 
-def test_groups_hold_one_code_and_draw_all_else_anew():
+@pytest.mark.parametrize(("prior", "spread"), [("uniform", 3**-0.5), ("normal", 1)])
+def test_groups_hold_one_code_and_draw_all_else_anew(prior, spread):
     recorders = [Recorder(Linear(torch.eye(3))) for _ in range(2)]
-    recorders[1].prior = "normal"
+    recorders[0].prior, recorders[0].num_noise = prior, 1
     cross_scores(recorders, **SMALL)
-    for recorder in recorders:
-        codes = torch.stack(recorder.groups)  # [M, L, K]
-        for m, group in enumerate(codes):
-            assert (group.std(0) == 0).tolist() == [k == m % 3 for k in range(3)]
-        free = torch.cat([codes[m, :, (m + 1) % 3] for m in range(len(codes))])
-        assert len(free.unique()) > 0.99 * len(free)
-        held = torch.stack([codes[m, 0, m % 3] for m in range(len(codes))])
-        assert len(held.unique()) == len(held)
-        if recorder.prior == "uniform":
-            assert codes.abs().max() <= 1
-        assert free.std().item() == pytest.approx(3**-0.5 if recorder.prior == "uniform" else 1, rel=0.05)
+    codes = torch.stack(recorders[0].groups)  # [M, L, K]
+    for m, group in enumerate(codes):
+        assert (group.std(0) == 0).tolist() == [k == m % 3 for k in range(3)]
+    free = torch.cat([codes[m, :, (m + 1) % 3] for m in range(len(codes))])
+    assert len(free.unique()) > 0.99 * len(free)
+    assert len({codes[m, 0, m % 3].item() for m in range(len(codes))}) == len(codes)
+    assert prior == "normal" or codes.abs().max() <= 1
+    assert free.std().item() == pytest.approx(spread, rel=0.05)
 
 
 def test_known_pool_is_ranked_as_the_definition_demands():
@@ -110,6 +110,9 @@ def test_known_pool_is_ranked_as_the_definition_demands():
     # the constant code never votes, so the four others share five factors: only the votes of one are misplaced
     assert row["constant code"][0] == pytest.approx(1 - 1 / K, abs=0.05)
     assert 1 / K < row["rotated"][0] < 0.9
+    B = cross_scores([Linear(torch.eye(4), pixels=6), Linear(torch.eye(6))], **SMALL)
+    assert B[0, 0] == B[1, 1] == B[1, 0] == 1  # the wide encoder finds all four codes of the other
+    assert B[0, 1] == pytest.approx(4 / 6, abs=0.15)  # four codes cannot tell six factors apart
 
 
 def test_centrality_by_hand():
@@ -118,22 +121,17 @@ def test_centrality_by_hand():
     np.testing.assert_allclose(A, [[1, 0.7, 0.4], [0.7, 1, 0.1], [0.4, 0.1, 1]])
     np.testing.assert_allclose(model_centrality(A), [0.55, 0.4, 0.25])
     assert model_centrality(torch.tensor([[np.nan, 0.5], [0.5, np.nan]])).tolist() == [0.5, 0.5]
-    for wrong, value in ((np.zeros((2, 3)), r"\[2, 3\]"), (np.zeros((1, 1)), r"\[1, 1\]")):
+    unknown = similarity([[0, 1, np.nan], [1, 0, 1], [1, 1, 0]])
+    for wrong, value in ((np.zeros((2, 3)), r"\[2, 3\]"), (np.zeros((1, 1)), r"\[1, 1\]"), (unknown, "NaN")):
         with pytest.raises(InputError, match=value):
             model_centrality(wrong)
-    with pytest.raises(InputError, match="NaN"):
-        model_centrality(similarity([[0, 1, np.nan], [1, 0, 1], [1, 1, 0]]))
-
-
-def test_models_of_unlike_code_sizes():
-    B = cross_scores([Linear(torch.eye(4), pixels=6), Linear(torch.eye(6))], **SMALL)
-    assert B[0, 0] == B[1, 1] == B[1, 0] == 1  # the wide encoder finds all four codes of the other
-    assert B[0, 1] == pytest.approx(4 / 6, abs=0.15)  # four codes cannot tell six factors apart
 
 
 def test_no_value_depends_on_batches_on_order_or_on_the_rest_of_the_pool(monkeypatch):
-    models = list(known_pool().values())[2:6]
+    models, seen = list(known_pool().values())[2:6], []
+    models[0].encode = lambda images: seen.append(len(images)) or Linear.encode(models[0], images)
     B = cross_scores(models, **SMALL, seed=3)
+    assert max(seen) == 512  # by default; thousands at once are slow on a CPU
     for batch_size in (37, 10_000):
         np.testing.assert_array_equal(B, cross_scores(models, **SMALL, seed=3, batch_size=batch_size))
     order = [2, 0, 3]
@@ -167,38 +165,36 @@ def test_a_race_makes_each_image_once_and_takes_its_scale_from_its_groups():
 
 
 def test_a_constant_that_no_float_holds_never_votes():
-    class Offset(Linear):
-        def encode(self, images):
-            codes = super().encode(images)
-            codes[:, 0] = 0.1
-            codes[:, 1] += 1e4
-            return codes
-
-    B = cross_scores([Offset(torch.eye(3)), Linear(torch.eye(3))], **SMALL)
+    model, shift, stretch = Linear(torch.eye(3)), torch.tensor([0.1, 1e4, 0]), torch.tensor([0, 1, 1])
+    model.encode = lambda images: Linear.encode(model, images) * stretch + shift
+    B = cross_scores([model, Linear(torch.eye(3))], **SMALL)
     assert B[0, 0] == pytest.approx(2 / 3, abs=0.1)  # two codes for three factors
 
 
+def fails(images):
+    raise RuntimeError("the reason")
+
+
 def test_mistakes_name_the_models():
-    linear, short = Linear(torch.eye(3)), Linear(torch.eye(3))
+    linear, short, failing, integers = (Linear(torch.eye(3)) for _ in range(4))
     short.encode = lambda images: images[:-1, 0, 0]
-
-    class Fails(Linear):
-        def encode(self, images):
-            raise RuntimeError("the reason")
-
-    failing = Fails(torch.eye(3))
-    failing.fingerprint = "f"
+    failing.encode, failing.fingerprint = fails, "f"
+    integers.sample = lambda n, seed: Linear.sample(integers, n, seed).byte()
     for models, sizes, value in (
         ([linear], {}, "at least 2 models, got 1"),
         ([linear, Linear(torch.eye(3), pixels=4)], {}, r"models\[0\].*\[1, 1, 3\].*models\[1\].*\[1, 1, 4\]"),
         ([linear, object()], {}, r"models\[1\] has no sample"),
+        ([linear] * 2, {}, r"models\[0\] and models\[1\] are the same model"),
         ([linear] * 2, {"groups": 0}, "groups is 0"),
         ([linear] * 2, {"groups": 1.5}, "groups is 1.5"),
         ({"a": linear, "short": short}, SMALL, r"short.encode gave a tensor \[63, 3\]"),
         ({"a": linear, "f": failing}, SMALL, r"f.encode failed \(the reason\)"),
+        ({"a": linear, "bytes": integers}, SMALL, r"bytes\.sample gave a tensor \[64, 1, 1, 3\] of torch\.uint8"),
     ):
         with pytest.raises(InputError, match=value):
             cross_scores(models, **sizes)
+    with pytest.warns(UserWarning, match=r"far makes images from -\S+ to \S+; expected 0 to 1"):
+        cross_scores({"far": Linear(2 * torch.eye(2)), "near": Linear(torch.eye(2) / 2)}, **SMALL)
 
 
 class Module(nn.Module):
@@ -252,26 +248,14 @@ def test_models_of_half_and_double_precision_share_a_pool():
         cross_scores([Module(0), Stubborn(1, torch.float64)], **SMALL)
 
 
-def test_images_of_another_range_or_type_are_told():
-    class Bytes(Linear):
-        def sample(self, n, seed):
-            return super().sample(n, seed).byte()
-
-    models = {"far": Linear(2 * torch.eye(2)), "near": Linear(torch.eye(2) / 2)}
-    with pytest.warns(UserWarning, match=r"far makes images from -\S+ to \S+; expected 0 to 1"):
-        cross_scores(models, **SMALL)
-    with pytest.raises(InputError, match=r"bytes\.sample gave a tensor \[64, 1, 1, 2\] of torch\.uint8"):
-        cross_scores({"bytes": Bytes(torch.eye(2)), **models}, **SMALL)
-
-
 def test_threads_end_and_those_that_begin_later_compute_as_before():
-    def another():
+    def threads():
         with ThreadPoolExecutor(1) as pool:
-            return pool.submit(torch.get_num_threads).result()
+            return pool.submit(torch.get_num_threads).result(), threading.active_count()
 
-    before = another(), threading.active_count()
+    before = threads()
     cross_scores([Linear(torch.eye(2)), Linear(-torch.eye(2))], **SMALL)
-    assert (another(), threading.active_count()) == before
+    assert threads() == before
 
 
 # ---------------------------------------------------------------- how sure the choice is

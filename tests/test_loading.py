@@ -59,8 +59,8 @@ def test_exported_programs_give_the_scores_of_their_models(tmp_path, num_noise):
 
 
 def test_exports_that_cannot_serve_are_refused(tmp_path):
-    export(Noisy(0, 0), tmp_path)
-    (tmp_path / "encode.pt2").write_bytes(b"damaged")
+    for name in ("generate", "encode"):
+        (tmp_path / f"{name}.pt2").write_bytes(b"damaged")
     for run, value in ((tmp_path, r"torch\.export\.load"), (tmp_path / "encode.pt2", r"encode\.pt2 is no model")):
         with pytest.raises(InputError, match=value):
             open_models([run])
@@ -75,8 +75,7 @@ def run_folders(tmp_path_factory):
     sweep = tmp_path_factory.mktemp("sweep")
     (sweep / ".sweep").mkdir()
     for seed in range(2):
-        folder = sweep / f"seed={seed}"
-        folder.mkdir()
+        (folder := sweep / f"seed={seed}").mkdir()
         cfg = replace(PRESETS["circular_dsprites"], seed=seed, width=4, hidden=16)
         checkpoint.write_config(folder, cfg, (1, 64, 64))
         checkpoint.save(folder, checkpoint.build_model(cfg, (1, 64, 64)), {}, {"step": 0})
@@ -86,8 +85,7 @@ def run_folders(tmp_path_factory):
 def test_run_folders_with_labels(run_folders, tmp_path, capsys):
     out = str(tmp_path / "out")
     sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
-    failed = tmp_path / "failed"  # before its first checkpoint
-    failed.mkdir()
+    (failed := tmp_path / "failed").mkdir()  # before its first checkpoint
     checkpoint.write_config(failed, *checkpoint.read_config(Path(run_folders[0])))
     fails(capsys, str(failed), "--out", out, match="hold no model")
     fails(capsys, *run_folders, "--out", run_folders[0], match="is a run folder")
@@ -107,8 +105,7 @@ def test_run_folders_with_labels(run_folders, tmp_path, capsys):
 
 def test_runs_are_known_by_their_weights(run_folders, tmp_path):
     a, b = open_models(run_folders)
-    assert a.cache_key != b.cache_key
-    assert a.cache_key == open_models(run_folders[:1])[0].cache_key
+    assert open_models(run_folders[:1])[0].cache_key == a.cache_key != b.cache_key
     cfg, shape = checkpoint.read_config(Path(run_folders[0]))
     twin = tmp_path / "twin"  # of other settings, but the same weights
     shutil.copytree(run_folders[0], twin)
@@ -155,16 +152,13 @@ class Pixels(nn.Module):
         codes = images.flatten(1) @ self.weight.T
         return torch.where(codes > codes.median(), codes, torch.nan) if self.broken else codes
 
-class Pair(Pixels):
-    num_codes = None
-    def encode(self, images):
-        return super().encode(images), None
-
 def models():
     return {"a": Pixels(1), "b": Pixels(2), 3: Pixels(3), "broken": Pixels(4, True)}
 
 def pair():
-    return Pair(1)
+    model = Pixels(1)
+    model.num_codes, model.encode = None, lambda images: (images, None)
+    return model
 
 def divides():
     return 1 / 0

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from itertools import product
@@ -98,25 +99,24 @@ def test_writes_the_exact_selection(pool, capsys):
     assert Path("out/similarity.png").read_bytes()[:4] == b"\x89PNG"
     assert "no code of collapsed varies" in said(result)
     assert "over the images" not in said(result)
+    assert "within sampling error" in said(result)  # the first two are as good
     text = capsys.readouterr().out
     assert all(sentence in text for sentence in result["sentences"])
     assert result["winner"] in text.split("std. error")[1].splitlines()[1]
 
 
-def test_the_gap_claims_no_more_than_was_measured(pool):
-    assert "within sampling error" in said(run())  # the first two are as good
+def test_the_gap_claims_no_more_than_was_measured():
     gap = {"winner": "a", "runner_up": "b", "gap": 0.2, "standard_error": 0.05}
-    assert "beyond sampling error (p > 0.99)" in gap_sentence({**gap, "confidence": 0.99995})
-    assert "beyond sampling error (p = 0.96)" in gap_sentence({**gap, "confidence": 0.96})
-    assert "within sampling error (p = 0.90)" in gap_sentence({**gap, "confidence": 0.90})
+    for p, claim in ((0.99995, "beyond.*p > 0.99"), (0.96, "beyond.*p = 0.96"), (0.90, "within.*p = 0.90")):
+        assert re.search(claim, gap_sentence({**gap, "confidence": p}))
 
 
 def test_generators_whose_scores_are_chance_are_named(pool, monkeypatch):
-    models = KNOWN | {"still": Linear(torch.zeros(5, 5), torch.eye(5))}
+    models = KNOWN | {"a $x_^$ [bold]b": Linear(torch.zeros(5, 5), torch.eye(5))}
     monkeypatch.setattr(linear_models, "known_pool", lambda: models)
     pool(*models)
-    result = run()
-    assert "over the images of still" in said(result)
+    result = run(out="out [red]x")
+    assert "over the images of a $x_^$ [bold]b" in said(result)  # names may hold any characters
     assert "no code of collapsed, broken varies" in said(result)
 
 
@@ -208,7 +208,6 @@ def test_damage_locks_and_permissions_are_told_apart(pool, capsys, monkeypatch):
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--with-labels"], "--data NAME"),
         (["--device", "gpu7"], "gpu7"),
-        (["nowhere"], "nowhere"),
         (["pool:nothing"], "pool:nothing gives no models (AttributeError"),
         (["pool.py"], "pool.py is no model"),
         (["."], "is no run folder"),
@@ -226,13 +225,8 @@ def test_mistakes_end_with_one_sentence_and_code_2(args, value, pool, capsys):
     fails(capsys, "pool:models", *args, *(() if "--out" in args else ("--out", "new")), match=value)
     assert Path("out/scores.h5").read_bytes() == before
     fails(capsys, "--out", "new", match="at least 2 models, got 0")
-
-
-def test_one_process_in_a_folder(pool, capsys):
-    Path("out").mkdir()
-    with lock(Path("out")) as mine:
-        assert mine
-        fails(capsys, "pool:models", "--out", "out", *FLAGS, match="another process selects into out")
+    with lock(Path("out")):
+        fails(capsys, "pool:models", "--out", "out", match="another process selects into out")
 
 
 @pytest.mark.parametrize("method", ["udr-lasso", "udr-spearman"])
@@ -246,11 +240,6 @@ def test_udr_behind_the_same_command(pool, method):
     assert not Path("out/scores.h5").exists()
     pool("collapsed", "rotated", "identity", "rescaled", "permuted")
     assert {row["name"]: row["score"] for row in run("--method", method, "--samples", "600")["models"]} == found
-
-
-def test_names_may_hold_any_characters(pool):
-    pool("identity", "rotated", **{"a $x_^$ [bold]b": "collapsed"})
-    assert "a $x ^$ [bold]b" in {row["name"] for row in run(out="out [red]x")["models"]}
 
 
 DRIVER = """
@@ -323,7 +312,5 @@ def test_rank_from_python_is_the_command(pool, tmp_path):
     assert kept.details["encodes"] == 0
     np.testing.assert_array_equal(kept.scores, ranking.scores)
     assert crgan.rank(list(models.values()), budget=0.5, **SIZES).winner in ("models[0]", "models[3]")
-    with pytest.raises(InputError, match=r"models\[0\] and models\[1\] are the same model"):
-        crgan.rank([KNOWN["identity"]] * 2)
     with pytest.raises(InputError, match="budget is 0"):
         crgan.rank(models, budget=0)

@@ -86,10 +86,10 @@ def cross_scores(
 class Sizes:
     """How much is drawn for each generator. The defaults are the paper's: 123,728 images."""
 
-    groups: int = 500  # M; group m holds code m mod K at one value
-    group_size: int = 100  # L images in each
-    scale_samples: int = 73_728  # R images without a held code, for the standard deviation of each dimension
-    seed: int = 0
+    groups: int = 500  # Groups of images, M; group m holds code m mod K at one value.
+    group_size: int = 100  # Images in a group, L.
+    scale_samples: int = 73_728  # Images without a held code, R, for the standard deviation of each dimension.
+    seed: int = 0  # Keys every random draw.
 
     def __post_init__(self) -> None:
         for name, least in (("groups", 1), ("group_size", 2), ("scale_samples", 2), ("seed", 0)):
