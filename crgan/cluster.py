@@ -37,9 +37,7 @@ def connect(address: str) -> bool:
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except OSError:  # a ConnectionError is one
-        raise InputError(
-            f"there is no Ray cluster at {address!r}; give the address that `ray start --head` printed"
-        ) from None
+        raise InputError(f"there is no Ray cluster at {address!r}; give what `ray start --head` printed") from None
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
@@ -98,12 +96,11 @@ def run_python(threads: int, arguments: Sequence[str], log: str) -> int:
 class ClusterPool(Pool):
     """A pool measured on a Ray cluster: a block of pairs, one generator and some encoders, goes to one worker.
 
-    Workers open the models themselves, at the same paths. What comes back equals what a local pool computes, with one
-    thread to each bit for bit; a block whose worker was lost is computed again.
+    Workers open the models themselves, at the same paths. With one thread each, they give the bits of a local pool.
     """
 
     def __init__(
-        self, runs: Sequence[str], sizes: Sizes, address: str, threads: int, device: str, batch_size: int | None = None
+        self, runs: Sequence[str], sizes: Sizes, batch_size: int | None, address: str, threads: int, device: str
     ):
         if threads < 1:
             raise InputError(f"--threads is {threads}; expected at least 1")
@@ -130,10 +127,7 @@ class ClusterPool(Pool):
                 encoders = tuple(before)[start : start + size]
                 names = [(self.names[i], self.keys[i]) for i in (j, *encoders)]
                 blocks[j, done, encoders] = (*common, names, [before[i] for i in encoders])
-        for ended in scatter(measure_block, blocks, self.worker_threads, gpus):
-            if ended is None:
-                continue
-            (j, done, encoders), result = ended
+        for (j, done, encoders), result in filter(None, scatter(measure_block, blocks, self.worker_threads, gpus)):
             if isinstance(result, Exception):
                 raise result
             encodes = (groups - done) * self.sizes.group_size if groups else self.sizes.encodes

@@ -80,23 +80,20 @@ class LoadedModel:
     def check_data(self, dataset: Any) -> None:
         """Raise InputError where this model cannot encode the images of `dataset`."""
         if tuple(dataset.image_shape) != self.image_shape:
-            raise InputError(
-                f"{self.name} takes images {list(self.image_shape)}, those of {dataset.name} are "
-                f"{list(dataset.image_shape)}; expected the data that it was trained on, or data of that shape"
-            )
+            sizes = f"images {list(self.image_shape)}, those of {dataset.name} are {list(dataset.image_shape)}"
+            raise InputError(f"{self.name} takes {sizes}; expected the data that it was trained on, or of that shape")
 
     def _call(self, verb: str, shape: tuple[int | None, ...], *arguments: Any, **more: Any) -> Tensor:
         try:
             given = getattr(self.model, verb)(*arguments, **more)
         except (RuntimeError, AssertionError) as error:  # an exported graph asserts the sizes that it was made for
             raise InputError(f"{self.name}.{verb} failed ({error}); its weights are {self.dtype}") from error
+        fits = isinstance(given, Tensor) and given.is_floating_point()
+        if fits and len(shape) == given.dim() and all(a in (None, b) for a, b in zip(shape, given.shape)):
+            return given.float()
+        what = f"tensor {list(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
         expected = ["any" if size is None else size for size in shape]
-        is_tensor = isinstance(given, Tensor)
-        fits = is_tensor and len(shape) == given.dim() and all(a in (None, b) for a, b in zip(shape, given.shape))
-        if not fits or not given.is_floating_point():
-            what = f"tensor {list(given.shape)} of {given.dtype}" if is_tensor else type(given).__name__
-            raise InputError(f"{self.name}.{verb} gave a {what}, expected a torch.Tensor {expected} of floats")
-        return given.float()
+        raise InputError(f"{self.name}.{verb} gave a {what}, expected a torch.Tensor {expected} of floats")
 
 
 @contextmanager
@@ -117,11 +114,9 @@ def open_models(models: Any, device: str | torch.device = "cpu") -> list[LoadedM
     """Open the models of a pool: RUN arguments, named after them, or models, in a sequence or a mapping of names.
 
     A RUN is the folder of a training run, or a folder of such folders; a folder with `generate.pt2` and `encode.pt2`
-    (torch.export.save); or `module:function`, which returns a model, a sequence or a mapping of models. Archives and
-    modules run as code: open only those that you trust.
-
-    Leaves out, with a warning, runs without a checkpoint. Raises InputError for what is none of these, cannot be read
-    or breaks the contract, and for a model or a name given twice.
+    (torch.export.save); or `module:function`, which returns a model, a sequence or a mapping of models. Both of these
+    run as code: open only what you trust. Leaves out, with a warning, runs without a checkpoint. Raises InputError for
+    what is none of these, cannot be read or breaks the contract, and for a model or a name given twice.
     """
     given = _named([models] if isinstance(models, str | Path) else models, "models")
     opened: list[LoadedModel] = []
@@ -213,5 +208,5 @@ def draw_codes(prior: str, shape: tuple[int, int], seed: int) -> Tensor:
     """Draw float32 codes on the CPU: "uniform" on [-1, 1], or "normal"."""
     generator = torch.Generator().manual_seed(seed)
     draw = torch.randn if prior == "normal" else torch.rand
-    values = draw(shape, generator=generator, dtype=torch.float32, device="cpu")
-    return values if prior == "normal" else values * 2 - 1
+    codes = draw(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return codes if prior == "normal" else codes * 2 - 1

@@ -70,7 +70,7 @@ def select(
     if ray:
         from .cluster import ClusterPool
 
-        pool: Pool = ClusterPool(runs, sizes, ray, threads, device, batch_size)
+        pool: Pool = ClusterPool(runs, sizes, batch_size, ray, threads, device)
     else:
         pool = Pool(open_models(runs, cli.device(device)), sizes, batch_size)
     dataset: Any = _dataset(pool.models, data, root) if with_labels or method != "centrality" else None
@@ -148,14 +148,13 @@ class Ranking:
     def _heat_map(self, path: Path) -> None:
         from matplotlib.figure import Figure
 
-        N = len(self.order)
-        size = min(4 + 0.25 * N, 20)
+        size = min(4 + 0.25 * len(self.order), 20)
         figure = Figure((size + 1, size), layout="constrained")
         axes = figure.subplots()
         picture = axes.imshow(self.similarity[np.ix_(self.order, self.order)], vmin=0, vmax=1, cmap="magma")
-        if N <= 60:
+        if len(self.order) <= 60:
             names = [f"{self.names[i][-40:]}  {rank}" for rank, i in enumerate(self.order, 1)]
-            axes.set_yticks(range(N), names, fontsize=8, parse_math=False)
+            axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
         axes.set_title("similarity of the models, by rank")
         figure.colorbar(picture, shrink=0.7)
         figure.savefig(path, dpi=120)
@@ -175,10 +174,10 @@ def rank(
 ) -> Ranking:
     """Rank models by ModelCentrality and return the ranking: `.winner`, `.order`, `.scores`, `.similarity`, `.table()`.
 
-    `models_or_runs` holds models (docs/select.md), in a sequence or a mapping of names, or what the command takes:
-    run folders, folders with exported programs, `module:function`; these are opened on `device`. `budget` is the share
-    of the exact selection's encodes to spend, in (0, 1]. With `out`, the folder gets scores.h5, ranking.json and
-    similarity.png, and what it holds is not computed again; an interrupt loses at most the generator in progress.
+    `models_or_runs` holds models (docs/models.md), in a sequence or a mapping of names, or what the command takes,
+    which is opened on `device`. `budget` is the share of the exact selection's encodes to spend, in (0, 1]. With `out`,
+    the folder gets scores.h5, ranking.json and similarity.png, and what it holds is not computed again; an interrupt
+    loses at most the generator in progress.
 
     Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
     """
@@ -206,7 +205,7 @@ def output_folder(out: Path, method: str) -> Iterator[dict[str, Any]]:
             raise InputError(f"another process selects into {out}; wait for its end, or give another --out")
         before: dict[str, Any] = {}
         with suppress(OSError, ValueError, TypeError):  # none, or one that is damaged
-            before = dict(json.loads((out / "ranking.json").read_text()))
+            before |= json.loads((out / "ranking.json").read_text())
         if before.get("method", method) != method:
             raise InputError(f"{out} holds the ranking by {before['method']}; give another --out for that by {method}")
         yield before
@@ -234,28 +233,27 @@ def rank_pool(pool: Pool, budget: float, out: Path | None, bar: cli.progress) ->
     bar.start("encoding", budget * N * N * encodes, before, "images")
     pool.progress, pool.on_votes = bar.advance, save_votes
     details: dict[str, Any] = {"device": pool.device, **asdict(pool.sizes), "budget": budget}
+    met, sentences = np.arange(N), []
     if exact:
         pool.measure(np.ones((N, N), bool))
-        met = np.arange(N)
     else:
         first = 3 * max(model.num_codes for model in pool.models)
         halving = sequential_halving(pool.measure, N, budget, sizes=pool.sizes, first_groups=first)
         met = halving.references[: halving.rounds[0]["references"]]
         details |= {"rounds": halving.rounds, "share_of_encodes": halving.encodes / (N * N * encodes)}
+        if len(halving.rounds) > 1:
+            sentences.append("the scores of models that left the race early rest on fewer references and groups")
     if out:
         save(out / "scores.h5", pool)
-    A, votes = similarity(pool.B), pool.votes()
-    names, num_codes = pool.names, [model.num_codes for model in pool.models]
+    A, votes, names = similarity(pool.B), pool.votes(), pool.names
+    num_codes = [model.num_codes for model in pool.models]
     mask = np.isfinite(A) & ~np.eye(N, dtype=bool)
-    scores = A.sum(1, where=mask) / mask.sum(1)
+    scores, errors = A.sum(1, where=mask) / mask.sum(1), bootstrap(votes, num_codes, mask, seed).std(0)
     order = np.argsort(-scores, kind="stable") if exact else halving.ranking
     gap = {"winner": names[order[0]], "runner_up": names[order[1]]}
     gap |= confidence_gap(A, votes, num_codes, order[0], order[1], seed)
     details |= {"encodes": int(bar.task.completed) - before, "gap": gap}
-    sentences = [gap_sentence(gap)]
-    if len(details.get("rounds", ())) > 1:
-        sentences.append("the scores of models that left the race early rest on fewer references and groups")
-    sentences += [f"warning: {text}" for text in _warnings(votes, names)]
+    sentences = [gap_sentence(gap), *sentences, *_warnings(votes, names)]
     if clusters := split(A, met):
         sides = [[names[i] for i in np.flatnonzero(clusters[0] == side)] for side in (True, False)]
         sentences.append(
@@ -263,7 +261,6 @@ def rank_pool(pool: Pool, budget: float, out: Path | None, bar: cli.progress) ->
             f"within themselves (by {clusters[1]:.2f}): the winner speaks for its own cluster; select among each alone"
         )
         details["clusters"] = sides
-    errors = bootstrap(votes, num_codes, mask, seed).std(0)
     return Ranking("centrality", names, pool.keys, order, scores, errors, A, sentences, details)
 
 
@@ -276,14 +273,14 @@ def gap_sentence(gap: dict[str, Any]) -> str:
 
 def _warnings(votes: Votes, names: Sequence[str]) -> Iterator[str]:
     if len(names) == 2:
-        yield "two models are as similar to each other: only a third can tell which is the better"
+        yield "warning: two models are as similar to each other: only a third can tell which is the better"
     voting = [pair for pair, given in votes.items() if (given >= 0).any()]
     mute = {i for i, _ in votes} - {i for i, _ in voting}
     still = {j for i, j in votes if i not in mute} - {j for _, j in voting}
     for chance, what in ((mute, "no code of {} varies"), (still, "no encoder's codes vary over the images of {}")):
         if chance:
             who = what.format(", ".join(names[i] for i in sorted(chance)))
-            yield f"{who}, or they are not finite: what is scored there is chance"
+            yield f"warning: {who}, or they are not finite: what is scored there is chance"
 
 
 def _dataset(models: Sequence[LoadedModel], name: str | None, root: Path | None) -> Any:

@@ -71,7 +71,6 @@ def cross_scores(
     (collapsed codes, NaN) count as the votes of one further dimension, so that a broken encoder scores chance, never
     NaN.
 
-    Each image is made once for up to 64 encoders and stays on its device; codes are kept for one generator at a time.
     The draws for generator j depend on the seed and j's cache key alone: a larger pool repeats every value of a smaller
     one. Torch modules are in eval mode meanwhile. `batch_size` is the number of images encoded at once.
     Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
@@ -115,15 +114,11 @@ class PairVotes(NamedTuple):
     exact: bool  # in all groups, by the variance of the scale sample; False: a race's (`Images.votes`)
 
 
-Work = dict[tuple[int, int], dict[int, PairVotes | None]]
-"""{(generator, number of groups known): {encoder: its votes in them}}, of votes to be taken."""
+Work = dict[tuple[int, int], dict[int, PairVotes | None]]  # {(generator, groups known): {encoder: its votes in them}}
 
 
 class Pool:
-    """The models of a pool and the votes known of each ordered pair.
-
-    Votes are found by the cache keys (encoder, generator), so that they serve other pools too.
-    """
+    """The models of a pool and the votes known, by cache keys (encoder, generator): they serve other pools too."""
 
     def __init__(self, models: Sequence[LoadedModel], sizes: Sizes, batch_size: int | None = None):
         if len(models) < 2:

@@ -20,8 +20,7 @@ from .centrality import PairVotes, Pool, vote_tables
 
 FORMAT = 3
 PAD = -2  # fills up the rows of encoders that have fewer votes, or codes, than others
-Tables = dict[tuple[int, int], Array]
-"""{(encoder, generator): counts [K_encoder + 1, K_generator]}. The last row counts the groups without a vote."""
+Tables = dict[tuple[int, int], Array]  # {(encoder, generator): counts [K_encoder + 1, K_generator]}, see vote_tables
 
 
 class Scores(NamedTuple):
