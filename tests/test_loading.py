@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -131,48 +132,36 @@ def test_other_models_are_known_by_their_fingerprint_or_by_what_they_do():
         LoadedModel("m", first)
 
 
-LABELLED = """
-import torch
-from torch import nn
-from linear_models import Linear
-
 class Pixels(nn.Module):
-    image_shape, num_codes = (3, 16, 16), 4
+    image_shape = 3, 16, 16
 
-    def __init__(self, seed, broken=False):
+    def __init__(self, seed, broken=False, pair=False):
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(4, 768, generator=draw))  # asks for gradients, as trained weights do
-        self.broken = broken
+        self.broken, self.pair, self.num_codes = broken, pair, None if pair else 4
+
     def generate(self, codes):
         return torch.sigmoid(codes @ self.weight).view(-1, 3, 16, 16)
+
     def sample(self, n, seed):
         return self.generate(torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)))
+
     def encode(self, images):
         codes = images.flatten(1) @ self.weight.T
-        return torch.where(codes > codes.median(), codes, torch.nan) if self.broken else codes
-
-def models():
-    return {"a": Pixels(1), "b": Pixels(2), 3: Pixels(3), "broken": Pixels(4, True)}
-
-def pair():
-    model = Pixels(1)
-    model.num_codes, model.encode = None, lambda images: (images, None)
-    return model
-
-def divides():
-    return 1 / 0
-
-def twice():
-    return {"a": Linear(torch.eye(3))}
-"""
+        codes = torch.where(codes > codes.median(), codes, torch.nan) if self.broken else codes
+        return (codes, None) if self.pair else codes
 
 
 def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, capsys):
-    (tmp_path / "labelled.py").write_text(LABELLED)
+    module = SimpleNamespace(
+        models=lambda: {"a": Pixels(1), "b": Pixels(2), 3: Pixels(3), "broken": Pixels(4, True)},
+        pair=lambda: Pixels(1, pair=True),
+        divides=lambda: 1 / 0,
+        twice=lambda: {"a": Linear(torch.eye(3))},
+    )
+    monkeypatch.setitem(sys.modules, "labelled", module)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("labelled", None)
     sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
     select.main(["labelled:models", "--out", "out", *sizes, "--with-labels", "--data", "squares"])
     rows = {row["name"]: row for row in json.loads(Path("out/ranking.json").read_text())["models"]}
