@@ -1,8 +1,8 @@
 """Exact selection of a pool, against a plain script that does what the original does.
 
-The plain script stores each model's images on disk, reads them again for every encoder, and counts the votes in a numpy
-loop. Networks, images and batches are the same; the matrices are compared before a time counts. The pool is of six
-untrained models; with POOL='pool/*' in the environment, of the models in these run folders, in the paper's sizes.
+The script stores each model's images on disk, reads them again for every encoder, and counts the votes in a numpy loop.
+Networks, images and batches are the same; the matrices are compared before a time counts. The pool is of six untrained
+models; with POOL='pool/*' in the environment, of the models in these run folders, in the paper's sizes.
 """
 
 import os

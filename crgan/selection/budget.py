@@ -12,8 +12,6 @@ from .centrality import Sizes
 
 
 class Halving(NamedTuple):
-    """The outcome of a race."""
-
     ranking: Array  # [N] models, best first
     references: Array  # [N] models in the order in which they serve as references
     rounds: list[dict[str, int]]  # models, references and groups of each

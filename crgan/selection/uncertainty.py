@@ -38,9 +38,8 @@ def confidence_gap(
     """Return how far the winner's centrality is above the runner-up's by the models that both have met: `gap`, its
     `standard_error`, and `confidence`, the probability that it is above zero, by the normal approximation.
 
-    A [N, N] is the similarity, NaN where it was not measured. What the two score on each other is the same for both and
-    counts as such. The error joins the draw of the groups (bootstrap) and, if not all models were met, that of the
-    references.
+    A [N, N] is the similarity (NaN: not measured). What the two score on each other is the same for both. The error
+    joins the draw of the groups (bootstrap) and, if not all models were met, that of the references.
     """
     both = np.array([winner, runner_up])
     others = np.setdiff1d(np.arange(len(A)), both)
