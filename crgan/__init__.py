@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # at run time, help(crgan) would print all that __all__ names
     from .exporting import export
     from .models import InfoGAN
     from .ops import contrastive_loss, group_votes, traversal_pairs, vote_table
+    from .select import Ranking, rank
     from .selection.centrality import cross_scores, model_centrality, similarity
-    from .selection.rank import Ranking, rank
     from .selection.udr import udr
     from .train import fit
 
@@ -39,8 +39,8 @@ _NAMES = {
     "exporting": ("export",),
     "models": ("InfoGAN",),
     "ops": ("contrastive_loss", "group_votes", "traversal_pairs", "vote_table"),
+    "select": ("Ranking", "rank"),
     "selection.centrality": ("cross_scores", "model_centrality", "similarity"),
-    "selection.rank": ("Ranking", "rank"),
     "selection.udr": ("udr",),
     "train": ("fit",),
 }

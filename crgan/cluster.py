@@ -1,5 +1,6 @@
-"""Work on a Ray cluster that is already there (extra `crgan[cluster]`): Ray places it, and repeats what a lost machine
-had in hand. What a worker runs lives here, so that it is found by name on every machine that has crgan installed.
+"""Work on a Ray cluster that is already there: Ray places it, and repeats what a lost machine had in hand.
+
+What a worker runs lives here, so that it is found by name on every machine that has crgan installed.
 """
 
 import logging
@@ -7,7 +8,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,8 +18,7 @@ import torch
 from . import cli
 from .errors import InputError
 from .loading import LoadedModel, models_of, open_models
-from .selection.centrality import Pool
-from .selection.votes import Array, Partial, Sizes, exact_votes, race_votes
+from .selection.centrality import Images, PairVotes, Pool, Sizes, Work
 
 Key = TypeVar("Key")
 RETRIES = 20  # of one piece of work whose worker or machine was lost
@@ -26,7 +26,7 @@ BLOCKS_PER_SLOT = 4  # pieces of a selection for each that run at once, so that 
 
 
 def connect(address: str) -> bool:
-    """Joins the cluster; tells whether it has GPUs. Raises InputError where Ray or the cluster is not there."""
+    """Join the cluster and return whether it has GPUs. Raises InputError where Ray or the cluster is not there."""
     try:
         import ray
     except ImportError:
@@ -37,18 +37,16 @@ def connect(address: str) -> bool:
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except OSError:  # a ConnectionError is one
-        raise InputError(
-            f"there is no Ray cluster at {address!r}; give the address that `ray start --head` printed"
-        ) from None
+        raise InputError(f"there is no Ray cluster at {address!r}; give what `ray start --head` printed") from None
     return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def scatter(
     work: Callable[..., Any], pieces: Mapping[Key, tuple[Any, ...]], threads: int, gpus: float = 0.0
 ) -> Generator[tuple[Key, Any] | None, None, None]:
-    """Runs work(threads, *arguments) for each piece, anywhere; yields (key, its result or exception) as they end.
+    """Run work(threads, *arguments) for each piece, anywhere; yield (key, its result or exception) as they end.
 
-    Also yields None every second. Each piece takes `threads` cores and a share `gpus` of a GPU.
+    Also yield None every second. Each piece takes `threads` cores and a share `gpus` of a GPU.
     """
     import ray
 
@@ -98,12 +96,11 @@ def run_python(threads: int, arguments: Sequence[str], log: str) -> int:
 class ClusterPool(Pool):
     """A pool measured on a Ray cluster: a block of pairs, one generator and some encoders, goes to one worker.
 
-    Workers open the models themselves, at the same paths. What comes back equals what a local pool computes, with one
-    thread to each bit for bit; a block whose worker was lost is computed again.
+    Workers open the models themselves, at the same paths. With one thread each, they give the bits of a local pool.
     """
 
     def __init__(
-        self, runs: Sequence[str], sizes: Sizes, address: str, threads: int, device: str, batch_size: int | None = None
+        self, runs: Sequence[str], sizes: Sizes, batch_size: int | None, address: str, threads: int, device: str
     ):
         if threads < 1:
             raise InputError(f"--threads is {threads}; expected at least 1")
@@ -112,51 +109,30 @@ class ClusterPool(Pool):
         has_gpus = connect(address)
         if device == "cuda" and not has_gpus:
             raise InputError("--device is 'cuda' but the cluster has no GPU; use --device cpu")
-        self.worker_threads = threads
         super().__init__(open_models(runs), sizes, batch_size)
+        self.runs, self.worker_threads = tuple(runs), threads
         self.device = "cuda" if has_gpus and device != "cpu" else "cpu"
-        # Only models that are no run of their own, as a module's, need the others: they would travel with each block.
-        self.runs = () if all(Path(model.name).is_dir() for model in self.models) else tuple(runs)
 
-    def _exact(self, due: dict[int, list[int]]) -> Iterator[tuple[int, int, Array]]:
-        for j, encoders, votes in self._spread({j: [(i, None) for i in encoders] for j, encoders in due.items()}, None):
-            self.progress(self.sizes.encodes * len(encoders))
-            yield from ((i, j, found) for i, found in zip(encoders, votes))
-            self.on_votes()
-
-    def _race(self, j: int, encoders: list[int], before: list[Partial | None], groups: int) -> list[Partial]:
-        found: dict[int, Partial] = {}
-        done = len(before[0].votes) if before[0] else 0
-        for _, block, partials in self._spread({j: list(zip(encoders, before))}, groups):
-            self.progress((groups - done) * self.sizes.group_size * len(block))
-            found |= zip(block, partials)
-        return [found[i] for i in encoders]
-
-    def _spread(
-        self, due: dict[int, list[tuple[int, Partial | None]]], groups: int | None
-    ) -> Iterator[tuple[int, list[int], Any]]:
-        """Yield (generator, encoders, what `measure_block` gives for them) as blocks end."""
+    def _take(self, work: Work, groups: int | None) -> Iterator[tuple[int, Iterable[int], list[PairVotes]]]:
         import ray
 
         gpus = int(self.device == "cuda")
         slots = ray.cluster_resources()["GPU"] if gpus else ray.cluster_resources()["CPU"] // self.worker_threads
         if slots < 1:
             raise InputError(f"no worker has {self.worker_threads} cores for itself; give --threads a smaller number")
-        size = max(1, int(sum(map(len, due.values())) // (BLOCKS_PER_SLOT * slots)))
-        common = self.runs, self.device, os.getcwd(), self.sizes, self.batch_size, groups
-        blocks: dict[tuple[int, int], tuple[Any, ...]] = {}
-        for j, encoders in due.items():
-            for start in range(0, len(encoders), size):
-                part = encoders[start : start + size]
-                names = [(self.models[i].name, self.models[i].cache_key) for i in (j, *(i for i, _ in part))]
-                blocks[j, start] = (*common, names, [before for _, before in part])
-        for ended in scatter(measure_block, blocks, self.worker_threads, gpus):
-            if ended is None:
-                continue
-            (j, start), result = ended
+        size = max(1, int(sum(map(len, work.values())) // (BLOCKS_PER_SLOT * slots)))
+        common, blocks = (self.runs, self.device, os.getcwd(), self.sizes, self.batch_size, groups), {}
+        for (j, done), before in work.items():
+            for start in range(0, len(before), size):
+                encoders = tuple(before)[start : start + size]
+                names = [(self.names[i], self.keys[i]) for i in (j, *encoders)]
+                blocks[j, done, encoders] = (*common, names, [before[i] for i in encoders])
+        for (j, done, encoders), result in filter(None, scatter(measure_block, blocks, self.worker_threads, gpus)):
             if isinstance(result, Exception):
                 raise result
-            yield j, [i for i, _ in due[j][start : start + size]], result
+            encodes = (groups - done) * self.sizes.group_size if groups else self.sizes.encodes
+            self.progress(encodes * len(encoders))
+            yield j, encoders, result
 
 
 def measure_block(
@@ -166,23 +142,21 @@ def measure_block(
     folder: str,  # that the paths in `runs` start from
     sizes: Sizes,
     batch_size: int | None,
-    groups: int | None,  # None: exact
+    groups: int | None,
     names: list[tuple[str, str]],  # and cache keys, of the generator and then the encoders
-    before: list[Partial | None],  # of each encoder
-) -> list[Any]:
+    before: list[PairVotes | None],  # of each encoder
+) -> list[PairVotes]:
     """Take the votes of some encoders on one generator, inside this worker."""
     torch.set_num_threads(threads)
     os.chdir(folder)
     generator, *encoders = [_loaded(runs, name, key, device) for name, key in names]
-    if groups is None:
-        return exact_votes(generator, encoders, sizes, batch_size)
-    return race_votes(generator, encoders, before, groups, sizes, batch_size)
+    return Images(generator, sizes, batch_size, lambda encodes: None).votes(encoders, before, groups)
 
 
 @lru_cache(maxsize=4096)
 def _loaded(runs: tuple[str, ...], name: str, key: str, device: str) -> LoadedModel:
-    """Open the model of that name: of the run of that name, or of a module that returns several."""
-    for run in runs or [name]:
+    """Open the model of that name: the run of that name, or one of a module that returns several."""
+    for run in [name] if Path(name).is_dir() else runs:
         for model in models_of(run, torch.device(device)):
             if model.name == name:
                 return LoadedModel(name, model.model, key)  # the draws depend on the key, as the main process has it

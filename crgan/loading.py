@@ -20,10 +20,9 @@ from .errors import InputError
 
 
 class LoadedModel:
-    """A model under a name, with `sample`, `generate` and `encode` checked at each call.
+    """A model under a name; `sample`, `generate` and `encode` are checked at each call and give float32.
 
-    Images and codes come back in float32, whatever type the model works in. `cache_key` tells which scores of a model
-    were computed before: it is the one given (a hash of the model's files), else the model's own attribute
+    By `cache_key` its scores are found again: the one given (a hash of the model's files), else the model's attribute
     `fingerprint`, else a SHA-256 of 64 images that the model makes and of the codes that it gives to them.
     """
 
@@ -43,8 +42,8 @@ class LoadedModel:
         if shape is None or num_codes is None:
             with eval_mode([self]), torch.inference_mode():
                 images = self._call("sample", (2, None, None, None), 2, 0)
-                shape = shape or images.shape[1:]
-                num_codes = num_codes or self._call("encode", (2, None), images.to(self.dtype)).shape[-1]
+                codes = self._call("encode", (2, None), images.to(self.dtype))
+                shape, num_codes = shape or images.shape[1:], num_codes or codes.shape[1]
         self.image_shape, self.num_codes = tuple(shape), int(num_codes)
 
     @cached_property
@@ -81,23 +80,20 @@ class LoadedModel:
     def check_data(self, dataset: Any) -> None:
         """Raise InputError where this model cannot encode the images of `dataset`."""
         if tuple(dataset.image_shape) != self.image_shape:
-            raise InputError(
-                f"{self.name} takes images {list(self.image_shape)}, those of {dataset.name} are "
-                f"{list(dataset.image_shape)}; expected the data that it was trained on, or data of that shape"
-            )
+            sizes = f"images {list(self.image_shape)}, those of {dataset.name} are {list(dataset.image_shape)}"
+            raise InputError(f"{self.name} takes {sizes}; expected the data that it was trained on, or of that shape")
 
     def _call(self, verb: str, shape: tuple[int | None, ...], *arguments: Any, **more: Any) -> Tensor:
         try:
             given = getattr(self.model, verb)(*arguments, **more)
         except (RuntimeError, AssertionError) as error:  # an exported graph asserts the sizes that it was made for
             raise InputError(f"{self.name}.{verb} failed ({error}); its weights are {self.dtype}") from error
+        fits = isinstance(given, Tensor) and given.is_floating_point()
+        if fits and len(shape) == given.dim() and all(a in (None, b) for a, b in zip(shape, given.shape)):
+            return given.float()
+        what = f"tensor {list(given.shape)} of {given.dtype}" if isinstance(given, Tensor) else type(given).__name__
         expected = ["any" if size is None else size for size in shape]
-        is_tensor = isinstance(given, Tensor)
-        fits = is_tensor and len(shape) == given.dim() and all(a in (None, b) for a, b in zip(shape, given.shape))
-        if not fits or not given.is_floating_point():
-            what = f"tensor {list(given.shape)} of {given.dtype}" if is_tensor else type(given).__name__
-            raise InputError(f"{self.name}.{verb} gave a {what}, expected a torch.Tensor {expected} of floats")
-        return given.float()
+        raise InputError(f"{self.name}.{verb} gave a {what}, expected a torch.Tensor {expected} of floats")
 
 
 @contextmanager
@@ -118,21 +114,17 @@ def open_models(models: Any, device: str | torch.device = "cpu") -> list[LoadedM
     """Open the models of a pool: RUN arguments, named after them, or models, in a sequence or a mapping of names.
 
     A RUN is the folder of a training run, or a folder of such folders; a folder with `generate.pt2` and `encode.pt2`
-    (torch.export.save); or `module:function`, which returns a model, a sequence or a mapping of models. Archives and
-    modules run as code: open only those that you trust.
-
-    Leaves out, with a warning, runs without a checkpoint. Raises InputError for what is none of these, cannot be read
-    or breaks the contract, and for a model or a name given twice.
+    (torch.export.save); or `module:function`, which returns a model, a sequence or a mapping of models. Both of these
+    run as code: open only what you trust. Leaves out, with a warning, runs without a checkpoint. Raises InputError for
+    what is none of these, cannot be read or breaks the contract, and for a model or a name given twice.
     """
-    if isinstance(models, str | Path):
-        models = [models]
-    named = models if isinstance(models, Mapping) else {f"models[{i}]": model for i, model in enumerate(models)}
+    given = _named([models] if isinstance(models, str | Path) else models, "models")
     opened: list[LoadedModel] = []
-    for name, model in named.items():
+    for name, model in given.items():
         is_run = isinstance(model, str | Path)
-        opened += models_of(str(model), torch.device(device)) if is_run else [LoadedModel(str(name), model)]
-    if named and not opened:
-        raise InputError(f"{', '.join(map(str, named.values()))} hold no model; expected runs that have trained")
+        opened += models_of(str(model), torch.device(device)) if is_run else [LoadedModel(name, model)]
+    if given and not opened:
+        raise InputError(f"{', '.join(map(str, given.values()))} hold no model; expected runs that have trained")
     for one, other in combinations(opened, 2):
         if one.cache_key == other.cache_key:
             raise InputError(f"{one.name} and {other.name} are the same model; name each model of a pool once")
@@ -141,21 +133,26 @@ def open_models(models: Any, device: str | torch.device = "cpu") -> list[LoadedM
     return opened
 
 
+def _named(models: Sequence[Any] | Mapping[Any, Any], what: str) -> dict[str, Any]:
+    pairs = models.items() if isinstance(models, Mapping) else ((f"{what}[{i}]", m) for i, m in enumerate(models))
+    return {str(name): model for name, model in pairs}
+
+
 def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
     """Open those of one RUN argument; none, with a warning, of a run without a checkpoint."""
-    from .checkpoint import load, read_config
+    from .checkpoint import latest, load, read_config
 
     run = run.rstrip("/")
     path = Path(run).expanduser()
     programs = path / "generate.pt2", path / "encode.pt2"
     if any(file.is_file() for file in programs):
-        yield LoadedModel(run, _exported(*programs, device), hash_files(*programs))
+        yield LoadedModel(run, _Exported(*programs, device), _hash(*programs))
     elif path.is_dir():
         inside = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))  # a sweep's runs
         for name, folder in [(str(config.parent), config.parent) for config in inside] or [(run, path)]:
             read_config(folder)  # else it is no run
-            if key := run_key(folder):
-                yield LoadedModel(name, load(folder, device), key)
+            if checkpoint := latest(folder):  # runs that ended with the same weights are the same model
+                yield LoadedModel(name, load(folder, device), _hash(checkpoint / "model.safetensors"))
             else:
                 warnings.warn(f"{name} has no checkpoint, as a run that failed; it is left out", stacklevel=2)
     elif ":" in run:
@@ -166,38 +163,35 @@ def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
             found = getattr(importlib.import_module(module), function)()
         except Exception as error:  # the user's code may raise anything
             raise InputError(f"{run} gives no models ({type(error).__name__}: {error})") from error
-        if isinstance(found, Sequence):
-            found = {f"{run}[{i}]": model for i, model in enumerate(found)}
-        for name, model in (found if isinstance(found, Mapping) else {run: found}).items():
-            yield LoadedModel(str(name), model.to(device) if isinstance(model, nn.Module) else model)
+        for name, model in (_named(found, run) if isinstance(found, Sequence | Mapping) else {run: found}).items():
+            yield LoadedModel(name, model.to(device) if isinstance(model, nn.Module) else model)
     else:
         raise InputError(
             f"{run} is no model; expected a run folder, a folder with generate.pt2 and encode.pt2, or module:function"
         )
 
 
-def hash_files(*paths: Path) -> str:
-    """Return the SHA-256 of the content of some files."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-
-
-def run_key(folder: Path) -> str | None:
-    """Return the cache key of a run folder, a hash of its newest weights, or None where there are none.
-
-    How they were trained does not matter: runs that ended with the same weights are the same model.
-    """
-    from .checkpoint import latest
-
-    checkpoint = latest(folder)
-    return hash_files(checkpoint / "model.safetensors") if checkpoint else None
+def _hash(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 class _Exported:
-    """generate and encode of saved graphs, with draws from the prior."""
+    """A model of the saved programs of generate and encode, with draws from the prior."""
 
-    def __init__(self, generate: Any, encode: Any, sizes: Sequence[int], prior: str, device: torch.device):
-        self._generate, self.encode, self.sizes, self.prior, self.device = generate, encode, sizes, prior, device
-        self.num_codes, self.num_noise = sizes[0], sum(sizes[1:])
+    def __init__(self, generate: Path, encode: Path, device: torch.device):
+        from torch.export.passes import move_to_device_pass
+
+        if not (generate.is_file() and encode.is_file()):
+            raise InputError(f"{generate.parent} has no {encode.name if generate.is_file() else generate.name}")
+        extra = {"prior": ""}
+        try:
+            programs = torch.export.load(generate, extra_files=extra), torch.export.load(encode)
+            self.sizes = [example.shape[1] for example in programs[0].example_inputs[0]]  # of the codes, and the noise
+            self._generate, self.encode = (move_to_device_pass(program, device).module() for program in programs)
+        except Exception as error:  # torch raises a different one for each way in which a file can be broken
+            raise InputError(f"{generate.parent} cannot be opened with torch.export.load ({error})") from None
+        self.prior, self.device = extra["prior"] or "normal", device
+        self.num_codes, self.num_noise = self.sizes[0], sum(self.sizes[1:])
 
     def generate(self, codes: Tensor, seed: int = 0) -> Tensor:
         noise = [self._draw(len(codes), self.num_noise, seed)] if self.num_noise else []
@@ -212,22 +206,7 @@ class _Exported:
 
 def draw_codes(prior: str, shape: tuple[int, int], seed: int) -> Tensor:
     """Draw float32 codes on the CPU: "uniform" on [-1, 1], or "normal"."""
-    draw = torch.Generator().manual_seed(seed)
-    if prior == "normal":
-        return torch.randn(shape, generator=draw, dtype=torch.float32, device="cpu")
-    return torch.rand(shape, generator=draw, dtype=torch.float32, device="cpu") * 2 - 1
-
-
-def _exported(generate: Path, encode: Path, device: torch.device) -> _Exported:
-    from torch.export.passes import move_to_device_pass
-
-    if not (generate.is_file() and encode.is_file()):
-        raise InputError(f"{generate.parent} has no {encode.name if generate.is_file() else generate.name}")
-    extra = {"prior": ""}
-    try:
-        programs = torch.export.load(generate, extra_files=extra), torch.export.load(encode)
-        sizes = [example.shape[1] for example in programs[0].example_inputs[0]]  # of the codes, and the noise
-        first, second = (move_to_device_pass(program, device).module() for program in programs)
-    except Exception as error:  # torch raises a different one for each way in which a file can be broken
-        raise InputError(f"{generate.parent} cannot be opened with torch.export.load ({error})") from None
-    return _Exported(first, second, sizes, extra["prior"] or "normal", device)
+    generator = torch.Generator().manual_seed(seed)
+    draw = torch.randn if prior == "normal" else torch.rand
+    codes = draw(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return codes if prior == "normal" else codes * 2 - 1

@@ -19,7 +19,7 @@ from .errors import InputError
 from .figures import curves, scatter, schedule_marks
 from .files import write_atomically
 from .loading import open_models
-from .selection.tables import Tables, read_tables, short_names
+from .selection.scores import Tables, read_tables, short_names
 
 MAX_CODES = 32  # whose traversals are shown
 MAX_MODELS = 60  # in the similarity matrix

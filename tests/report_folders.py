@@ -48,11 +48,12 @@ def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 50
     draw, held = np.random.default_rng(0), np.arange(groups) % K
     order = [draw.permutation(K) for _ in names]
     with h5py.File(folder / "scores.h5", "w") as file:
-        file.attrs.update({"format": 2, "groups": groups, "group_size": 100, "scale_samples": 5_000, "seed": 0})
+        file.attrs.update({"format": 3, "groups": groups, "group_size": 100, "scale_samples": 5_000, "seed": 0})
         file["models/name"], file["models/num_codes"], file["models/cache_key"] = names, [K] * N, keys
         for j, key in enumerate(keys):
             right = np.stack([np.argsort(order[i])[order[j][held]] for i in range(N)])
             hit = draw.random((N, groups)) < skill[:, None] * skill[j]
-            file[f"exact/{key}/encoders"] = keys
-            file[f"exact/{key}/votes"] = np.where(hit, right, draw.integers(-1, K, (N, groups))).astype(np.int16)
+            file[f"pairs/{key}/encoders"], file[f"pairs/{key}/exact"] = keys, [True] * N
+            file[f"pairs/{key}/votes"] = np.where(hit, right, draw.integers(-1, K, (N, groups))).astype(np.int16)
+            file[f"pairs/{key}/variance"] = np.ones((N, K))
     return folder

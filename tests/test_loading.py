@@ -5,6 +5,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,8 +60,8 @@ def test_exported_programs_give_the_scores_of_their_models(tmp_path, num_noise):
 
 
 def test_exports_that_cannot_serve_are_refused(tmp_path):
-    export(Noisy(0, 0), tmp_path)
-    (tmp_path / "encode.pt2").write_bytes(b"damaged")
+    for name in ("generate", "encode"):
+        (tmp_path / f"{name}.pt2").write_bytes(b"damaged")
     for run, value in ((tmp_path, r"torch\.export\.load"), (tmp_path / "encode.pt2", r"encode\.pt2 is no model")):
         with pytest.raises(InputError, match=value):
             open_models([run])
@@ -75,8 +76,7 @@ def run_folders(tmp_path_factory):
     sweep = tmp_path_factory.mktemp("sweep")
     (sweep / ".sweep").mkdir()
     for seed in range(2):
-        folder = sweep / f"seed={seed}"
-        folder.mkdir()
+        (folder := sweep / f"seed={seed}").mkdir()
         cfg = replace(PRESETS["circular_dsprites"], seed=seed, width=4, hidden=16)
         checkpoint.write_config(folder, cfg, (1, 64, 64))
         checkpoint.save(folder, checkpoint.build_model(cfg, (1, 64, 64)), {}, {"step": 0})
@@ -86,8 +86,7 @@ def run_folders(tmp_path_factory):
 def test_run_folders_with_labels(run_folders, tmp_path, capsys):
     out = str(tmp_path / "out")
     sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
-    failed = tmp_path / "failed"  # before its first checkpoint
-    failed.mkdir()
+    (failed := tmp_path / "failed").mkdir()  # before its first checkpoint
     checkpoint.write_config(failed, *checkpoint.read_config(Path(run_folders[0])))
     fails(capsys, str(failed), "--out", out, match="hold no model")
     fails(capsys, *run_folders, "--out", run_folders[0], match="is a run folder")
@@ -107,8 +106,7 @@ def test_run_folders_with_labels(run_folders, tmp_path, capsys):
 
 def test_runs_are_known_by_their_weights(run_folders, tmp_path):
     a, b = open_models(run_folders)
-    assert a.cache_key != b.cache_key
-    assert a.cache_key == open_models(run_folders[:1])[0].cache_key
+    assert open_models(run_folders[:1])[0].cache_key == a.cache_key != b.cache_key
     cfg, shape = checkpoint.read_config(Path(run_folders[0]))
     twin = tmp_path / "twin"  # of other settings, but the same weights
     shutil.copytree(run_folders[0], twin)
@@ -134,51 +132,36 @@ def test_other_models_are_known_by_their_fingerprint_or_by_what_they_do():
         LoadedModel("m", first)
 
 
-LABELLED = """
-import torch
-from torch import nn
-from linear_models import Linear
-
 class Pixels(nn.Module):
-    image_shape, num_codes = (3, 16, 16), 4
+    image_shape = 3, 16, 16
 
-    def __init__(self, seed, broken=False):
+    def __init__(self, seed, broken=False, pair=False):
         super().__init__()
         draw = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(4, 768, generator=draw))  # asks for gradients, as trained weights do
-        self.broken = broken
+        self.broken, self.pair, self.num_codes = broken, pair, None if pair else 4
+
     def generate(self, codes):
         return torch.sigmoid(codes @ self.weight).view(-1, 3, 16, 16)
+
     def sample(self, n, seed):
         return self.generate(torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)))
+
     def encode(self, images):
         codes = images.flatten(1) @ self.weight.T
-        return torch.where(codes > codes.median(), codes, torch.nan) if self.broken else codes
-
-class Pair(Pixels):
-    num_codes = None
-    def encode(self, images):
-        return super().encode(images), None
-
-def models():
-    return {"a": Pixels(1), "b": Pixels(2), 3: Pixels(3), "broken": Pixels(4, True)}
-
-def pair():
-    return Pair(1)
-
-def divides():
-    return 1 / 0
-
-def twice():
-    return {"a": Linear(torch.eye(3))}
-"""
+        codes = torch.where(codes > codes.median(), codes, torch.nan) if self.broken else codes
+        return (codes, None) if self.pair else codes
 
 
 def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, capsys):
-    (tmp_path / "labelled.py").write_text(LABELLED)
+    module = SimpleNamespace(
+        models=lambda: {"a": Pixels(1), "b": Pixels(2), 3: Pixels(3), "broken": Pixels(4, True)},
+        pair=lambda: Pixels(1, pair=True),
+        divides=lambda: 1 / 0,
+        twice=lambda: {"a": Linear(torch.eye(3))},
+    )
+    monkeypatch.setitem(sys.modules, "labelled", module)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    sys.modules.pop("labelled", None)
     sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
     select.main(["labelled:models", "--out", "out", *sizes, "--with-labels", "--data", "squares"])
     rows = {row["name"]: row for row in json.loads(Path("out/ranking.json").read_text())["models"]}

@@ -18,7 +18,7 @@ from crgan import checkpoint, pictures
 from crgan.figures import curves, schedule_marks
 from crgan.loading import open_models
 from crgan.report import main, number
-from crgan.selection.tables import read_tables
+from crgan.selection.scores import read_tables
 
 
 def page(folder):

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from math import ceil, log2
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ..errors import InputError
-from .votes import Array, Sizes
+from ..metrics.arrays import Array
+from .centrality import Sizes
 
 
 class Halving(NamedTuple):
@@ -18,29 +19,25 @@ class Halving(NamedTuple):
 
 
 def sequential_halving(
-    measure: Callable[[int, Any, int], Array],
-    num_models: int,
-    budget: float,
-    *,
-    sizes: Sizes,
-    first_groups: int = 15,
+    measure: Callable[[Array, int], Array], num_models: int, budget: float, *, sizes: Sizes, first_groups: int = 15
 ) -> Halving:
     """Correlated Sequential Halving (Baharav and Tse 2019) for the medoid under A = (B + B^T) / 2.
 
     In each of ceil(log2 N) rounds all models still in the race are scored on the same reference models, drawn at
     random, and the worse half leaves. References are nested, so that nothing measured is thrown away: a round first
     takes in more references, on `first_groups` groups each, and when all models serve, more groups.
-    `measure(j, encoders, groups)` returns B[encoders, j] on the first `groups` groups of generator j. `budget` is the
-    share in (0, 1] of the N^2 * sizes.encodes encodes of an exact selection. All groups of all pairs cost less, as a
-    race needs no scale sample: a budget that pays for them takes them in one round.
+    `measure(pairs, groups)` returns B [N, N] with the scores of the pairs (bool [N, N]) on their first `groups` groups
+    filled in. `budget` is the share in (0, 1] of the N^2 * sizes.encodes encodes of an exact selection. All groups of
+    all pairs cost less, as a race needs no scale sample: a budget that pays for them takes them in one round.
 
     Raises InputError where the budget does not pay for 2 references in the first round.
     """
-    N, full, first = num_models, sizes.groups, min(first_groups, sizes.groups)
+    N, first = num_models, min(first_groups, sizes.groups)
     exact = N * N * sizes.encodes
+    funds, spent = budget * exact, 0
     references = np.random.default_rng(sizes.seed).permutation(N)
-    B, done = np.full((N, N), np.nan), np.zeros((N, N), np.int32)
-    alive, losers, spent, rounds = np.arange(N), np.empty(0, np.int64), 0, []
+    done = np.zeros((N, N), np.int32)  # groups on which each pair was measured
+    alive, losers, rounds = np.arange(N), np.empty(0, np.int64), []
 
     def plan(step: int) -> tuple[Array, int, Array, int]:
         """Steps 2..N take in references, further ones add groups: -> references, groups, pairs [N, N] due, cost."""
@@ -50,19 +47,18 @@ def sequential_halving(
         due &= (done < groups) & ~np.eye(N, dtype=bool)
         return met, groups, due, int((groups - done[due]).sum()) * sizes.group_size
 
-    everything = N * (N - 1) * full * sizes.group_size
-    count = 1 if budget * exact >= everything else ceil(log2(N))
-    if (least := plan(2)[-1] * count / exact) > budget:
-        raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {min(least, 1):.4f}")
+    everything = N * (N - 1) * sizes.groups * sizes.group_size
+    count = 1 if funds >= everything else ceil(log2(N))
+    if (least := plan(2)[-1] * count) > funds:
+        share = f"{min(least / exact, 1):.4f}"
+        raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {share}")
     for left in range(count, 0, -1):
-        low, high = 2, N + full - first
+        low, high = 2, N + sizes.groups - first
         while low < high:  # the furthest step that this round's share of the budget pays for
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if plan(middle)[-1] <= (budget * exact - spent) / left else (low, middle - 1)
+            low, high = (middle, high) if plan(middle)[-1] <= (funds - spent) / left else (low, middle - 1)
         met, groups, due, cost = plan(low)
-        for j in np.flatnonzero(due.any(0)):
-            encoders = np.flatnonzero(due[:, j])
-            B[encoders, j] = measure(int(j), encoders, groups)
+        B = measure(due, groups)
         done[due] = groups
         spent += cost
         A = (B[np.ix_(alive, met)] + B[np.ix_(met, alive)].T) / 2

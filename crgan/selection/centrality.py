@@ -6,15 +6,29 @@ generator j, whose codes serve as the factors; the medoid of the pool under that
     A = (B + B^T) / 2        s_i = mean_{j != i} A[i, j]        choose argmax_i s_i
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product, repeat
+from math import ceil
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from ..device import exact_arithmetic
 from ..errors import InputError
-from ..loading import LoadedModel
+from ..loading import LoadedModel, draw_codes, eval_mode, open_models
+from ..metrics.arrays import Array, varies
 from ..metrics.factor_vae import vote_score
-from .votes import Array, Partial, Progress, Sizes, exact_votes, race_votes
+from ..ops import group_votes
+
+Progress = Callable[[int], None]  # called with the number of images encoded since the last call
+POINTS_BLOCK = 256  # images of the scale sample that are drawn with one seed
+ENCODERS_BLOCK = 64  # encoders whose codes are in memory at a time
 
 
 def similarity(B: Array) -> Array:
@@ -50,26 +64,106 @@ def cross_scores(
     """Compute B [N, N] float64: B[i, j] in [0, 1] is the FactorVAE score of encoder i on generator j.
 
     `models`, a sequence or a mapping of names to models, are any objects with `sample(n, seed)`, `generate(codes)` and
-    `encode(images)` (docs/models.md); their code sizes may differ. Group m of generator j holds code m mod K_j at
-    one random value and draws all else anew for each image; its label is that code. Encoder i's codes are divided by
-    their standard deviation (ddof 0) on `scale_samples` unconditional images of j, the dimension with the least
-    variance in a group votes, and B[i, j] = sum_d max_f votes[d, f] / groups. Groups where no dimension can vote
+    `encode(images)` (docs/models.md), or RUN arguments; their code sizes may differ. Group m of generator j holds code
+    m mod K_j at one random value and draws all else anew for each image; its label is that code. Encoder i's codes are
+    divided by their standard deviation (ddof 0) on `scale_samples` unconditional images of j, the dimension with the
+    least variance in a group votes, and B[i, j] = sum_d max_f votes[d, f] / groups. Groups where no dimension can vote
     (collapsed codes, NaN) count as the votes of one further dimension, so that a broken encoder scores chance, never
     NaN.
 
-    Each image is made once for up to 64 encoders and stays on its device; codes are kept for one generator at a time.
     The draws for generator j depend on the seed and j's cache key alone: a larger pool repeats every value of a smaller
     one. Torch modules are in eval mode meanwhile. `batch_size` is the number of images encoded at once.
     Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
     """
-    named = models if isinstance(models, Mapping) else {f"models[{i}]": model for i, model in enumerate(models)}
-    loaded = [LoadedModel(str(name), model) for name, model in named.items()]
-    pool = Pool(loaded, Sizes(groups, group_size, scale_samples, seed), batch_size, progress)
-    pool.measure_all()
-    return pool.B
+    sizes = Sizes(groups, group_size, scale_samples, seed)
+    pool = Pool(open_models(models), sizes, batch_size)
+    pool.progress = progress
+    return pool.measure(np.ones_like(pool.B, bool))
 
 
-# ---------------------------------------------------------------- all pairs
+@dataclass(frozen=True)
+class Sizes:
+    """How much is drawn for each generator. The defaults are the paper's: 123,728 images."""
+
+    groups: int = 500  # Groups of images, M; group m holds code m mod K at one value.
+    group_size: int = 100  # Images in a group, L.
+    scale_samples: int = 73_728  # Images without a held code, R, for the standard deviation of each dimension.
+    seed: int = 0  # Keys every random draw.
+
+    def __post_init__(self) -> None:
+        for name, least in (("groups", 1), ("group_size", 2), ("scale_samples", 2), ("seed", 0)):
+            value = getattr(self, name)
+            if value != int(value) or not least <= value < 2**31:
+                raise InputError(f"{name} is {value}, expected a whole number from {least} to below 2^31")
+            object.__setattr__(self, name, int(value))
+
+    @property
+    def encodes(self) -> int:
+        """Images that one encoder encodes of one generator."""
+        return self.groups * self.group_size + self.scale_samples
+
+
+# ---------------------------------------------------------------- a pool
+
+
+class PairVotes(NamedTuple):
+    """The votes of one encoder in the groups of one generator."""
+
+    votes: Array  # [m] int16, the dimension that each group elects; -1: none
+    variance: Array  # [K] float64, by which the last of them were taken
+    exact: bool  # in all groups, by the variance of the scale sample; False: a race's (`Images.votes`)
+
+
+Work = dict[tuple[int, int], dict[int, PairVotes | None]]  # {(generator, groups known): {encoder: its votes in them}}
+
+
+class Pool:
+    """The models of a pool and the votes known, by cache keys (encoder, generator): they serve other pools too."""
+
+    def __init__(self, models: Sequence[LoadedModel], sizes: Sizes, batch_size: int | None = None):
+        if len(models) < 2:
+            raise InputError(f"a selection needs at least 2 models, got {len(models)}")
+        for model in models[1:]:
+            if model.image_shape != models[0].image_shape:
+                shapes = [f"{m.name} makes images {list(m.image_shape)}" for m in (models[0], model)]
+                raise InputError(f"{' and '.join(shapes)}; expected one shape, as each encodes the other's")
+        self.models, self.sizes, self.batch_size = list(models), sizes, batch_size
+        self.names, self.keys = [model.name for model in models], [model.cache_key for model in models]
+        self.device = str(models[0].device)
+        self.known: dict[tuple[str, str], PairVotes] = {}
+        self.B = np.full((len(models), len(models)), np.nan)
+        self.progress: Progress = lambda encodes: None
+        self.on_votes: Callable[[], None] = lambda: None  # called when votes were added
+
+    def missing(self, groups: int | None = None) -> Array:
+        """Return the pairs [N, N] whose votes in the first `groups` groups, or exact ones (None), are not known."""
+        enough = {pair: found.exact or len(found.votes) >= (groups or np.inf) for pair, found in self.known.items()}
+        return np.array([[not enough.get((encoder, generator)) for generator in self.keys] for encoder in self.keys])
+
+    def votes(self) -> dict[tuple[int, int], Array]:
+        """Return the votes [m] that are known of each pair (encoder, generator)."""
+        pairs = product(enumerate(self.keys), enumerate(self.keys))
+        return {(i, j): self.known[a, b].votes for (i, a), (j, b) in pairs if (a, b) in self.known}
+
+    def measure(self, pairs: Array, groups: int | None = None) -> Array:
+        """Fill in and return B, where `pairs` [N, N] is True: on the first `groups` groups, or exactly (None)."""
+        work: Work = {}
+        for j, i in np.argwhere((pairs & self.missing(groups)).T).tolist():
+            before = self.known.get((self.keys[i], self.keys[j])) if groups else None
+            work.setdefault((j, len(before.votes) if before else 0), {})[i] = before
+        for j, encoders, taken in self._take(work, groups):
+            self.known |= {(self.keys[i], self.keys[j]): votes for i, votes in zip(encoders, taken)}
+            self.on_votes()
+        for i, j in np.argwhere(pairs).tolist():
+            votes = self.known[self.keys[i], self.keys[j]].votes[None, :groups]
+            self.B[i, j] = vote_score(vote_tables(votes, self.models[i].num_codes, self.models[j].num_codes))[0]
+        return self.B
+
+    def _take(self, work: Work, groups: int | None) -> Iterator[tuple[int, Iterable[int], list[PairVotes]]]:
+        """Yield (generator, encoders, their votes)."""
+        for (j, _), before in work.items():
+            images = Images(self.models[j], self.sizes, self.batch_size, self.progress)
+            yield j, before, images.votes([self.models[i] for i in before], list(before.values()), groups)
 
 
 def vote_tables(votes: Array, num_codes: int, num_factors: int) -> Array:
@@ -83,87 +177,107 @@ def vote_tables(votes: Array, num_codes: int, num_factors: int) -> Array:
     return np.bincount(index.ravel(), minlength=n * rows * num_factors).reshape(n, rows, num_factors)
 
 
-def pool_votes(
-    keys: Sequence[str], exact: Mapping[tuple[str, str], Array], race: Mapping[tuple[str, str], Partial]
-) -> dict[tuple[int, int], Array]:
-    """Return the votes [m] behind each measured pair of a pool: the exact ones if all are known, else the race's."""
-    pairs = {(i, j): (encoder, generator) for i, encoder in enumerate(keys) for j, generator in enumerate(keys)}
-    if all(pair in exact for pair in pairs.values()):
-        return {rows: exact[pair] for rows, pair in pairs.items()}
-    return {rows: race[pair].votes for rows, pair in pairs.items() if pair in race}
+# ---------------------------------------------------------------- many encoders on one generator
 
 
-class Pool:
-    """The models of a pool and the votes known of each ordered pair.
+class Images:
+    """The images of one generator in blocks, each with a seed of its own, so that any can be made again."""
 
-    Votes are found by the cache keys (encoder, generator), so that they serve other pools too. Those by the scale
-    sample (`exact`) and those of a race, which are fewer and by another scale (`race`), are kept apart.
-    """
+    def __init__(self, generator: LoadedModel, sizes: Sizes, batch_size: int | None, progress: Progress):
+        self.generator, self.sizes, self.progress = generator, sizes, progress
+        self.batch = batch_size or (4096 if generator.device.type == "cuda" else 2 * POINTS_BLOCK)
 
-    def __init__(
-        self,
-        models: Sequence[LoadedModel],
-        sizes: Sizes,
-        batch_size: int | None = None,
-        progress: Progress = lambda encodes: None,
-    ):
-        if len(models) < 2:
-            raise InputError(f"a selection needs at least 2 models, got {len(models)}")
-        for model in models[1:]:
-            if model.image_shape != models[0].image_shape:
-                raise InputError(
-                    f"{models[0].name} makes images {list(models[0].image_shape)} and {model.name} "
-                    f"{list(model.image_shape)}; expected one shape, as each encodes the other's"
-                )
-        self.models, self.sizes, self.batch_size, self.progress = list(models), sizes, batch_size, progress
-        self.keys, self.device = [model.cache_key for model in models], str(models[0].device)
-        self.exact: dict[tuple[str, str], Array] = {}
-        self.race: dict[tuple[str, str], Partial] = {}
-        self.B = np.full((len(models), len(models)), np.nan)
-        self.on_votes: Callable[[], None] = lambda: None  # called when votes were added
+    @exact_arithmetic()  # scores do not depend on the caller's settings
+    def votes(
+        self, encoders: Sequence[LoadedModel], before: Sequence[PairVotes | None], groups: int | None
+    ) -> list[PairVotes]:
+        """Take each encoder's votes: in all groups, by the scale sample, if `groups` is None.
 
-    def due(self) -> dict[int, list[int]]:
-        """Return the generators, each with the encoders, whose exact votes are not known."""
-        missing = {
-            j: [i for i, encoder in enumerate(self.keys) if (encoder, generator) not in self.exact]
-            for j, generator in enumerate(self.keys)
-        }
-        return {j: encoders for j, encoders in missing.items() if encoders}
+        A race extends those `before`, which all have as many groups, to the first `groups` groups. It scales by the
+        variance inside a group, averaged over these groups, which hold each code about equally often. Where a dimension
+        follows one code that is proportional to the variance of a scale sample, and it costs no images of its own.
+        """
+        found, size = list[PairVotes](), self.sizes.group_size
+        known, stop = len(before[0].votes) if before[0] else 0, groups or self.sizes.groups
+        widest = max(encoder.num_codes for encoder in encoders)
+        at_once = max(1, min(ENCODERS_BLOCK, 2**30 // (4 * widest * self.sizes.encodes)))  # at most 1 GiB of codes
+        for first in range(0, len(encoders), at_once):
+            part = slice(first, first + at_once)
+            points: Any = repeat(None)
+            if groups is None:
+                blocks = range(ceil(self.sizes.scale_samples / POINTS_BLOCK))
+                points = self.encoded(self.points, blocks, encoders[part])
+            codes = self.encoded(self.group, range(known, stop), encoders[part])
+            for held, free, old in zip(codes, points, before[part]):
+                if free is not None:
+                    variance, mean = torch.var_mean(free.double(), 0, correction=0)
+                else:
+                    inside = held.double().unflatten(0, (-1, size)).var(1, correction=0).sum(0)
+                    earlier = torch.as_tensor(old.variance * known).to(inside) if old else 0
+                    variance, mean = (inside + earlier) / stop, held.double().mean(0)
+                std = variance.sqrt()
+                scale = std.where(varies(std, mean), 0.0).float()  # constants but for rounding never vote
+                votes = group_votes(held.unflatten(0, (-1, size)), scale).to(torch.int16).cpu().numpy()
+                votes = np.concatenate([old.votes, votes]) if old else votes
+                found.append(PairVotes(votes, variance.cpu().numpy(), groups is None))
+        return found
 
-    def measure_all(self) -> None:
-        """Fill in the exact matrix, generator by generator."""
-        for i, j, votes in self._exact(self.due()):
-            self.exact[self.keys[i], self.keys[j]] = votes
-        for (i, j), votes in self.votes().items():
-            self.B[i, j] = self._score(i, j, votes)
+    def points(self, block: int) -> Tensor:
+        """Make up to 256 images [n, C, H, W] of the scale sample."""
+        start = block * POINTS_BLOCK
+        size = min(POINTS_BLOCK, self.sizes.scale_samples - start)
+        images = self.generator.sample(size, self._seed("points", start))
+        if block == 0:
+            self.generator.check_range(images)
+        return images
 
-    def measure(self, j: int, encoders: Sequence[int], groups: int) -> Array:
-        """Measure `encoders` on the first `groups` groups of generator j, as a race does; return their B[:, j]."""
-        held = {i: self.race.get((self.keys[i], self.keys[j])) for i in encoders}
-        done = {i: len(partial.votes) if partial else 0 for i, partial in held.items()}
-        for start in sorted({count for count in done.values() if count < groups}):
-            due = [i for i in encoders if done[i] == start]
-            for i, partial in zip(due, self._race(j, due, [held[i] for i in due], groups)):
-                self.race[self.keys[i], self.keys[j]] = partial
-            self.on_votes()
-        for i in encoders:
-            self.B[i, j] = self._score(i, j, self.race[self.keys[i], self.keys[j]].votes[:groups])
-        return self.B[list(encoders), j]
+    def group(self, m: int) -> Tensor:
+        """Make images [L, C, H, W] that share code m mod K."""
+        size, num_codes = self.sizes.group_size, self.generator.num_codes
+        codes = draw_codes(self.generator.prior, (size, num_codes), self._seed("group", m))
+        codes[:, m % num_codes] = codes[0, m % num_codes].clone()
+        return self.generator.generate(codes, self._seed("noise", m))
 
-    def votes(self) -> dict[tuple[int, int], Array]:
-        return pool_votes(self.keys, self.exact, self.race)
+    def _seed(self, stream: str, number: int) -> int:
+        """Return a 32-bit seed: every library's generator takes one."""
+        text = f"{self.sizes.seed} {self.generator.cache_key} {stream} {number}"
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
-    def _score(self, i: int, j: int, votes: Array) -> float:
-        return float(vote_score(vote_tables(votes[None], self.models[i].num_codes, self.models[j].num_codes))[0])
+    def encoded(self, make: Callable[[int], Tensor], blocks: range, encoders: Sequence[LoadedModel]) -> list[Tensor]:
+        """Return the codes [n, K_i] that each encoder gives to the images of some blocks, of `points` or `group`.
 
-    def _exact(self, due: dict[int, list[int]]) -> Iterator[tuple[int, int, Array]]:
-        """Yield (encoder, generator, votes)."""
-        for j, encoders in due.items():
-            models = [self.models[i] for i in encoders]
-            votes = exact_votes(self.models[j], models, self.sizes, self.batch_size, self.progress)
-            yield from ((i, j, found) for i, found in zip(encoders, votes))
-            self.on_votes()
+        The next chunk of images is made while one is encoded. On a CPU the encoders run side by side, a thread each:
+        that keeps cores busy which the layers of one small network would not.
+        """
+        encode = torch.inference_mode()(LoadedModel.encode)
+        size = max(1, self.batch // (POINTS_BLOCK if make == self.points else self.sizes.group_size))
 
-    def _race(self, j: int, encoders: list[int], before: list[Partial | None], groups: int) -> list[Partial]:
-        models = [self.models[i] for i in encoders]
-        return race_votes(self.models[j], models, before, groups, self.sizes, self.batch_size, self.progress)
+        @torch.inference_mode()
+        def make_chunk(start: int) -> Tensor:
+            return torch.cat([make(block) for block in blocks[start : start + size]])
+
+        codes: list[list[Tensor]] = [[] for _ in encoders]
+        with eval_mode([self.generator, *encoders]), _thread_pool(self.generator.device) as threads:
+            chunk = threads.submit(make_chunk, 0)
+            for start in range(0, len(blocks), size):
+                images = chunk.result()
+                if start + size < len(blocks):
+                    chunk = threads.submit(make_chunk, start + size)
+                for part, found in zip(codes, threads.map(encode, encoders, repeat(images))):
+                    part.append(found)
+                    self.progress(len(found))
+        return [torch.cat(part) for part in codes]
+
+
+@contextmanager
+def _thread_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Threads in which torch computes with one core each; on a GPU one thread, on the caller's stream."""
+    count = torch.get_num_threads()
+    workers: tuple[int, Any, Any] = (count, torch.set_num_threads, (1,))
+    if device.type == "cuda":
+        workers = (1, torch.cuda.set_stream, (torch.cuda.current_stream(device),))
+    try:
+        with ThreadPoolExecutor(workers[0], initializer=workers[1], initargs=workers[2]) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(count)  # threads that begin later take the number that was set last, in any thread

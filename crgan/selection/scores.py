@@ -1,61 +1,102 @@
 """scores.h5: the votes of a pool on disk, from which a selection that was killed, or a larger pool, goes on.
 
-Layout: docs/select.md. Votes are found by the cache keys of their two models, so that a larger pool or another order
-finds what it needs, and a changed model finds nothing.
+The layout is in docs/select.md. Votes are found by the cache keys of two models: a changed model finds nothing.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from ..files import write_atomically
-from .centrality import Pool, pool_votes
-from .votes import Array, Partial
+from ..metrics.arrays import Array
+from .centrality import PairVotes, Pool, vote_tables
 
-FORMAT = 2
+FORMAT = 3
+PAD = -2  # fills up the rows of encoders that have fewer votes, or codes, than others
+Tables = dict[tuple[int, int], Array]  # {(encoder, generator): counts [K_encoder + 1, K_generator]}, see vote_tables
 
 
 class Scores(NamedTuple):
-    sizes: dict[str, int]
+    """What scores.h5 holds. Group m of generator j held its code m mod num_codes[j]."""
+
+    sizes: dict[str, int]  # groups, group_size, scale_samples, seed
     names: list[str]
-    keys: list[str]
+    keys: list[str]  # cache keys
     num_codes: list[int]
-    exact: dict[tuple[str, str], Array]  # (encoder, generator) -> votes
-    race: dict[tuple[str, str], Partial]
+    known: dict[tuple[str, str], PairVotes]  # by the cache keys of encoder and generator
 
 
-def read(path: str | Path) -> tuple[list[str], list[str], list[int], dict[tuple[int, int], Array]]:
-    """Read a pool: names, cache keys, numbers of codes, and the votes {(encoder, generator): [m] int16} of its pairs.
+def read(path: str | Path) -> Scores:
+    """Read scores.h5. Raises InputError where the file is of an older format, or damaged."""
+    import h5py
 
-    Group m of generator j held its code m mod num_codes[j]; a vote of -1 is none. The votes are the exact ones where
-    all pairs have them, else those of a race. Raises InputError where the file is of an older format or damaged.
-    """
-    found = _open(Path(path))
-    return found.names, found.keys, found.num_codes, pool_votes(found.keys, found.exact, found.race)
+    # A file object takes no HDF5 locks, which fail on network file systems and while somebody else has the file open,
+    # and leaves the operating system's errors as they are: neither is damage.
+    with Path(path).open("rb") as raw:
+        try:
+            with h5py.File(raw, "r") as file:
+                if (found := int(file.attrs["format"])) != FORMAT:
+                    raise ValueError(f"format {found} of another version, expected {FORMAT}")
+                sizes = {name: int(file.attrs[name]) for name in ("groups", "group_size", "scale_samples", "seed")}
+                names, keys = (file[f"models/{name}"].asstr()[:].tolist() for name in ("name", "cache_key"))
+                known = {}
+                for generator, group in file.get("pairs", {}).items():
+                    rows = (group[name][:] for name in ("votes", "variance", "exact"))
+                    for encoder, votes, variance, exact in zip(group["encoders"].asstr()[:], *rows):
+                        pair = PairVotes(votes[votes != PAD], variance[variance != PAD], bool(exact))
+                        known[encoder, generator] = pair
+                return Scores(sizes, names, keys, file["models/num_codes"][:].tolist(), known)
+        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is not readable as scores ({error}); choose another --out") from None
+
+
+def read_tables(path: Path, keys: Sequence[str | None]) -> Tables:
+    """Read the vote tables of the pairs of a pool; models are numbered by their cache keys in `keys`."""
+    found = read(path)
+    num_codes = dict(zip(found.keys, found.num_codes))
+    index = {key: i for i, key in enumerate(keys) if key in num_codes}
+    return {
+        (index[i], index[j]): vote_tables(pair.votes[None], num_codes[i], num_codes[j])[0]
+        for (i, j), pair in found.known.items()
+        if i in index and j in index
+    }
+
+
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return the names without the folders and settings that all of them have."""
+    parts = [re.split("[/,]", name) for name in names]
+    shared = set.intersection(*map(set, parts))
+    return [",".join(part for part in of if part not in shared) or name for of, name in zip(parts, names)]
 
 
 def restore(path: Path, pool: Pool) -> list[str]:
-    """Add what the file knows to the pool; return the models that have changed since, whose cache keys differ.
+    """Add what the file knows to the pool; return the names of models whose cache keys have changed since.
 
     Raises InputError where the file is of other sizes or another seed, or cannot be read.
     """
-    found = _open(path)
+    found = read(path)
     for name, value in asdict(pool.sizes).items():
         if found.sizes[name] != value:
             raise InputError(f"{path} was made with {name} {found.sizes[name]}, not {value}; choose another --out")
-    pool.exact.update(found.exact)
-    pool.race.update(found.race)
-    known = dict(zip(found.names, found.keys))
-    return [model.name for model in pool.models if known.get(model.name, model.cache_key) != model.cache_key]
+    pool.known |= found.known
+    before = dict(zip(found.names, found.keys))
+    return [model.name for model in pool.models if before.get(model.name, model.cache_key) != model.cache_key]
 
 
 def save(path: Path, pool: Pool) -> None:
     """Replace the file: a kill at any moment leaves the old or the new one."""
     import h5py
+
+    columns: dict[str, dict[str, PairVotes]] = {}  # by generator, then encoder
+    for (encoder, generator), found in pool.known.items():
+        columns.setdefault(generator, {})[encoder] = found
 
     def write(temporary: Path) -> None:
         with h5py.File(temporary, "w", driver="core", backing_store=False) as file:  # HDF5 does not survive a full disk
@@ -64,52 +105,16 @@ def save(path: Path, pool: Pool) -> None:
             for name in ("name", "cache_key", "num_codes"):
                 file[f"models/{name}"] = [getattr(model, name) for model in pool.models]
             file["B"] = pool.B
-            for generator, column in _columns(pool.exact).items():
-                group = file.create_group(f"exact/{generator}")
-                group["encoders"], group["votes"] = list(column), np.stack(list(column.values()))
-            for generator, column in _columns(pool.race).items():
-                votes, variances = zip(*column.values())
-                group = file.create_group(f"race/{generator}")
-                group["encoders"] = list(column)
-                group["groups"], group["votes"] = list(map(len, votes)), np.concatenate(votes)
-                group["num_codes"], group["variance"] = list(map(len, variances)), np.concatenate(variances)
+            for generator, column in columns.items():
+                group = file.create_group(f"pairs/{generator}")
+                votes, variance, exact = zip(*column.values())
+                group["encoders"], group["exact"] = list(column), exact
+                group["votes"], group["variance"] = _padded(votes), _padded(variance)
             file.flush()
             temporary.write_bytes(file.id.get_file_image())
 
     write_atomically(path, write)
 
 
-def _columns(pairs: dict[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
-    """Sort what is known of pairs (encoder, generator) by generator."""
-    columns: dict[str, dict[str, Any]] = {}
-    for (encoder, generator), value in pairs.items():
-        columns.setdefault(generator, {})[encoder] = value
-    return columns
-
-
-def _open(path: Path) -> Scores:
-    import h5py
-
-    # A file object takes no HDF5 locks, which fail on network file systems and while somebody else has the file open,
-    # and leaves the operating system's errors as they are: neither is damage.
-    with path.open("rb") as raw:
-        try:
-            with h5py.File(raw, "r") as file:
-                if (found := int(file.attrs["format"])) != FORMAT:
-                    raise ValueError(f"format {found} of another version, expected {FORMAT}")
-                sizes = {name: int(file.attrs[name]) for name in ("groups", "group_size", "scale_samples", "seed")}
-                names, keys = (file[f"models/{name}"].asstr()[:].tolist() for name in ("name", "cache_key"))
-                scores = Scores(sizes, names, keys, file["models/num_codes"][:].tolist(), {}, {})
-                for generator, group in file.get("exact", {}).items():
-                    for encoder, votes in zip(group["encoders"].asstr()[:], group["votes"][:]):
-                        scores.exact[encoder, generator] = votes
-                for generator, group in file.get("race", {}).items():
-                    parts = [
-                        np.split(group[values][:], np.cumsum(group[counts][:])[:-1])
-                        for values, counts in (("votes", "groups"), ("variance", "num_codes"))
-                    ]
-                    for encoder, *partial in zip(group["encoders"].asstr()[:], *parts):
-                        scores.race[encoder, generator] = Partial(*partial)
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise InputError(f"{path} is not readable as scores ({error}); choose another --out") from None
-    return scores
+def _padded(rows: Sequence[Array]) -> Array:
+    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=PAD).numpy()

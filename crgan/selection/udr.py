@@ -4,15 +4,16 @@ Encoders that disentangle well give the same codes up to order and sign: each co
 other. All models encode one sample of images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from ..errors import InputError
-from .votes import Array
-
-METHODS = ("udr-lasso", "udr-spearman")
+from ..device import exact_arithmetic
+from ..errors import InputError, check_name
+from ..loading import LoadedModel, eval_mode
+from ..metrics.arrays import Array
 
 
 def udr(
@@ -33,14 +34,11 @@ def udr(
 
     Raises InputError for fewer than 2 models, arrays that are not [n, K] of one n, and an unknown method.
     """
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}, expected one of {', '.join(METHODS)}")
+    check_name("method", method, ["udr-lasso", "udr-spearman"])
     arrays = [np.asarray(c, np.float64) for c in codes]
     if len(arrays) < 2 or any(c.ndim != 2 or len(c) != len(arrays[0]) or len(c) < 2 for c in arrays):
-        shapes = ", ".join(str(list(c.shape)) for c in arrays)
-        raise InputError(
-            f"udr needs the codes [n, K] of at least 2 models on the same n images, got {shapes or 'none'}"
-        )
+        shapes = ", ".join(str(list(c.shape)) for c in arrays) or "none"
+        raise InputError(f"udr needs the codes [n, K] of at least 2 models on the same n images, got {shapes}")
     from scipy.stats import rankdata
     from sklearn.linear_model import Lasso
 
@@ -54,16 +52,29 @@ def udr(
     for i in range(N):
         for j in range(N):
             if i != j and x[i].shape[1] and x[j].shape[1]:
+                R = x[i].T @ x[j] / n
                 if method == "udr-lasso":
-                    R = Lasso(alpha, fit_intercept=False, tol=1e-8).fit(x[i], x[j]).coef_.reshape(-1, x[i].shape[1]).T
-                else:
-                    R = x[i].T @ x[j] / n
-                pairs[i, j] = relative_strength(np.abs(R))
+                    R = Lasso(alpha, fit_intercept=False, tol=1e-8).fit(x[i], x[j]).coef_.reshape(R.T.shape).T
+                R = np.abs(R)
+                best = [R.max(axis) ** 2 / np.where(R.any(axis), R.sum(axis), 1) for axis in (0, 1)]
+                pairs[i, j] = (best[0].mean() + best[1].mean()) / 2
     return {"score": np.array([np.median(np.delete(pairs[:, i], i)) for i in range(N)]), "pairs": pairs}
 
 
-def relative_strength(R: Array) -> float:  # [K_i, K_j] >= 0
-    best, total = R.max(0) ** 2, R.sum(0)
-    columns = np.divide(best, total, out=np.zeros_like(total), where=total > 0).mean()
-    best, total = R.max(1) ** 2, R.sum(1)
-    return float(columns + np.divide(best, total, out=np.zeros_like(total), where=total > 0).mean()) / 2
+@exact_arithmetic()
+def common_codes(
+    models: Sequence[LoadedModel], dataset: Any, samples: int, seed: int, progress: Callable[[int], None]
+) -> list[Array]:
+    """Encode the same images by all models: of the data set, or, without one, of every generator in turn."""
+    draw, generators = torch.Generator().manual_seed(seed), sorted(models, key=lambda model: model.cache_key)
+    size, high = min(256, -(-samples // len(models))), dataset.num_images if dataset else 1 << 31
+    parts: list[list[Array]] = [[] for _ in models]
+    with eval_mode(models), torch.inference_mode():
+        for n, start in enumerate(range(0, samples, size)):
+            drawn = torch.randint(high, (min(size, samples - start),), generator=draw)
+            generator = generators[n % len(models)]
+            images = dataset.images(drawn) if dataset else generator.sample(len(drawn), int(drawn[0]))
+            for model, part in zip(models, parts):
+                part.append(model.encode(images).double().cpu().numpy())
+            progress(len(drawn) * len(models))
+    return [np.concatenate(part) for part in parts]

@@ -5,7 +5,8 @@ from math import erf
 
 import numpy as np
 
-from .votes import Array
+from ..metrics.arrays import Array
+from ..metrics.factor_vae import vote_score
 
 Votes = Mapping[tuple[int, int], Array]  # (encoder, generator) -> [m] int, the code voted for; -1: none
 
@@ -16,36 +17,29 @@ def bootstrap(votes: Votes, num_codes: Sequence[int], mask: Array, seed: int = 0
     Model i's mean goes over the models j with mask[i, j] (symmetric).
     """
     total, size = np.zeros((replicates, len(num_codes))), max(map(len, votes.values()), default=0)
-    for j in map(int, np.flatnonzero(mask.any(0))):
+    for j in np.flatnonzero(mask.any(0)).tolist():
         factors, rng = num_codes[j], np.random.default_rng([seed, j])
         weights = rng.poisson(1, (replicates, size)).astype(np.float32)
-        for i in map(int, np.flatnonzero(mask[:, j])):
-            found = votes[i, j].astype(np.int64)
-            cell = found % (num_codes[i] + 1) * factors + np.arange(len(found)) % factors
-            cells, position = np.unique(cell, return_inverse=True)  # those of the vote table that are not 0
+        for i in np.flatnonzero(mask[:, j]).tolist():
+            found, rows = votes[i, j].astype(np.int64), num_codes[i] + 1
+            cell = found % rows * factors + np.arange(len(found)) % factors
             drawn = weights[:, : len(found)]
             drawn = np.where(drawn.any(1, keepdims=True), drawn, 1)  # where none of a few groups was: all of them
-            counts = drawn @ np.eye(len(cells), dtype=np.float32)[position]  # [replicates, cells]
-            first = np.flatnonzero(np.diff(cells // factors, prepend=-1))  # of each row of the table
-            score = np.maximum.reduceat(counts, first, axis=1).sum(1) / counts.sum(1)
+            tables = drawn @ np.eye(rows * factors, dtype=np.float32)[cell]  # [replicates, cells]
+            score = vote_score(tables.reshape(-1, rows, factors))
             total[:, i] += score / 2
             total[:, j] += score / 2
     return total / np.maximum(mask.sum(1), 1)
 
 
 def confidence_gap(
-    A: Array,  # [N, N] similarity, NaN: not measured
-    votes: Votes,
-    num_codes: Sequence[int],
-    winner: int,
-    runner_up: int,
-    seed: int = 0,
+    A: Array, votes: Votes, num_codes: Sequence[int], winner: int, runner_up: int, seed: int = 0
 ) -> dict[str, float]:
     """Return how far the winner's centrality is above the runner-up's by the models that both have met: `gap`, its
     `standard_error`, and `confidence`, the probability that it is above zero, by the normal approximation.
 
-    What the two score on each other is the same for both and counts as such. The error joins the draw of the groups
-    (bootstrap) and, if not all models were met, that of the references.
+    A [N, N] is the similarity (NaN: not measured). What the two score on each other is the same for both. The error
+    joins the draw of the groups (bootstrap) and, if not all models were met, that of the references.
     """
     both = np.array([winner, runner_up])
     others = np.setdiff1d(np.arange(len(A)), both)
@@ -64,23 +58,24 @@ def confidence_gap(
     return {"gap": gap, "standard_error": error, "confidence": 0.5 * (1 + erf(gap / (error or 1e-12) / 2**0.5))}
 
 
-def split(A: Array, margin: float = 0.2) -> tuple[Array, float] | None:
+def split(A: Array, references: Array, margin: float = 0.2) -> tuple[Array, float] | None:
     """Return two clusters that agree only within themselves, or None; the medoid of such a pool says little.
 
-    `A` [N, n] holds the similarity to n reference models, the first columns of the pool's matrix in the order of
-    its rows (NaN: not known). The leading singular vector of the doubly centred matrix parts the pool. Returns the
-    membership [N] and the excess of the mean similarity inside the looser cluster over that across, if each cluster
-    has 2 models and a tenth of the pool, and the excess is at least `margin`. Models that agree with nobody form none.
+    `A` [N, N] holds the similarity, known to all models of the indices `references` [n] (NaN: not known). The leading
+    singular vector of its doubly centred columns parts the pool. Returns the membership [N] and the excess of the mean
+    similarity inside the looser cluster over that across, if each cluster has 2 models and a tenth of the pool, and the
+    excess is at least `margin`. Models that agree with nobody form none, and 3 references or fewer tell nothing.
     """
-    N, n = A.shape
-    A = A.copy()
-    A[np.arange(n), np.arange(n)] = np.nan
-    X = A - np.nanmean(A, 0) - np.nanmean(A, 1, keepdims=True) + np.nanmean(A)
-    U, _, _ = np.linalg.svd(np.nan_to_num(X), full_matrices=False)
-    side = U[:, 0] > 0
-    if min(side.sum(), N - side.sum()) < max(2, N / 10) or not 0 < side[:n].sum() < n:
+    N, n = len(A), len(references)
+    if n < 4:
         return None
-    inside = min(np.nanmean(A[side][:, side[:n]]), np.nanmean(A[~side][:, ~side[:n]]))
-    across = (np.nansum(A[side][:, ~side[:n]]) + np.nansum(A[~side][:, side[:n]])) / (side[:, None] != side[:n]).sum()
-    excess = float(inside - across)
+    A = A[:, references].copy()
+    A[references, np.arange(n)] = np.nan
+    X = A - np.nanmean(A, 0) - np.nanmean(A, 1, keepdims=True) + np.nanmean(A)
+    side = np.linalg.svd(np.nan_to_num(X), full_matrices=False)[0][:, 0] > 0
+    ours = side[references]
+    if min(side.sum(), N - side.sum()) < max(2, N / 10) or not 0 < ours.sum() < n:
+        return None
+    inside = min(np.nanmean(A[side][:, ours]), np.nanmean(A[~side][:, ~ours]))
+    excess = float(inside - np.nanmean(A[side[:, None] != ours]))
     return (side, excess) if excess >= margin else None
