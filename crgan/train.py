@@ -148,7 +148,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
 
     on_cpu = run.device.type == "cpu"
     take_step = eager_step if on_cpu or not cuda_graph else capture(eager_step)
-    stop = 0
+    stop, best_rate = 0, 0.0
     model.train()
     with cli.progress() as progress:
         progress.start("training", cfg.steps, run.step, "steps")
@@ -171,6 +171,14 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                     progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
                     if run.step % LOG_EVERY == 0:
                         run.log.write(run.step, values)
+                        rate = progress.task.speed or 0.0
+                        if cfg.threads > 1 and 0 < rate < best_rate / 3:
+                            print(
+                                f"{best_rate / rate:.0f} times slower than before: other work stalls {cfg.threads} "
+                                "threads; --threads 1 suffers less, in a new run"
+                            )
+                            rate = best_rate = 0.0
+                        best_rate = max(rate, best_rate)
                 if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
                     with exact_arithmetic(), progress.aside("evaluating"):
                         scores = evaluate(run)
