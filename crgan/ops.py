@@ -5,7 +5,6 @@ can run here. An implementation asked for by name runs or raises; only "auto" fa
 """
 
 import functools
-import importlib
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +14,7 @@ from _crgan_kernels import contrastive_loss as loss_kernels
 from _crgan_kernels import samplers
 from _crgan_kernels import spectral_norm as norm_kernels
 from _crgan_kernels._triton import obstacle as triton_obstacle
+from _crgan_kernels.group_votes import MISSING as EXTENSION_MISSING
 from _crgan_kernels.group_votes import group_votes_ref
 from torch import Tensor
 
@@ -25,33 +25,28 @@ Device = torch.device | str
 _KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def _choose(op: str, impl: str, compiled: str, missing: str, unfit: str = "") -> str:
-    """Return "ref" or `compiled`, the implementation to run.
+_said: set[str] = set()  # warn once
 
-    `missing` is why the compiled kernels cannot run on this machine, `unfit` why they cannot take these arguments; ""
-    where they can. Each names the way out.
+
+def _compiled(op: str, impl: str, device: torch.device, unfit: str = "", compiled: str = "triton") -> bool:
+    """Return whether the compiled implementation is to run; `unfit` is why it cannot take these arguments.
+
+    Triton's interpreter is for tests, so "auto" never takes it.
     """
+    if impl == "auto" and compiled == "triton" and device.type != "cuda":
+        return False
+    absent = f"the extension has no kernel for {device.type} tensors"
+    missing = EXTENSION_MISSING.get(device.type, absent) if compiled == "ext" else triton_obstacle(device)
     obstacle = unfit or missing
     if impl == "auto":
         if missing and missing not in _said and not torch.compiler.is_compiling():
             _said.add(missing)
-            warnings.warn(f"{missing}; until then the slower reference runs", stacklevel=4)
-        return "ref" if obstacle else compiled
-    if impl not in ("ref", compiled) or (impl == compiled and obstacle):
+            warnings.warn(f"{missing}; until then the slower reference runs", stacklevel=3)
+    elif impl not in ("ref", compiled) or (impl == compiled and obstacle):
         usable = "auto, ref" if obstacle else f"auto, {compiled}, ref"
         reason = obstacle if impl == compiled else f"{op} has no such implementation"
         raise InputError(f"{op}(impl={impl!r}): {reason}; what can run here: {usable}")
-    return impl
-
-
-_said: set[str] = set()  # warn once
-
-
-def _choose_kernel(op: str, impl: str, device: torch.device, unfit: str = "") -> str:
-    """Return ref or triton. Triton's interpreter is for tests, so "auto" never takes it."""
-    if impl == "auto" and device.type != "cuda":
-        return "ref"
-    return _choose(op, impl, "triton", triton_obstacle(device), unfit)
+    return impl != "ref" and not obstacle
 
 
 def _one_device(op: str, tensors: Sequence[Tensor]) -> torch.device:
@@ -98,9 +93,9 @@ def group_votes(
         raise InputError(f"group_votes: scale has shape {list(scale.shape)}, expected {shape}") from None
     if not (codes.is_floating_point() and scale.is_floating_point()):
         raise InputError(f"group_votes: codes are {codes.dtype}, scale is {scale.dtype}, expected floats")
-    missing = _extension_obstacle(_one_device("group_votes", (codes, scale)).type)
+    device = _one_device("group_votes", (codes, scale))
     unfit = "" if codes.dtype in _KERNEL_TYPES else f"the extension does not read {codes.dtype}"
-    if _choose("group_votes", impl, "ext", missing, unfit) == "ext":
+    if _compiled("group_votes", impl, device, unfit, "ext"):
         return torch.ops.crgan.group_votes(codes.detach(), scale.detach().float())
     return group_votes_ref(codes, scale)
 
@@ -134,37 +129,6 @@ def vote_table(
     return votes[..., :cells].unflatten(-1, (codes.shape[-1], num_factors))
 
 
-def _extension_obstacle(device: str) -> str:
-    return _load_extension(device)
-
-
-# What torch.compiler.assume_constant_result sets, which would import torch._dynamo: seconds, at every start.
-_extension_obstacle._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _load_extension(device: str) -> str:
-    """Load the compiled kernels for this type of device; return "" or why there are none."""
-    if device not in ("cpu", "cuda"):
-        return f"the extension has no kernel for {device} tensors"
-    try:
-        importlib.import_module("_crgan_C")  # defines the op and its CPU kernel
-        _register_fake()
-        if device == "cuda":
-            importlib.import_module("_crgan_cuda")
-    except ImportError as error:
-        where = " where torch has CUDA and nvcc is found" if device == "cuda" else ""
-        return f"the extension is not installed ({error}), run `pip install --no-build-isolation .`{where}"
-    return ""
-
-
-@functools.cache
-def _register_fake() -> None:
-    @torch.library.register_fake("crgan::group_votes")
-    def _(codes, scale):
-        return codes.new_empty(codes.shape[:-2], dtype=torch.int64)
-
-
 # ---------------------------------------------------------------- sampling
 # Philox 4x32-10 keyed by seed and step: equal arguments give the same bits on every device and in every implementation,
 # and there is no generator state. `step` is an int, or a 0-d int64 tensor on `device`, so that a captured CUDA graph
@@ -176,10 +140,10 @@ def sample_latents(
 ) -> tuple[Tensor, Tensor]:
     """Draw codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
 
-    Raises InputError for a negative size, a seed outside [0, 2^64), a step tensor of another type or
-    shape, and if the named `impl` cannot run.
+    Raises InputError for a seed outside [0, 2^64), a step tensor of another type or shape, and if the named `impl`
+    cannot run.
     """
-    draw = _sampler("sample_latents", "draw", (batch, num_codes, num_noise), seed, step, device, impl)
+    draw = _sampler("sample_latents", "draw", seed, step, device, impl)
     c, z = draw(batch * (num_codes + num_noise), 0, samplers.LATENTS).split([batch * num_codes, batch * num_noise])
     return c.view(batch, num_codes), z.view(batch, num_noise)
 
@@ -191,7 +155,7 @@ def random_index(n: int, high: int, seed: int, step: Step, *, device: Device, im
     """
     if not 1 <= high <= 2**31:
         raise InputError(f"random_index: high is {high}, expected 1 <= high <= 2^31")
-    return _sampler("random_index", "draw", (n,), seed, step, device, impl)(n, high, samplers.DATA_INDEX)
+    return _sampler("random_index", "draw", seed, step, device, impl)(n, high, samplers.DATA_INDEX)
 
 
 def traversal_pairs(
@@ -210,21 +174,19 @@ def traversal_pairs(
         raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")
     if num_codes < 1:
         raise InputError(f"traversal_pairs: num_codes is {num_codes}, expected at least 1")
-    draw = _sampler("traversal_pairs", "traversal_pairs", (batch, num_noise), seed, step, device, impl)
+    draw = _sampler("traversal_pairs", "traversal_pairs", seed, step, device, impl)
     return draw(batch, num_codes, num_noise, gap)
 
 
-def _sampler(op: str, kernel: str, sizes: tuple[int, ...], seed: int, step: Step, device: Device, impl: str) -> Any:
+def _sampler(op: str, kernel: str, seed: int, step: Step, device: Device, impl: str) -> Any:
     """Return the implementation to run, bound to seed, step and device."""
     device = torch.device(device)
     if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.ndim or step.device.type != device.type):
         found = f"{step.dtype} of shape {list(step.shape)} on {step.device}"
         raise InputError(f"{op}: step is {found}, expected an int or a 0-d int64 tensor on {device}")
-    if min(sizes) < 0:
-        raise InputError(f"{op}: sizes are {', '.join(map(str, sizes))}, expected none below 0")
     if not 0 <= seed < 2**64:
         raise InputError(f"{op}: seed is {seed}, expected 0 <= seed < 2^64")
-    implementation = getattr(samplers, f"{kernel}_{_choose_kernel(op, impl, device)}")
+    implementation = getattr(samplers, f"{kernel}_{'triton' if _compiled(op, impl, device) else 'ref'}")
     return functools.partial(implementation, seed=seed, step=step, device=device)
 
 
@@ -259,10 +221,10 @@ def contrastive_loss(
         raise InputError(f"contrastive_loss: index is {index.dtype}, expected int64")
     device = _one_device("contrastive_loss", (features, weight, bias, index))
     narrow = all(t.dtype in _KERNEL_TYPES for t in (features, weight, bias))
-    obstacle = "" if narrow else "the kernel reads float32, float16 and bfloat16"
-    if _choose_kernel("contrastive_loss", impl, device, obstacle) == "triton":
-        return loss_kernels.contrastive_loss_triton(features, weight, bias, index)
-    return loss_kernels.contrastive_loss_ref(features, weight, bias, index)
+    unfit = "" if narrow else "the kernel reads float32, float16 and bfloat16"
+    compiled = _compiled("contrastive_loss", impl, device, unfit)
+    implementation = loss_kernels.contrastive_loss_triton if compiled else loss_kernels.contrastive_loss_ref
+    return implementation(features, weight, bias, index)
 
 
 # ---------------------------------------------------------------- spectral norm
@@ -293,9 +255,7 @@ def spectral_norm(
     types = {t.dtype for t in (*matrices, *vectors)}
     if types not in ({torch.float32}, {torch.float64}):
         raise InputError(f"spectral_norm: arguments are {types}; expected all float32, or all float64")
-    obstacle = "" if types == {torch.float32} else "the kernel reads float32"
-    if _choose_kernel("spectral_norm", impl, device, obstacle) == "ref":
-        return norm_kernels.spectral_norm_ref(matrices, vectors)
-    flat, state = norm_kernels.spectral_norm_triton(matrices, vectors)
-    normalised = [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in matrices]), matrices)]
-    return normalised, norm_kernels.next_vectors(state.detach(), [m.shape for m in matrices])
+    unfit = "" if types == {torch.float32} else "the kernel reads float32"
+    compiled = _compiled("spectral_norm", impl, device, unfit)
+    implementation = norm_kernels.spectral_norm_triton if compiled else norm_kernels.spectral_norm_ref
+    return implementation(matrices, vectors)

@@ -71,6 +71,7 @@ __attribute__((target("avx2,fma"))) void avx2(const GroupVotes& t, int64_t begin
 }
 #endif
 
+// A kernel for each K up to 12; the first takes any K.
 template <int... K>
 auto choose(int64_t num_codes, std::integer_sequence<int, K...>) {
   const int64_t fixed = num_codes < (int64_t)sizeof...(K) ? num_codes : 0;
@@ -84,7 +85,6 @@ auto choose(int64_t num_codes, std::integer_sequence<int, K...>) {
 
 Tensor group_votes_cpu(const Tensor& codes, const Tensor& scale) {
   const GroupVotesOp op(torch::stable::to(codes, ScalarType::Float), scale);
-  if (op.empty()) return op.votes;
   const auto kernel = choose(op.t.K, std::make_integer_sequence<int, 13>{});
   const int64_t grain = 1 + 16384 / (op.t.L * op.t.K + 1);  // below some 10 us of work a thread does not pay
   torch::stable::parallel_for(0, op.t.N * op.t.G, grain, [&](int64_t begin, int64_t end) { kernel(op.t, begin, end); });
@@ -94,6 +94,5 @@ Tensor group_votes_cpu(const Tensor& codes, const Tensor& scale) {
 }  // namespace
 }  // namespace crgan
 
-STABLE_TORCH_LIBRARY_FRAGMENT(crgan, m) { m.def("group_votes(Tensor codes, Tensor scale) -> Tensor"); }
 STABLE_TORCH_LIBRARY_IMPL(crgan, CPU, m) { m.impl("group_votes", TORCH_BOX(&crgan::group_votes_cpu)); }
 CRGAN_MODULE(_crgan_C)

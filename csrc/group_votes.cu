@@ -178,7 +178,7 @@ Tensor group_votes_cuda(const Tensor& codes, const Tensor& scale) {
   const torch::stable::accelerator::DeviceGuard guard(device);
   const GroupVotesOp op(codes, scale);
   const GroupVotes& t = op.t;
-  if (op.empty()) return op.votes;
+  if (t.N * t.G * t.L * t.K == 0) return torch::stable::fill_(op.votes, -1);
   constexpr int64_t most = std::numeric_limits<int32_t>::max() / 2;
   STD_TORCH_CHECK(t.N * t.G <= most && t.L * t.K <= most / 4, "group_votes: too many codes");
   void* stream;
@@ -192,11 +192,14 @@ Tensor group_votes_cuda(const Tensor& codes, const Tensor& scale) {
     kernel<<<tiling.tiles, kWarp, tiling.bytes, (cudaStream_t)stream>>>(t, tiling);
   };
   const ScalarType type = op.codes.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
-                  "group_votes: codes must be float32, float16 or bfloat16");
-  if (type == ScalarType::Float) launch(group_votes<float>, 4);
-  if (type == ScalarType::Half) launch(group_votes<__half>, 2);
-  if (type == ScalarType::BFloat16) launch(group_votes<__nv_bfloat16>, 2);
+  if (type == ScalarType::Half) {
+    launch(group_votes<__half>, 2);
+  } else if (type == ScalarType::BFloat16) {
+    launch(group_votes<__nv_bfloat16>, 2);
+  } else {
+    STD_TORCH_CHECK(type == ScalarType::Float, "group_votes: codes must be float32, float16 or bfloat16");
+    launch(group_votes<float>, 4);
+  }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return op.votes;
 }

@@ -27,7 +27,7 @@ struct GroupVotes {
   int64_t N, G, L, K;
 };
 
-// Checks the arguments and keeps the tensors alive that a GroupVotes points into.
+// Keeps the tensors alive that a GroupVotes points into. Checks what could make a kernel touch foreign memory.
 struct GroupVotesOp {
   Tensor codes, scale, votes;
   GroupVotes t;
@@ -36,18 +36,12 @@ struct GroupVotesOp {
       : codes(torch::stable::contiguous(codes_)), scale(torch::stable::contiguous(scale_)), votes(codes) {
     const int64_t dim = codes.dim(), *const shape = codes.sizes().data();
     STD_TORCH_CHECK(dim >= 3, "group_votes: codes have ", dim, " dimensions, expected 3 or more");
-    const int64_t G = shape[dim - 3], L = shape[dim - 2], K = shape[dim - 1];
-    int64_t N = 1;
-    for (int64_t i = 0; i < dim - 3; ++i) N *= shape[i];
-    STD_TORCH_CHECK(scale.scalar_type() == ScalarType::Float && scale.numel() == N * K, "group_votes: scale has ",
-                    scale.numel(), " values, expected ", N * K, " float32");
     votes = torch::stable::new_empty(codes, std::vector<int64_t>(shape, shape + dim - 2), ScalarType::Long);
+    const int64_t G = shape[dim - 3], L = shape[dim - 2], K = shape[dim - 1], N = G ? votes.numel() / G : 0;
+    STD_TORCH_CHECK(scale.scalar_type() == ScalarType::Float && scale.numel() >= N * K, "group_votes: scale has ",
+                    scale.numel(), " values, expected ", N * K, " float32");
     t = {codes.const_data_ptr(), scale.const_data_ptr<float>(), votes.mutable_data_ptr<int64_t>(), N, G, L, K};
-    if (empty()) torch::stable::fill_(votes, -1);
   }
-
-  // Whether there is no group, or none in which a dimension has a variance.
-  bool empty() const { return t.N * t.G * t.L * t.K == 0; }
 };
 
 // How many of n rows give the shift, which is their mean. Few, so that most of a group is read once; enough that the

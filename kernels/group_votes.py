@@ -1,5 +1,7 @@
 """The vote of each group in the FactorVAE score, in PyTorch; the compiled kernels are in csrc/."""
 
+import importlib
+
 import torch
 from torch import Tensor
 
@@ -18,3 +20,21 @@ def group_votes_ref(
     usable = (scale > 0) & scale.isfinite() & spread.isfinite()
     votes = spread.masked_fill(~usable, torch.inf).argmin(dim=-1)
     return votes.masked_fill(~usable.any(dim=-1), -1)
+
+
+def _load(module: str, where: str = "") -> str:
+    """Load the kernels of one type of device; return "" or why there are none, and the way out."""
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        return f"the extension is not installed ({error}), run `pip install --no-build-isolation .`{where}"
+    return ""
+
+
+torch.library.define("crgan::group_votes", "(Tensor codes, Tensor scale) -> Tensor")
+MISSING = {"cpu": _load("_crgan_C"), "cuda": _load("_crgan_cuda", " where torch has CUDA and nvcc is found")}
+
+
+@torch.library.register_fake("crgan::group_votes")
+def _(codes, scale):
+    return codes.new_empty(codes.shape[:-2], dtype=torch.int64)

@@ -1,13 +1,8 @@
 """The samplers of training: latents, indices of a data set, and paired latent traversals, each in one launch.
 
 Every random number comes from Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011):
-a block of four 32-bit words is a pure function of
-
-    key      the 64-bit seed, low word first
-    counter  (block, stream, step low, step high)
-
-so no generator state exists: each purpose has a stream of its own, each training step its own counters, and any device
-computes the same bits in any order.
+a block of four 32-bit words is a pure function of the key, which is the 64-bit seed, low word first, and the counter
+(block, stream, step low, step high). Each purpose has a stream of its own. No generator state exists.
 """
 
 from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
@@ -21,6 +16,7 @@ from torch import Tensor
 from ._triton import device_guard, jit, tl
 
 LATENTS, PAIR_CODES, PAIR_INDEX, PAIR_NOISE, DATA_INDEX = range(5)  # the streams
+PAIR_STREAMS = {"CODES": PAIR_CODES, "INDEX": PAIR_INDEX, "NOISE": PAIR_NOISE}
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -53,30 +49,29 @@ def words_ref(
     step: int | Tensor,  # Tensor: 0-d int64
     device: torch.device,
 ) -> list[Tensor]:
-    """Return the first blocks of several streams, each [4, blocks] int64, in one pass."""
-    counter = torch.empty(4, sum(blocks.values()), dtype=torch.int64, device=device)
-    for (stream, n), part in zip(blocks.items(), counter.split(list(blocks.values()), dim=1)):
-        part[0] = torch.arange(n, device=device)
+    """Return the first blocks of several streams, each [4, blocks] int64, in one pass.
+
+    Word i of block e is value i * blocks + e of those drawn: whole runs for neighbouring threads.
+    """
+    sizes = list(blocks.values())
+    counter = torch.empty(4, sum(sizes), dtype=torch.int64, device=device)
+    for stream, part in zip(blocks, counter.split(sizes, dim=1)):
+        part[0] = torch.arange(part.shape[1], device=device)
         part[1] = stream
     counter[2] = step & MASK
     counter[3] = step >> 32
-    return list(philox_ref(counter, seed).split(list(blocks.values()), dim=1))
+    return list(philox_ref(counter, seed).split(sizes, dim=1))
 
 
-def _flat(words: Tensor, n: int) -> Tensor:
-    """Word i of block e, words[i, e], is value i * blocks + e of n: whole runs for neighbouring threads."""
-    return words.reshape(-1)[:n]
-
-
-def _uniform(words: Tensor, n: int) -> Tensor:
-    """Return the first n words as float32, uniform on [-1, 1), by their top 24 bits: no rounding."""
-    return ((_flat(words, n) >> 8) - 2**23).float() * UNIT
+def _uniform(words: Tensor) -> Tensor:
+    """Return words as float32, uniform on [-1, 1), by their top 24 bits: no rounding."""
+    return ((words >> 8) - 2**23).float() * UNIT
 
 
 def draw_ref(n: int, high: int, stream: int, seed: int, step: int | Tensor, device: torch.device) -> Tensor:
     """Draw n integers below `high`; with high = 0, n floats that are uniform on [-1, 1)."""
-    (words,) = words_ref({stream: -(-n // 4)}, seed, step, device)
-    return _flat(words, n) * high >> 32 if high else _uniform(words, n)
+    words = words_ref({stream: -(-n // 4)}, seed, step, device)[0].flatten()[:n]
+    return words * high >> 32 if high else _uniform(words)
 
 
 def traversal_pairs_ref(
@@ -84,16 +79,14 @@ def traversal_pairs_ref(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Codes are whole numbers in units of 2^-23 until the last lines. What the floats then hold is exact: |c| <= 1 and
     # |c1 - c2| >= gap hold to the last bit, and no fused multiply-add can tell kernel and reference apart.
-    n = batch * num_codes
-    blocks = {PAIR_CODES: -(-n // 2), PAIR_INDEX: batch, PAIR_NOISE: -(-batch * num_noise // 4)}
+    blocks = {PAIR_CODES: -(-batch * num_codes // 2), PAIR_INDEX: batch, PAIR_NOISE: -(-batch * num_noise // 4)}
     code_words, index_words, noise_words = words_ref(blocks, seed, step, device)
-    z = _uniform(noise_words, batch * num_noise).view(batch, num_noise)
+    z = _uniform(noise_words.flatten()[: batch * num_noise]).view(batch, num_noise)
     index = index_words[0] * num_codes >> 32
 
     half = math.ceil(gap * 2**22)  # gap / 2 in units of 2^-23, rounded up: no gap is smaller than asked
     bound = 2**23 - half
-    word1 = _flat(code_words[0::2], n).view(batch, num_codes)
-    word2 = _flat(code_words[1::2], n).view(batch, num_codes)
+    word1, word2 = (code_words[i::2].flatten()[: batch * num_codes].view(batch, num_codes) for i in (0, 1))
     value1 = (word1 * (2 * bound + 1) >> 32) - bound  # on [-1 + gap/2, 1 - gap/2]
     value2 = (word2 * (2 * bound + 1) >> 32) - bound
     push = torch.where(value1 >= value2, half, -half)  # the larger up, the smaller down
@@ -186,16 +179,16 @@ def signed(seed: int) -> int:
     return seed - 2**64 if seed >= 2**63 else seed
 
 
-def _launch(kernel: Any, blocks: int, arguments: tuple, seed: int, step: int | Tensor, **streams: int) -> None:
+def _launch(kernel: Any, blocks: int, out: Tensor, *arguments: Any, **streams: int) -> None:
     if blocks:
-        with device_guard(arguments[0].device):
-            kernel[(-(-blocks // CONFIG["BLOCK"]),)](*arguments, signed(seed), step, **streams, **CONFIG)
+        with device_guard(out.device):
+            kernel[(-(-blocks // CONFIG["BLOCK"]),)](out, *arguments, **streams, **CONFIG)
 
 
 def draw_triton(n: int, high: int, stream: int, seed: int, step: int | Tensor, device: torch.device) -> Tensor:
     out = torch.empty(n, dtype=torch.int64 if high else torch.float32, device=device)
     blocks = -(-n // 4)
-    _launch(draw_kernel, blocks, (out, n, blocks, high), seed, step, STREAM=stream)
+    _launch(draw_kernel, blocks, out, n, blocks, high, signed(seed), step, STREAM=stream)
     return out
 
 
@@ -205,8 +198,7 @@ def traversal_pairs_triton(
     c1, c2 = torch.empty(2, batch, num_codes, device=device)
     z = torch.empty(batch, num_noise, device=device)
     index = torch.empty(batch, dtype=torch.int64, device=device)
-    arguments = (c1, c2, z, index, batch, num_codes, num_noise, math.ceil(gap * 2**22))
+    sizes = batch, num_codes, num_noise, math.ceil(gap * 2**22)
     blocks = max(-(-batch * num_codes // 2), -(-batch * num_noise // 4))
-    streams = {"CODES": PAIR_CODES, "INDEX": PAIR_INDEX, "NOISE": PAIR_NOISE}
-    _launch(traversal_pairs_kernel, blocks, arguments, seed, step, **streams)
+    _launch(traversal_pairs_kernel, blocks, c1, c2, z, index, *sizes, signed(seed), step, **PAIR_STREAMS)
     return c1, c2, z, index

@@ -2,6 +2,9 @@
 
 from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
 
+import functools
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -147,43 +150,46 @@ def gradient_kernel(table, state, grad, sums, grad_weight, BLOCK: tl.constexpr, 
     tl.store(grad_weight + begin + i, value, mask=mask)
 
 
-def sizes(shapes: list[torch.Size]) -> tuple[int, int, int]:
-    """Return how many numbers all layers have in the results; in the state, a, t and next u; and in what is summed up
-    for the gradient, b and the shares of <G, result>."""
+def _sizes(shapes: tuple[torch.Size, ...]) -> tuple[int, int, int]:
+    """Count the numbers of all layers: results; state (a, t and next u); sums (b, and the shares of <G, result>)."""
     blocks = sum(-(-c // COLUMNS["BLOCK_C"]) for _, c in shapes)
-    rows, columns = (sum(side) for side in zip(*shapes)) if shapes else (0, 0)
+    rows, columns = sum(r for r, _ in shapes), sum(c for _, c in shapes)
     return sum(r * c for r, c in shapes), columns + 2 * rows, columns + blocks
 
 
-_tables: dict[tuple, Tensor] = {}  # never emptied: a captured graph reads its table again at each replay
+@functools.cache  # never emptied: a captured graph reads its table again at each replay
+def _make_table(device: torch.device, shapes: tuple[torch.Size, ...], addresses: tuple[int, ...]) -> Tensor:
+    """Return [layers, 7] int64: the addresses of W and u, rows, columns, and the places by `_sizes`."""
+    layers = zip(addresses, addresses[len(shapes) :], shapes)
+    content = [(w, u, *shape, *_sizes(shapes[:n])) for n, (w, u, shape) in enumerate(layers)]
+    return torch.tensor(content, dtype=torch.int64, device=device)
 
 
 def _prepare(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]], list[Tensor]]:
     """Return the table of all layers, grids of programs that take COLUMNS, ROWS or ELEMENTS of each layer, and what the
-    table's addresses point to, to be held until the kernels are launched.
-
-    A row of the table, [layers, 7] int64, holds the addresses of W and u, rows, columns, and the places by `sizes`.
-    """
-    device, shapes, given = matrices[0].device, [m.shape for m in matrices], [*matrices, *vectors]
+    table's addresses point to, to be held until the kernels are launched."""
+    shapes, given = tuple(m.shape for m in matrices), [*matrices, *vectors]
     held = [t.contiguous() for t in given]
-    addresses = [t.data_ptr() for t in held]
-    key = (device, *shapes, *addresses)
-    if (table := _tables.get(key)) is None:
-        layers = zip(addresses, addresses[len(matrices) :], shapes)
-        content = [(w, u, *shape, *sizes(shapes[:n])) for n, (w, u, shape) in enumerate(layers)]
-        table = torch.tensor(content, dtype=torch.int64, device=device)
-        if all(t.is_contiguous() for t in given):  # a copy will have another address at the next call
-            _tables[key] = table
+    reusable = all(t.is_contiguous() for t in given)  # a copy will have another address at the next call
+    make = _make_table if reusable else _make_table.__wrapped__
+    table = make(matrices[0].device, shapes, tuple(t.data_ptr() for t in held))
     rows, columns, elements = (max(most) for most in zip(*((r, c, r * c) for r, c in shapes)))
     blocks = ((columns, COLUMNS["BLOCK_C"]), (rows, ROWS["BLOCK_R"]), (elements, ELEMENTS["BLOCK"]))
     return table, [(-(-n // block), len(matrices)) for n, block in blocks], held
 
 
+def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    flat, state = _spectral_norm(matrices, vectors)
+    normalised = [part.view_as(m) for part, m in zip(flat.split([m.numel() for m in matrices]), matrices)]
+    parts = state.detach().split([n for r, c in (m.shape for m in matrices) for n in (c + r, r)])
+    return normalised, list(parts[1::2])
+
+
 @torch.library.custom_op("crgan::spectral_norm", mutates_args=())
-def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
+def _spectral_norm(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
     """Return the results of all layers one after another, and the state: the gradient needs it; it holds the next u."""
     table, (by_columns, by_rows, by_elements), _held = _prepare(matrices, vectors)
-    out, state = (torch.empty(n, device=table.device) for n in sizes([m.shape for m in matrices])[:2])
+    out, state = _spectral_norm_fake(matrices)
     with device_guard(table.device):
         project_kernel[by_columns](table, state, **COLUMNS)
         multiply_kernel[by_rows](table, state, **ROWS)
@@ -191,33 +197,23 @@ def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple
     return out, state
 
 
-def next_vectors(state: Tensor, shapes: list[torch.Size]) -> list[Tensor]:
-    """Return the next u of each layer, out of the state."""
-    return list(state.split([n for r, c in shapes for n in (c + r, r)])[1::2])
-
-
 @torch.library.custom_op("crgan::spectral_norm_backward", mutates_args=())
-def spectral_norm_backward_triton(
+def _spectral_norm_backward(
     grad: Tensor, out: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
 ) -> Tensor:
     """Return the gradients of all matrices one after another."""
     table, (by_columns, _, by_elements), _held = _prepare(matrices, vectors)
     grad, grad_weight = grad.contiguous(), torch.empty_like(out)
-    sums = torch.empty(sizes([m.shape for m in matrices])[2], device=out.device)
+    sums = out.new_empty(_sizes(tuple(m.shape for m in matrices))[2])
     with device_guard(out.device):
         reduce_kernel[by_columns](table, state, out, grad, sums, **COLUMNS)
         gradient_kernel[by_elements](table, state, grad, sums, grad_weight, BLOCK_C=COLUMNS["BLOCK_C"], **ELEMENTS)
     return grad_weight
 
 
-@spectral_norm_triton.register_fake
-def _(matrices, vectors):
-    return tuple(matrices[0].new_empty(n) for n in sizes([m.shape for m in matrices])[:2])
-
-
-@spectral_norm_backward_triton.register_fake
-def _(grad, out, state, matrices, vectors):
-    return torch.empty_like(out)
+def _spectral_norm_fake(matrices: list[Tensor], vectors: Any = None) -> tuple[Tensor, Tensor]:
+    out, state, _ = _sizes(tuple(m.shape for m in matrices))
+    return matrices[0].new_empty(out), matrices[0].new_empty(state)
 
 
 def _save(ctx, inputs, output):
@@ -228,9 +224,11 @@ def _save(ctx, inputs, output):
 def _differentiate(ctx, grad_out, grad_state):
     out, state, *rest = ctx.saved_tensors
     matrices, vectors = rest[: ctx.layers], rest[ctx.layers :]
-    grad = spectral_norm_backward_triton(grad_out, out, state, matrices, vectors)
+    grad = _spectral_norm_backward(grad_out, out, state, matrices, vectors)
     parts = grad.split([m.numel() for m in matrices])
     return [part.view_as(m) for part, m in zip(parts, matrices)], [None] * len(vectors)
 
 
-spectral_norm_triton.register_autograd(_differentiate, setup_context=_save)
+_spectral_norm.register_fake(_spectral_norm_fake)
+_spectral_norm.register_autograd(_differentiate, setup_context=_save)
+_spectral_norm_backward.register_fake(lambda grad, out, *rest: torch.empty_like(out))

@@ -29,8 +29,7 @@ def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
     draw = {"STREAM": samplers.LATENTS, **samplers.CONFIG}
     yield "draw, floats", samplers.draw_kernel, {}, draw
     yield "draw, indices, step in memory", samplers.draw_kernel, {"out": "*i64", "step": "*i64"}, draw
-    pairs = {"CODES": samplers.PAIR_CODES, "INDEX": samplers.PAIR_INDEX, "NOISE": samplers.PAIR_NOISE}
-    pairs |= samplers.CONFIG
+    pairs = samplers.PAIR_STREAMS | samplers.CONFIG
     for place, step in (("", {}), (", step in memory", {"step": "*i64"})):
         yield f"traversal pairs{place}", samplers.traversal_pairs_kernel, {"index": "*i64"} | step, pairs
     for name, kernel in (("loss", loss.forward_kernel), ("loss gradients", loss.backward_kernel)):

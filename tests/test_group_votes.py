@@ -4,11 +4,11 @@ import os
 import subprocess
 import sys
 import sysconfig
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from _crgan_kernels.group_votes import _load as load_extension
 
 from crgan import InputError, group_votes, ops, vote_table
 from crgan.ops import group_votes_ref
@@ -41,9 +41,8 @@ def assert_right(codes, scale, impl, tolerance=1e-5):
 
 
 def test_auto_takes_the_extension_which_is_built(monkeypatch):
-    import _crgan_C
-
-    assert Path(_crgan_C.__file__).name == "_crgan_C.abi3.so"
+    """Fails, not skips: nothing else may hide that the compiled module is missing."""
+    assert ops.EXTENSION_MISSING["cpu"] == ""
     monkeypatch.delattr(ops, "group_votes_ref")  # nothing falls back
     group_votes(*sample_inputs())
 
@@ -169,7 +168,6 @@ def test_the_table_counts_the_votes(impl, device):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype, device):
-    group_votes(*sample_inputs(device=device))  # loads the op
     for shape in ({"lead": (2,)}, {"lead": (0,)}, {"groups": 1, "size": 3, "num_codes": 21}):
         torch.library.opcheck(torch.ops.crgan.group_votes.default, sample_inputs(**shape, dtype=dtype, device=device))
 
@@ -182,7 +180,6 @@ def test_compiles_without_a_graph_break_and_gives_no_gradients(impl):
     assert not group_votes(*inputs[:2], impl=impl).requires_grad
 
 
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize(
     ("change", "value"),
     [
@@ -197,10 +194,10 @@ def test_compiles_without_a_graph_break_and_gives_no_gradients(impl):
         ({"scale": torch.ones(5, device="meta")}, "meta"),
     ],
 )
-def test_mistakes_are_named(change, value, impl):
+def test_mistakes_are_named(change, value):
     arguments = dict(zip(("codes", "scale"), sample_inputs(size=9))) | {"factor": torch.arange(6), "num_factors": 6}
     with pytest.raises(InputError, match=value):
-        vote_table(**arguments | change, impl=impl)
+        vote_table(**arguments | change)
 
 
 def test_the_op_itself_checks_what_could_touch_foreign_memory():
@@ -219,27 +216,14 @@ def test_a_named_implementation_never_falls_back_and_auto_says_so_once(monkeypat
         group_votes(codes, scale, impl="triton")
     assert torch.equal(group_votes(codes.double(), scale), group_votes(codes, scale))
 
-    tried = []
-
-    def fails(name):
-        tried.append(name)
-        raise ImportError(f"no {name}")
-
-    monkeypatch.setattr(ops.importlib, "import_module", fails)
-    ops._load_extension.cache_clear()
+    monkeypatch.setitem(ops.EXTENSION_MISSING, "cpu", load_extension("no_such_module"))  # once, at import
     ops._said.clear()
-    try:
-        with pytest.raises(InputError, match=r"no _crgan_C.*pip install"):
-            group_votes(codes, scale, impl="ext")
-        with pytest.warns(UserWarning, match=r"pip install.*reference"):
-            assert torch.equal(group_votes(codes, scale), group_votes_ref(codes, scale))
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            group_votes(codes, scale)
-            group_votes(codes.double(), scale)
-    finally:
-        ops._load_extension.cache_clear()
-    assert tried == ["_crgan_C"]  # a failed import is remembered
+    with pytest.raises(InputError, match=r"no_such_module.*pip install"):
+        group_votes(codes, scale, impl="ext")
+    with pytest.warns(UserWarning, match=r"pip install.*reference") as caught:
+        votes = [group_votes(codes, scale), group_votes(codes, scale), group_votes(codes.double(), scale)]
+    assert len(caught) == 1
+    assert all(torch.equal(v, group_votes_ref(codes, scale)) for v in votes)
 
 
 @pytest.mark.slow
@@ -260,7 +244,6 @@ def test_extension_under_sanitizers(tmp_path):
         "PYTHONPATH": str(tmp_path),
         "LD_PRELOAD": ":".join(runtime),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python leaves much to the end of the process
-        "OMP_NUM_THREADS": "2",
     }
     code = (
         "import sys, torch, _crgan_C, pytest\n"  # loaded here, before pytest adds to the path

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
 import crgan
 
@@ -84,13 +83,39 @@ def installs(sdist, tmp_path_factory) -> dict[str, tuple[Path, Path, Path]]:
         return dict(zip(KINDS, pool.map(install, KINDS, [sdist, sdist], folders), strict=True))
 
 
-def test_extension_is_there():
-    """Fails, not skips: nothing else may hide that the compiled module is missing."""
-    import _crgan_C
+def test_an_old_setuptools_is_named():
+    """Python 3.10 and 3.11 come with one that cannot read pyproject.toml; without build isolation pip takes it."""
+    code = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "65.5.0" in done.stderr
+    assert "setuptools>=77" in done.stderr
 
-    assert Path(_crgan_C.__file__).name == "_crgan_C.abi3.so"
-    votes = crgan.vote_table(torch.tensor(CODES).float(), torch.ones(2), torch.tensor([0, 1, 0]), 2, impl="ext")
-    assert votes.tolist() == VOTES
+
+def test_imports_without_what_other_systems_lack():
+    """Triton and fcntl are Linux's or Unix's, os.sched_getaffinity is Linux's, and the extension may not be built."""
+    code = """
+import os, sys, pkgutil, importlib
+sys.modules |= dict.fromkeys(["triton", "fcntl", "_crgan_C", "_crgan_cuda"])
+del os.sched_getaffinity
+import torch, crgan
+for module in pkgutil.walk_packages(crgan.__path__, "crgan."):
+    if module.name not in ("crgan.__main__", "crgan.cluster"):
+        importlib.import_module(module.name)
+c1, c2, z, index = crgan.traversal_pairs(4, 3, 2, 0.5, 1, 1, device="cpu")
+assert crgan.contrastive_loss(c1, torch.eye(3), torch.zeros(3), index).isfinite()
+for call in (
+    lambda: crgan.traversal_pairs(4, 3, 2, 0.5, 1, 1, device="cpu", impl="triton"),
+    lambda: crgan.group_votes(torch.ones(1, 2, 3), torch.ones(3), impl="ext"),
+):
+    try:
+        call()
+    except crgan.InputError as error:
+        print(error)
+"""
+    first, second = run(sys.executable, "-c", code, cwd=ROOT).splitlines()
+    assert "pip install triton" in first
+    assert "pip install --no-build-isolation ." in second
 
 
 def test_nothing_is_installed_but_its_own_names(installs):
