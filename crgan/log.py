@@ -1,7 +1,6 @@
 """Training logs: metrics.jsonl, and TensorBoard events if TensorBoard is installed."""
 
 import json
-import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .errors import InputError
-from .files import named_errors
+from .files import flush, named_errors
 
 
 class Log:
@@ -49,8 +48,7 @@ class Log:
         """Return the bytes of metrics.jsonl, which are on the disk: a checkpoint holds this number."""
         if self.board:
             self.board.flush()
-        with named_errors(self.file.name):
-            os.fsync(self.file.fileno())
+        flush(Path(self.file.name))
         return self.file.tell()
 
     def close(self) -> None:

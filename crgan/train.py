@@ -154,7 +154,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                     progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
                     if run.step % LOG_EVERY == 0:
                         run.log.write(run.step, values)
-                        best_rate = _hint(progress.rate() or 0.0, best_rate, cfg.threads)
+                        best_rate = _hint(progress.task.speed or 0.0, best_rate, cfg.threads)
                 if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
                     with exact_arithmetic(), progress.aside("evaluating"):
                         scores = evaluate(run)
@@ -169,7 +169,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
     if stop and run.step < cfg.steps:
         print(f"stopped after step {run.step}, saved in {checkpoint.latest(out)}; the same command continues")
         sys.exit(128 + stop)
-    print(f"wrote {out}/: traversal.png, traversal.gif, samples.png, metrics.jsonl, config.json, checkpoint/")
+    print(f"wrote {out}/: traversal.png, samples.png, metrics.jsonl, config.json, checkpoint/")
 
 
 def _hint(rate: float, best_rate: float, threads: int) -> float:
@@ -212,7 +212,7 @@ def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
 
 
 def evaluate(run: Run) -> dict[str, float]:
-    """Write samples.png, traversal.png and traversal.gif; log and return the scores.
+    """Write samples.png and traversal.png; log and return the scores.
 
     If the data have several factors that is the FactorVAE score (paper protocol): during training on a fifth of the
     groups, at the end on the paper's 500 with 73,728 images for the standard deviations.
@@ -227,9 +227,8 @@ def evaluate(run: Run) -> dict[str, float]:
         scores["factor_vae"] = result["factor_vae"]["score"]
         labels = pictures.followed_factors(result["factor_vae"]["votes"], varying)
     traversal, samples = pictures.traversal_picture(model, labels), pictures.samples_picture(model)
-    pictures.save_picture(traversal, run.out / "traversal.png")
-    pictures.save_picture(samples, run.out / "samples.png")
-    pictures.save_animation(pictures.traversal_frames(model, labels), run.out / "traversal.gif")
+    pictures.save(run.out / "traversal.png", traversal)
+    pictures.save(run.out / "samples.png", samples)
     run.log.write(run.step, scores)
     run.log.pictures(run.step, traversal=traversal, samples=samples)
     return scores
