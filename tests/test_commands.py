@@ -145,9 +145,12 @@ def test_a_traversal_is_drawn(home, flags):
 
 
 def test_what_is_no_traversal_is_refused(home, capsys):
-    run = home / "run"
-    for flags, named in (("--out x.jpg", "x.jpg"), ("--out x.png --codes 4", "holds 4"), ("--out x.gif --steps 0", "0")):
-        assert named in refused(capsys, "traverse", run, *flags.split())
+    for flags, named in (
+        ("x.jpg", "x.jpg"),
+        ("x.png --codes 4", "--codes holds 4"),
+        ("x.gif --steps 0", "steps is 0"),
+    ):
+        assert named in refused(capsys, "traverse", home / "run", "--out", *flags.split())
 
 
 @pytest.mark.parametrize("name", ["run", "plain"])
