@@ -45,11 +45,9 @@ def timed(benchmark, provider, threads, module, *flags):
     """Run a command once and return its seconds."""
 
     def command():
-        words, environment = (
-            [sys.executable, "-m", f"crgan.{module}", *flags],
-            ENVIRONMENT | {"OMP_NUM_THREADS": threads},
-        )
-        process = subprocess.run(list(map(str, words)), env=environment, capture_output=True, text=True)
+        words = [sys.executable, "-m", f"crgan.{module}", *map(str, flags)]
+        environment = ENVIRONMENT | {"OMP_NUM_THREADS": threads}
+        process = subprocess.run(words, env=environment, capture_output=True, text=True)
         assert process.returncode == 0, process.stdout + process.stderr
 
     start = time.perf_counter()
