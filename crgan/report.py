@@ -70,7 +70,6 @@ def number(value: Any, digits: int = 3) -> str:
 def run_page(folder: Path) -> str:
     about, checkpoint = _read(folder / "config.json"), latest(folder)
     config, (rows, step, scored) = about["config"], _losses(folder)
-    marks = schedule_marks(config, step)
     model, problem = _open(folder)
     return render(
         "run.html",
@@ -82,8 +81,7 @@ def run_page(folder: Path) -> str:
         step=step,
         seconds=_read(checkpoint / "state.json").get("seconds") if checkpoint else None,
         scored=scored,
-        marks=marks,
-        curves=curves(rows, marks),
+        curves=curves(rows),
         problem=problem,
         explorer=pictures.sprite_sheets(model.model, MAX_CODES, config["seed"]) if model else None,
         encoder=_encoder(model, config) if model else {},
@@ -220,19 +218,19 @@ PANELS = (
 )
 
 
-def curves(rows: Sequence[Mapping[str, Any]], marks: Sequence[tuple[str, int, str]]) -> list[tuple[str, str, str]]:
-    """Draw a panel for each group of curves that `rows` hold, with letters as marks: (title, explanation, SVG)."""
+def curves(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str]]:
+    """Draw a panel for each group of curves that `rows` hold: (title, explanation, SVG)."""
     drawn = []
     for title, text, names in PANELS:
         series = {name.replace("_", " "): [(row["step"], row[name]) for row in rows if name in row] for name in names}
         series = {name: points for name, points in series.items() if points}
         if series:
             last = "; ".join(f"{name} ends at {points[-1][1]:.3g}" for name, points in series.items())
-            drawn.append((title, text, _svg(f"{title}: {last}.", series, marks)))
+            drawn.append((title, text, _svg(f"{title}: {last}.", series)))
     return drawn
 
 
-def _svg(description: str, series: Mapping[str, Sequence[Any]], marks: Sequence[tuple[str, int, str]]) -> str:
+def _svg(description: str, series: Mapping[str, Sequence[Any]]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -243,9 +241,6 @@ def _svg(description: str, series: Mapping[str, Sequence[Any]], marks: Sequence[
         axes.spines[["top", "right"]].set_visible(False)
         for colour, (name, points) in zip(SERIES, series.items()):
             axes.plot(*zip(*points), color=colour, label=name, linewidth=1.4, marker="." if len(points) < 40 else "")
-        for letter, step, _ in marks:
-            axes.axvline(step, color=INK, linewidth=0.8, linestyle=":")
-            axes.text(step, 1.01, letter, transform=axes.get_xaxis_transform(), ha="center", va="bottom")
         axes.margins(x=0)
         axes.set(xlabel="step", xlim=(0, None), ylim=(0, 1.03) if "factor vae" in series else None)
         axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -257,18 +252,6 @@ def _svg(description: str, series: Mapping[str, Sequence[Any]], marks: Sequence[
     for colour, name in CSS.items():
         text = text.replace(colour, name)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
-
-
-def schedule_marks(config: Mapping[str, Any], last: int) -> list[tuple[str, int, str]]:
-    """Return where the schedule changes, up to step `last`: a letter, the step and what happens."""
-    changes = [((config["num_codes"] - 1) * config["code_warmup_steps"], "all codes are faded in")]
-    if config["cr_weight"]:
-        text = f"the contrastive gap becomes {config['gap_after']:g}, with a new H"
-        changes.append((config["cr_start"], f"the contrastive regularizer starts, with gap {config['gap']:g}"))
-        changes.append((config["gap_switch"] or 0, text))
-    if config["blur"]:
-        changes.append((config["blur_steps"], "the blur of what D sees has decayed to 0"))
-    return [(letter, *change) for letter, change in zip("ABCD", sorted(c for c in changes if 0 < c[0] <= last))]
 
 
 def main(args: Sequence[str] | None = None) -> None:
