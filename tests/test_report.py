@@ -44,9 +44,6 @@ def run_text(run):
     return page(run)
 
 
-# ---------------------------------------------------------------- pictures
-
-
 @pytest.mark.parametrize("prior", ["uniform", "normal"])
 def test_every_row_of_a_traversal_holds_the_base_image(model, prior, monkeypatch):
     monkeypatch.setattr(model, "prior", prior, raising=False)
@@ -70,9 +67,6 @@ def test_a_sprite_sheet_has_a_row_for_each_code(model):
         assert sheet.size == (15 * 16, 3 * 16)
 
 
-# ---------------------------------------------------------------- curves and numbers
-
-
 def test_curves_share_a_panel_only_where_they_share_a_scale():
     panels = curves([{"step": 100, "discriminator": 1.0, "generator": 2.0, "info": -3.0}])
     assert [title for title, _, _ in panels] == ["Adversarial losses", "Information loss"]
@@ -82,9 +76,6 @@ def test_curves_share_a_panel_only_where_they_share_a_scale():
 def test_numbers_read_as_a_reader_expects():
     values = 0.12345, -1.0, 12345, 0, np.int64(0), None, "x"
     assert [number(x) for x in values] == ["0.123", "−1.000", "12,345", "0", "0", "–", "x"]
-
-
-# ---------------------------------------------------------------- a run
 
 
 def test_a_run_is_shown_whole(run_text):
@@ -158,9 +149,6 @@ def test_what_cannot_be_shown_is_named(tmp_path, capsys):
         (tmp_path / "config.json").write_text("{")
 
 
-# ---------------------------------------------------------------- a selection
-
-
 def test_votes_are_read_by_cache_key(tmp_path):
     file = write_selection(tmp_path, ["a", "b", "c"], K=2, groups=40) / "scores.h5"
     tables, swapped = read_tables(file, ["key0", "key1"]), read_tables(file, ["another", "key1", "key0"])
@@ -187,9 +175,6 @@ def test_a_selection_without_votes_shows_its_picture(tmp_path):
     text = page(tmp_path)
     assert "by udr-lasso" in text
     assert 'alt="Similarity of all models, by rank"' in text
-
-
-# ---------------------------------------------------------------- a sweep
 
 
 def test_a_sweep_is_a_table_of_its_runs(tmp_path):

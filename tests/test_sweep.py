@@ -40,25 +40,25 @@ def test_the_grid_is_every_combination(tmp_path):
     assert names == ["width=8,seed=0", "width=16,seed=0"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["nope"], "nope"),
-        (["quick", "--jobs", "0"], "--jobs is 0"),
-        (["quick", "--device", "tpu"], "tpu"),
-        (["quick", "--seeds", "0:0"], "0:0"),
-        (["quick", "--set", "lr-g=fast"], "'fast'"),
-        (["quick", "--set", "widht=1"], "--widht"),
-        (["quick", "--set", "width=0"], "width is 0"),
-        (["quick", "--set", "data=dsprite"], "'dsprite'; did you mean dsprites"),
-        (["quick", "--stpes", "3"], "--stpes"),
-        (["cars3d", "--root", "/nowhere"], "/nowhere"),
-    ],
-)
-def test_a_bad_flag_is_named_before_anything_runs(tmp_path, capsys, flags, named):
+MISTAKES = {
+    "nope": "nope",
+    "quick --jobs 0": "--jobs is 0",
+    "quick --device tpu": "tpu",
+    "quick --seeds 0:0": "0:0",
+    "quick --set lr-g=fast": "'fast'",
+    "quick --set widht=1": "--widht",
+    "quick --set width=0": "width is 0",
+    "quick --set data=dsprite": "'dsprite'; did you mean dsprites",
+    "quick --stpes 3": "--stpes",
+    "cars3d --root /nowhere": "/nowhere",
+}
+
+
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_a_bad_flag_is_named_before_anything_runs(tmp_path, capsys, flags):
     with pytest.raises(SystemExit, match="2"):
-        main([*flags, "--out", str(tmp_path / "pool")])
-    assert named in capsys.readouterr().err
+        main([*flags.split(), "--out", str(tmp_path / "pool")])
+    assert MISTAKES[flags] in capsys.readouterr().err
     assert not (tmp_path / "pool").exists()
 
 
@@ -69,11 +69,9 @@ def test_what_a_dry_run_prints_can_be_run(tmp_path, capsys, monkeypatch, root):
     words = shlex.split(capsys.readouterr().out)
     assert words[:4] == ["python", "-m", "crgan.train", "quick"]
     _, cfg, flags = parse(words[3:])
-    root = str(tmp_path / "data")
-    assert cfg == replace(PRESETS["quick"], seed=3, cr_weight=0.0, steps=20, threads=1, root=root)
-    assert flags.out.parent == tmp_path / "pool"
-    assert flags.out.name.startswith("cr_weight=0,")
-    assert flags.out.name.endswith(",seed=3")
+    changes = {"seed": 3, "cr_weight": 0.0, "steps": 20, "threads": 1, "root": str(tmp_path / "data")}
+    assert cfg == replace(PRESETS["quick"], **changes)
+    assert flags.out.match(f"{tmp_path}/pool/cr_weight=0,*seed=3")
 
 
 def test_the_last_step_is_read(tmp_path):
