@@ -46,7 +46,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step in metrics.jsonl, whose last line may be half a line."""
+        """Return the last step in metrics.jsonl, whose last line may be half a line."""
         path = self.out / "metrics.jsonl"
         tail = path.read_bytes()[-4096:] if path.exists() else b""
         return max(map(int, re.findall(rb'^{"step": (\d+),.*}$', tail, re.MULTILINE)), default=0)
