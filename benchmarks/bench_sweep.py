@@ -21,16 +21,9 @@ from ray_nodes import ENVIRONMENT, Nodes
 pytestmark = pytest.mark.slow
 RUNS, CORES = 8, 2
 GRID = f"quick --seeds 0:{RUNS} --steps 300 --device cpu --checkpoint-every 1000".split()
-SIZES = {"groups": 80, "group-size": 100, "scale-samples": 12_000}
-ENCODES = RUNS**2 * (SIZES["groups"] * SIZES["group-size"] + SIZES["scale-samples"])
+SIZES = ["--groups", "80", "--group-size", "100", "--scale-samples", "12000", "--device", "cpu"]
+ENCODES = RUNS**2 * (80 * 100 + 12_000)
 seconds: dict[str, float] = {}
-
-
-def command(module, *flags):
-    process = subprocess.run(
-        [sys.executable, "-m", f"crgan.{module}", *map(str, flags)], env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +41,19 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sweep")
 
 
-def once(benchmark, name, call):
+def timed(benchmark, provider, threads, module, *flags):
+    """Run a command once and return its seconds."""
+
+    def command():
+        words = [sys.executable, "-m", f"crgan.{module}", *map(str, flags)]
+        environment = ENVIRONMENT | {"OMP_NUM_THREADS": threads}
+        process = subprocess.run(words, env=environment, capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout + process.stderr
+
     start = time.perf_counter()
-    benchmark.pedantic(call, rounds=1, iterations=1)
-    seconds[name] = time.perf_counter() - start
-    return seconds[name]
+    benchmark.pedantic(command, rounds=1, iterations=1)
+    seconds[provider] = time.perf_counter() - start
+    return seconds[provider]
 
 
 @pytest.mark.parametrize("provider", ["local", "ray"])
@@ -63,36 +64,25 @@ def test_sweep(benchmark, provider, nodes, folder):
         for name in ("a", "b"):
             nodes.start(name)
         flags = ["--ray", nodes.address]
-    taken = once(benchmark, provider, lambda: command("sweep", *GRID, "--out", folder / provider, *flags))
+    taken = timed(benchmark, provider, "1", "sweep", *GRID, "--out", folder / provider, *flags)
     for run in (folder / "local").glob("[!.]*"):
         a, b = (checkpoint.latest(folder / pool / run.name) / "model.safetensors" for pool in ("local", provider))
         assert a.read_bytes() == b.read_bytes()
-    overhead = (taken - seconds["local"]) * CORES / RUNS
-    benchmark.extra_info |= {"ratio_to_local": taken / seconds["local"], "overhead_s_per_run": overhead}
-    print(f"\nsweep, {provider}: {taken:.1f} s, {taken / seconds['local']:.2f} x local, {overhead:+.2f} s a run")
+    ratio, overhead = taken / seconds["local"], (taken - seconds["local"]) * CORES / RUNS
+    benchmark.extra_info |= {"ratio_to_local": ratio, "overhead_s_per_run": overhead}
+    print(f"\nsweep, {provider}: {taken:.1f} s, {ratio:.2f} x local, {overhead:+.2f} s a run")
 
 
 @pytest.mark.parametrize("provider", ["local-2-threads", "local-1-thread", "ray-2-workers", "ray-1-worker"])
 def test_selection(benchmark, provider, nodes, folder):
     benchmark.group = "selection among 8 models, all pairs"
-    runs, out = sorted((folder / "local").glob("[!.]*")), folder / f"scores-{provider}"
-    flags = [
-        *runs,
-        "--out",
-        out,
-        *(part for name, size in SIZES.items() for part in (f"--{name}", size)),
-        "--device",
-        "cpu",
-    ]
+    out, is_ray = folder / f"scores-{provider}", provider.startswith("ray")
     if provider == "ray-1-worker":
         nodes.kill("b")
         time.sleep(5)
-    if provider.startswith("ray"):
-        flags += ["--ray", nodes.address]
-    ENVIRONMENT["OMP_NUM_THREADS"] = "2" if provider == "local-2-threads" else "1"
-    taken = once(benchmark, provider, lambda: command("select", *flags))
-    ENVIRONMENT["OMP_NUM_THREADS"] = "1"
-    if provider.startswith("ray"):
+    flags = [folder / "local", "--out", out, *SIZES, *(["--ray", nodes.address] if is_ray else [])]
+    taken = timed(benchmark, provider, "2" if provider == "local-2-threads" else "1", "select", *flags)
+    if is_ray:
         with h5py.File(folder / "scores-local-1-thread" / "scores.h5") as a, h5py.File(out / "scores.h5") as b:
             assert (a["B"][:] == b["B"][:]).all()
     ratio = taken / seconds["local-2-threads"]
@@ -104,7 +94,6 @@ def test_dispatch(benchmark, nodes):
     """What a block costs beside its work: one that does nothing, on a worker that is there."""
     os.environ |= ENVIRONMENT
     cluster.connect(nodes.address)
-    benchmark.group = "dispatch"
 
     def nothing(threads):  # defined here, so that it travels to the workers
         return threads
@@ -115,6 +104,5 @@ def test_dispatch(benchmark, nodes):
 
     blocks()
     benchmark.pedantic(blocks, rounds=5, iterations=1)
-    taken = statistics.median(benchmark.stats.stats.data) / 200
-    benchmark.extra_info["ms_per_block"] = taken * 1e3
-    print(f"\ndispatch: {taken * 1e3:.2f} ms a block")
+    benchmark.extra_info["ms_per_block"] = statistics.median(benchmark.stats.stats.data) / 200 * 1e3
+    print(f"\ndispatch: {benchmark.extra_info['ms_per_block']:.2f} ms a block")

@@ -1,8 +1,8 @@
 """What several benchmarks share: the limit of the machine, and the way to time a call on its device."""
 
-import time
 from collections.abc import Callable
 from functools import cache
+from timeit import repeat
 
 import pytest
 import torch
@@ -27,12 +27,7 @@ def matrix_rate(device: str) -> float:
 
 def best_of_10(call: Callable[[int], object], device: str) -> float:
     """Seconds of a call, of the best of 10 rounds."""
-    timed, times = rounds(call, device), []
-    for _ in range(10):
-        start = time.perf_counter()
-        timed()
-        times.append(time.perf_counter() - start)
-    return min(times) / CALLS[device]
+    return min(repeat(rounds(call, device), repeat=10, number=1)) / CALLS[device]
 
 
 def rounds(call: Callable[[int], object], device: str) -> Callable[[], object]:
@@ -68,15 +63,13 @@ def measure(benchmark):
         benchmark.group = f"{group}, {device}"
         benchmark(rounds(call, device))
         best = seconds[benchmark.group, provider] = benchmark.stats["min"] / CALLS[device]
-        rate, limit = num_bytes / best / 1e9, copy_bandwidth(device)
-        notes = {"us_per_call": best * 1e6, "gb_per_s": rate, "share_of_copy_bandwidth": rate / limit}
-        line = f"\n{group}, {provider}: {best * 1e6:,.1f} us, {rate:.3g} GB/s ({rate / limit:.1%} of copying)"
+        rate = num_bytes / best / 1e9
+        notes = {"us_per_call": best * 1e6, "gb_per_s": rate, "share_of_copy_bandwidth": rate / copy_bandwidth(device)}
         for baseline in ("reference", "compile"):
             if provider != baseline and (benchmark.group, baseline) in seconds:
                 notes[f"speedup_over_{baseline}"] = seconds[benchmark.group, baseline] / best
-                line += f", {seconds[benchmark.group, baseline] / best:.2f} x {baseline}"
         benchmark.extra_info |= {key: float(f"{value:.4g}") for key, value in notes.items()}
-        print(line)
+        print(f"\n{group}, {provider}: {benchmark.extra_info}")
 
     return run
 
@@ -93,10 +86,8 @@ def pytest_terminal_summary(terminalreporter, config):
         return
     terminalreporter.write_line(f"\n{'benchmark':60} {'median':>12} {'speed-up':>12} {'of limit':>10}")
     for row in rows:
-        ratios = [f"{value:.3g}x" for key, value in row.extra_info.items() if "speedup" in key]
-        shares = [f"{value:.0%}" for key, value in row.extra_info.items() if key.startswith("share_of")]
-        name, median = row.name.removeprefix("test_"), row.stats.median
-        time_text = f"{median:.3g} s" if median >= 1 else f"{1e3 * median:.4g} ms"
-        terminalreporter.write_line(
-            f"{name[:60]:60} {time_text:>12} {' '.join(ratios[:1]):>12} {' '.join(shares[:1]):>10}"
-        )
+        ratio = next((f"{value:.3g}x" for key, value in row.extra_info.items() if "speedup" in key), "")
+        share = next((f"{value:.0%}" for key, value in row.extra_info.items() if key.startswith("share_of")), "")
+        name, median = row.name.removeprefix("test_")[:60], row.stats.median
+        taken = f"{median:.3g} s" if median >= 1 else f"{1e3 * median:.4g} ms"
+        terminalreporter.write_line(f"{name:60} {taken:>12} {ratio:>12} {share:>10}")

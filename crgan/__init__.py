@@ -32,30 +32,24 @@ if TYPE_CHECKING:  # at run time, help(crgan) would print all that __all__ names
     __all__ += ["traversal_pairs", "udr", "vote_table"]
 
 # Imported when they are used: `crgan --help` must not wait for torch.
-_NAMES = {
-    "checkpoint": ("load",),
-    "config": ("PRESETS", "Config"),
-    "errors": ("InputError",),
-    "exporting": ("export",),
-    "models": ("InfoGAN",),
-    "ops": ("contrastive_loss", "group_votes", "traversal_pairs", "vote_table"),
-    "select": ("Ranking", "rank"),
-    "selection.centrality": ("cross_scores", "model_centrality", "similarity"),
-    "selection.udr": ("udr",),
-    "train": ("fit",),
-}
+_PUBLIC = (
+    "checkpoint.load config.Config config.PRESETS errors.InputError exporting.export models.InfoGAN "
+    "ops.contrastive_loss ops.group_votes ops.traversal_pairs ops.vote_table "
+    "selection.centrality.cross_scores selection.centrality.model_centrality selection.centrality.similarity "
+    "select.Ranking select.rank selection.udr.udr train.fit"
+)
+_MODULES = {name: module for module, _, name in (path.rpartition(".") for path in _PUBLIC.split())}
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return import_module("importlib.metadata").version("crgan")
     if name in ("data", "metrics"):
-        return import_module(f".{name}", __name__)
-    for module, names in _NAMES.items():
-        if name in names:
-            return getattr(import_module(f".{module}", __name__), name)
+        return import_module(f"crgan.{name}")
+    if name in _MODULES:
+        return getattr(import_module(f"crgan.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return ["__version__", "data", "metrics", *(name for names in _NAMES.values() for name in names)]
+    return ["__version__", "data", "metrics", *_MODULES]

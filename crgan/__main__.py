@@ -1,24 +1,26 @@
-"""`crgan COMMAND ...`, or `python -m crgan COMMAND ...`; the commands `traverse`, `export` and `data`."""
+"""usage: crgan COMMAND ...      or: python -m crgan COMMAND ...
+
+  train     train a model: crgan train quick
+  select    rank a pool of models without labels: crgan select runs/* --out choice
+  evaluate  score models by the metrics of disentanglement: crgan evaluate runs/quick-seed0
+  sweep     train a pool of models: crgan sweep quick --seeds 0:10 --out runs/pool
+  report    write one HTML page of a run or a selection: crgan report runs/quick-seed0
+  traverse  draw what each code changes: crgan traverse runs/quick-seed0 --out codes.gif
+  export    write a model as torch.export programs: crgan export runs/quick-seed0 my-model
+  data      list the data sets: crgan data
+
+`crgan COMMAND --help` lists the flags of a command; `crgan --version` prints the version.
+"""
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from . import cli
 from .errors import InputError, check_name
 
-COMMANDS = {
-    "train": "train a model: crgan train quick",
-    "select": "rank a pool of models without labels: crgan select runs/* --out choice",
-    "evaluate": "score models by the metrics of disentanglement: crgan evaluate runs/quick-seed0",
-    "sweep": "train a pool of models: crgan sweep quick --seeds 0:10 --out runs/pool",
-    "report": "write one HTML page of a run or a selection: crgan report runs/quick-seed0",
-    "traverse": "draw what each code changes: crgan traverse runs/quick-seed0 --out codes.gif",
-    "export": "write a model as torch.export programs: crgan export runs/quick-seed0 my-model",
-    "data": "list the data sets: crgan data",
-}
+COMMANDS = ("train", "select", "evaluate", "sweep", "report", "traverse", "export", "data")
 
 
 def traverse(
@@ -42,10 +44,10 @@ def traverse(
     """
     import torch
 
-    from .files import write_atomically
+    from . import pictures
     from .loading import open_models
-    from .pictures import image_grid, traversal_codes
 
+    cli.at_least(1, steps=steps)
     out = Path(out).expanduser()
     if out.suffix not in (".png", ".gif"):
         raise InputError(f"--out is {out}; expected a name that ends in .png or .gif")
@@ -53,16 +55,14 @@ def traverse(
     numbers = torch.arange(1, model.num_codes + 1).tolist()
     if wrong := set(codes) - set(numbers):
         raise InputError(f"--codes holds {wrong.pop()}; expected numbers from 1 to {model.num_codes}")
-    codes, seed = codes or tuple(numbers), base or 0  # the seed draws the noise too
+    codes, seed, reach = codes or tuple(numbers), base or 0, pictures.code_reach(model)
     centre = torch.zeros(model.num_codes) if base is None else model.encode(model.sample(1, seed))[0]
-    low, high = range or ((-1, 1) if model.prior == "uniform" else (-2, 2))
-    values = traversal_codes(centre, steps, low, high)[[number - 1 for number in codes]]
-    # One image at a time: all of them are then drawn with the same noise.
+    values = pictures.traversal_codes(centre, steps, *range or (-reach, reach))[[number - 1 for number in codes]]
+    # One image at a time: all of them are then drawn with the same noise, which the seed draws too.
     images = torch.cat([model.generate(code[None], seed).detach() for code in values.flatten(0, 1)])
-    frames = images.unflatten(0, (-1, steps)).split(1 if out.suffix == ".gif" else steps, 1)
-    first, *more = [image_grid(frame, [f"c{number}" for number in codes]) for frame in (*frames, *frames[-2:0:-1])]
-    moving: dict[str, Any] = {"save_all": True, "append_images": more, "duration": 100, "loop": 0} if more else {}
-    write_atomically(out, lambda path: first.save(path, **moving))
+    images, labels = images.unflatten(0, (-1, steps)), [f"c{number}" for number in codes]
+    frames = images.split(1 if out.suffix == ".gif" else steps, 1)
+    pictures.save(out, *(pictures.image_grid(frame, labels) for frame in (*frames, *frames[-2:0:-1])))
     print(f"wrote {out}")
 
 
@@ -73,9 +73,7 @@ def export(run: str, folder: Path, /) -> None:
         run: Run folder of crgan train, or module:function.
         folder: Where to write generate.pt2, encode.pt2 and README.md.
     """
-    from .exporting import export
-
-    export(run, folder)
+    import_module("crgan.exporting").export(run, folder)
     print(f"wrote {folder}/: generate.pt2, encode.pt2, README.md")
 
 
@@ -95,10 +93,10 @@ def data(name: str | None = None, /, *, root: Path | None = None) -> None:
             if name:
                 raise
             print(error)
-        else:
-            factors = ", ".join(f"{factor} {size}" for factor, size in zip(found.factor_names, found.factor_sizes))
-            shape = " x ".join(map(str, found.image_shape))
-            print(f"{each}: {found.num_images:,} images {shape}, {found.source}; factors: {factors or 'none'}")
+            continue
+        factors = ", ".join(f"{factor} {size}" for factor, size in zip(found.factor_names, found.factor_sizes))
+        shape = " x ".join(map(str, found.image_shape))
+        print(f"{each}: {found.num_images:,} images {shape}, {found.source}; factors: {factors or 'none'}")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -106,16 +104,14 @@ def main(args: Sequence[str] | None = None) -> None:
     command, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     with cli.command_process():
         if command in ("-h", "--help"):
-            print("usage: crgan COMMAND ...\n\n" + "\n".join(f"  {name:9} {what}" for name, what in COMMANDS.items()))
-            print("\n`crgan COMMAND --help` lists the flags of a command; `crgan --version` prints the version.")
-        elif command == "--version":
-            print(f"crgan {import_module('importlib.metadata').version('crgan')}")
-        else:
-            check_name("command", command, COMMANDS)
+            return print(__doc__, end="")
+        if command == "--version":
+            return print("crgan", import_module("crgan").__version__)
+        check_name("command", command, COMMANDS)
     if command in ("traverse", "export", "data"):
         cli.run(f"crgan.{command}", globals()[command], rest)
-    elif command in COMMANDS:
-        import_module(f".{command}", __package__).main(rest)
+    else:
+        import_module(f"crgan.{command}").main(rest)
 
 
 if __name__ == "__main__":

@@ -40,17 +40,14 @@ def at_least(least: int, **flags: int | None) -> None:
 
 
 def device(name: str) -> "torch.device":
-    """Return the device of a command's --device; "auto" is the GPU where there is one.
-
-    A device with a number becomes the current one, on which streams, graphs and Triton kernels run.
-    """
+    """Return the device of a command's --device; "auto" is the GPU where there is one."""
     import torch
 
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     check_name("device", name, ["auto", "cpu", *(["cuda", *gpus] if gpus else [])])
     device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
     if device.index is not None:
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device)  # the current one, on which streams, graphs and Triton kernels run
     return device
 
 
@@ -65,18 +62,24 @@ def command_process() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *place: print(f"warning: {message}", file=sys.stderr)
-            yield
-            sys.stdout.flush()
+            try:
+                yield
+            finally:
+                sys.stdout.flush()
     except (InputError, OSError) as error:
         message = str(error)
         if isinstance(error, OSError):
             if error.errno is None:  # raised by a library: a fault of the program
                 raise
-            if error.filename is None:  # Python would flush stdout again at its end
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):  # the reader, as `head`, has seen enough
-                sys.exit(1)
-            message = f"{error.filename or 'standard output'}: {error.strerror}"
+            if error.filename is None:
+                try:
+                    print(flush=True)
+                except OSError:  # it is stdout, which Python would flush again at its end
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                    if isinstance(error, BrokenPipeError):  # the reader, as `head`, has seen enough
+                        sys.exit(1)
+                    error.filename = "standard output"
+            message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -85,14 +88,13 @@ def command_process() -> Iterator[None]:
 
 
 def tune_malloc() -> None:
-    """Let this process keep the memory that it frees, in huge pages where the system grants them.
+    """Let this process keep the memory that it frees: every step allocates the same large tensors.
 
-    Every step allocates the same tensors, and glibc returns each large one to the system. On one CPU core a step of
-    `dsprites` takes 805 ms of processor time without this, 660 with it. A command may decide that for its process.
+    On one CPU core a step of `dsprites` takes 805 ms of processor time without this, 660 with it.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
-    for option, value in ((-1, 1 << 30), (-2, 1 << 26), (-3, 1 << 25)):  # trim threshold, top pad, mmap threshold
-        if sys.platform == "linux":
+    if sys.platform == "linux":
+        for option, value in ((-1, 1 << 30), (-2, 1 << 26), (-3, 1 << 25)):  # trim threshold, top pad, mmap threshold
             ctypes.CDLL(None).mallopt(option, value)
 
 
@@ -144,11 +146,13 @@ def announce(doing: str, device: "torch.device", **facts: Any) -> None:
 
 
 class progress:
-    """Context manager: a progress bar on stderr; where that is no terminal, a line there every `every` seconds."""
+    """Context manager: a progress bar on stderr; where that is no terminal, a line there every `every` seconds.
+
+    `task.speed` is the rate over the last minute, None at first.
+    """
 
     def __init__(self, every: float = 60.0):
-        console = Console(stderr=True)
-        self.every, self.idle, self.what = every, 0.0, ""
+        self.every, self.idle, self.what, console = every, 0.0, "", Console(stderr=True)
         self.bar = Progress(
             "{task.description}", BarColumn(8), "{task.completed:,.0f}/{task.total:,.0f}", TimeRemainingColumn(True),
             TextColumn("{task.fields[note]}", table_column=Column()),  # which gives way where the terminal is narrow
@@ -172,8 +176,8 @@ class progress:
 
     def update(self, done: float, note: str = "") -> None:
         """Say how much is done, and what else is to be shown beside."""
-        if rate := self.rate():
-            note = f"{rate:,.1f}{self.unit}/s {note}"
+        if self.task.speed:
+            note = f"{self.task.speed:,.1f}{self.unit}/s {note}"
         self.bar.update(self.task.id, completed=done, note=note)
         if self.bar.disable and time.monotonic() - self.printed >= self.every:
             self.printed = time.monotonic()
@@ -191,7 +195,3 @@ class progress:
         yield
         self.task.description = self.what
         self.idle += time.monotonic() - begun
-
-    def rate(self) -> float | None:
-        """Return units per second over the last minute, None at first."""
-        return self.task.speed

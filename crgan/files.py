@@ -15,16 +15,12 @@ from filelock import FileLock, Timeout
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Call `write(temporary)`, flush what it wrote to the disk, and move it to `path` in one step.
 
-    The file gets the permissions that the umask gives, whatever `write` sets. Raises OSError, which names `path`, and
-    leaves the old file as it was where the disk is full or the folder cannot be written.
+    Where that fails, as on a full disk, raises OSError that names `path` and leaves the old file as it was.
     """
     path = Path(path)
     with named_errors(path), tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
-        temporary.touch()
-        mode = temporary.stat().st_mode
         write(temporary)
-        temporary.chmod(mode)
         flush(temporary)
         os.replace(temporary, path)
     flush(path.parent)
@@ -49,8 +45,7 @@ def named_errors(path: str | Path) -> Iterator[None]:
 def lock(folder: Path, timeout: float = 0) -> Iterator[bool]:
     """Hold the lock of `folder` and yield True; yield False if another process still holds it after `timeout` seconds.
 
-    A timeout of -1 waits for ever. The lock ends with the process. Where the file system has no locks, or the folder
-    cannot be written, everyone gets it.
+    -1 waits for ever. Where the file system has no locks, or the folder cannot be written, everyone gets it.
     """
     file, acquired = FileLock(folder / ".lock"), True
     try:
@@ -68,10 +63,7 @@ def lock(folder: Path, timeout: float = 0) -> Iterator[bool]:
 def flush(path: Path) -> None:
     """Make a file, or the names in a folder, survive a power cut, where the file system offers that."""
     with named_errors(path):
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except PermissionError:  # Windows opens no folders
-            return
+        descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as error:

@@ -193,9 +193,9 @@ class _Exported:
         self.prior, self.device = extra["prior"] or "normal", device
         self.num_codes, self.num_noise = self.sizes[0], sum(self.sizes[1:])
 
-    def generate(self, codes: Tensor, seed: int = 0) -> Tensor:
-        noise = [self._draw(len(codes), self.num_noise, seed)] if self.num_noise else []
-        return self._generate(codes, *noise)
+    def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:
+        noise = self._draw(len(codes), self.num_noise, seed) if noise is None else noise
+        return self._generate(codes, *[noise] * bool(self.num_noise))
 
     def sample(self, n: int, seed: int) -> Tensor:
         return self._generate(*self._draw(n, sum(self.sizes), seed).split(self.sizes, 1))

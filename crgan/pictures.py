@@ -35,89 +35,10 @@ def image_grid(images: Tensor, labels: Sequence[str] = (), gutter: int = 2, shor
     return grid
 
 
-def traversal_codes(base: Tensor, num_values: int, low: float, high: float) -> Tensor:  # [K] -> [K, num_values, K]
-    """Latent traversal: row i moves code i from `low` to `high` while the others keep their value in `base`."""
-    codes = base.expand(len(base), num_values, -1).clone()
-    rows = torch.arange(len(base))
-    codes[rows, :, rows] = torch.linspace(low, high, num_values, dtype=base.dtype, device=base.device)
-    return codes
-
-
-def code_reach(model: Any) -> float:
-    """Return how far from 0 a traversal moves a code: 1 for uniform codes, 2 for Gaussian ones."""
-    return 1.0 if getattr(model, "prior", "normal") == "uniform" else 2.0
-
-
-def traversal_images(model: Any, base: Any = None, noise: Any = None, num_values: int = 10) -> Tensor:
-    """Generate images [K, num_values, C, H, W] of a traversal around codes `base` [K] and `noise` [Z], default 0."""
-    K, num_noise, reach = model.num_codes, getattr(model, "num_noise", 0), code_reach(model)
-    base = torch.zeros(K, dtype=torch.float32) if base is None else base
-    codes = traversal_codes(base, num_values, -reach, reach).flatten(0, 1)
-    noise = torch.zeros(num_noise, dtype=torch.float32) if noise is None else noise
-    given = {"noise": noise.expand(len(codes), -1)} if num_noise else {}
-    return model.generate(codes, **given).unflatten(0, (K, num_values))
-
-
-def base_traversals(model: Any, count: int, num_values: int = 15, seed: int = 0) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield traversals around `count` base images: of random codes and noise, and last of codes and noise 0.
-
-    Each is the column [K] that holds each code's value in the base image, and the images [K, num_values, C, H, W]:
-    the base image is images[k, columns[k]] for every k. `num_values` is odd.
-    """
-    K, reach, middle = model.num_codes, code_reach(model), num_values // 2
-    draws = draw_codes(getattr(model, "prior", "normal"), (count, K + getattr(model, "num_noise", 0)), seed)
-    draws[-1] = 0
-    columns = ((draws[:, :K].clamp(-reach, reach) / reach + 1) * middle).round()
-    for column, noise in zip(columns, draws[:, K:]):
-        yield column.int().tolist(), traversal_images(model, (column / middle - 1) * reach, noise, num_values).cpu()
-
-
-def sprite_sheets(model: Any, max_codes: int, seed: int = 0, max_size: int = 3_500_000) -> dict[str, Any]:
-    """Draw traversals around up to six base images, a sheet each: rows are the first codes, columns values.
-
-    Returns the sheets as data URIs of `max_size` characters together, the columns of the base images, and the values.
-    """
-    sheets, columns = list[str](), list[list[int]]()
-    for column, images in base_traversals(model, 6, 15, seed):
-        sheet = image_grid(images[:max_codes], gutter=0, shortest=1)
-        uri = data_uri(sheet.reduce(-(-max(images.shape[3:]) // 128)))
-        if sheets and sum(map(len, sheets)) + len(uri) > max_size:
-            break
-        sheets.append(uri)
-        columns.append(column[:max_codes])
-    return {"sheets": sheets, "columns": columns, "values": (np.linspace(-1, 1, 15) * code_reach(model)).tolist()}
-
-
-def traversal_frames(model: Any, labels: Sequence[str] = ()) -> list[Image.Image]:
-    """Draw an animation in which every code (row) moves to and fro, in four base images (columns)."""
-    images = torch.stack([images for _, images in base_traversals(model, 4, num_values=9)])  # [4, K, 9, C, H, W]
-    frames = [image_grid(frame, _row_labels(model, labels)) for frame in images.permute(2, 1, 0, 3, 4, 5)]
-    return frames + frames[-2:0:-1]
-
-
-def traversal_picture(model: Any, labels: Sequence[str] = ()) -> Image.Image:
-    """Draw a latent traversal: rows are codes, columns are 10 values of that code; all else stays at 0."""
-    return image_grid(traversal_images(model), _row_labels(model, labels))
-
-
-def samples_picture(model: Any, rows: int = 8, columns: int = 8, seed: int = 0) -> Image.Image:
-    return image_grid(model.sample(rows * columns, seed).unflatten(0, (rows, columns)), shortest=32)
-
-
-def _row_labels(model: Any, labels: Sequence[str]) -> list[str]:
-    return [f"c{i + 1}" + (f"  {labels[i]}" if labels else "") for i in range(model.num_codes)]
-
-
-def followed_factors(votes: np.ndarray, names: Sequence[str]) -> list[str]:
-    """Name the factor that each code follows, with its share of the code's votes: "posY 97 %".
-
-    `votes` [K, F] counts the groups of each factor for which a code voted. A code gets "–" unless its best share
-    exceeds chance, 1 / F, by three standard errors.
-    """
-    total, chance = votes.sum(1).clip(min=1), 1 / votes.shape[1]
-    limit = chance + 3 * (chance * (1 - chance) / total) ** 0.5
-    best = zip(votes.argmax(1), votes.max(1) / total, limit)
-    return [f"{names[f]} {100 * share:.0f} %" if share > least else "–" for f, share, least in best]
+def save(path: Path, *frames: Image.Image) -> None:
+    """Write a picture, or several as an animation that repeats for ever, in the format that `path` names."""
+    more: dict[str, Any] = {"save_all": True, "append_images": frames[1:], "duration": 120, "loop": 0}
+    write_atomically(path, lambda temporary: frames[0].save(temporary, **(more if len(frames) > 1 else {})))
 
 
 def data_uri(picture: Image.Image) -> str:
@@ -130,11 +51,78 @@ def data_uri(picture: Image.Image) -> str:
     return f"data:image/webp;base64,{base64.b64encode(content.getvalue()).decode()}"
 
 
-def save_picture(picture: Image.Image, path: Path) -> None:
-    write_atomically(path, lambda temporary: picture.save(temporary, format="PNG"))
+def code_reach(model: Any) -> float:
+    """Return how far from 0 a traversal moves a code: 1 for uniform codes, 2 for Gaussian ones."""
+    return 1.0 if model.prior == "uniform" else 2.0
 
 
-def save_animation(frames: Sequence[Image.Image], path: Path) -> None:
-    """Write a GIF that repeats for ever."""
-    first, *rest = frames
-    write_atomically(path, lambda file: first.save(file, save_all=True, append_images=rest, duration=120, loop=0))
+def traversal_codes(base: Tensor, num_values: int, low: float, high: float) -> Tensor:  # [K] -> [K, num_values, K]
+    """Latent traversal: row i moves code i from `low` to `high` while the others keep their value in `base`."""
+    codes = base.expand(len(base), num_values, -1).clone()
+    rows = torch.arange(len(base))
+    codes[rows, :, rows] = torch.linspace(low, high, num_values, dtype=base.dtype, device=base.device)
+    return codes
+
+
+def traversals(model: Any, count: int = 1, num_values: int = 10, seed: int = 0) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield traversals around `count` base images: of random codes and noise, and last of codes and noise 0.
+
+    Each is the images [K, num_values, C, H, W], after the column [K] that holds each code's value in the base image:
+    where `num_values` is odd, images[k, columns[k]] is the base image for every k.
+    """
+    K, reach, middle = model.num_codes, code_reach(model), num_values // 2
+    latents = draw_codes(model.prior, (count, K + model.num_noise), seed)
+    latents[-1] = 0
+    columns = ((latents[:, :K].clamp(-reach, reach) / reach + 1) * middle).round()
+    for column, noise in zip(columns, latents[:, K:]):
+        codes = traversal_codes((column / middle - 1) * reach, num_values, -reach, reach).flatten(0, 1)
+        given = {"noise": noise.expand(len(codes), -1)} if model.num_noise else {}
+        yield column.int().tolist(), model.generate(codes, **given).unflatten(0, (K, num_values)).cpu()
+
+
+def sprite_sheets(model: Any, max_codes: int, seed: int = 0, max_size: int = 3_500_000) -> dict[str, Any]:
+    """Draw traversals around up to six base images, a sheet each: rows are the first codes, columns values.
+
+    Returns the sheets as data URIs of `max_size` characters together, the columns of the base images, and the values.
+    """
+    sheets, columns = list[str](), list[list[int]]()
+    for column, images in traversals(model, 6, 15, seed):
+        sheet = image_grid(images[:max_codes], gutter=0, shortest=1)
+        uri = data_uri(sheet.reduce(-(-max(images.shape[3:]) // 128)))
+        if sheets and sum(map(len, sheets)) + len(uri) > max_size:
+            break
+        sheets.append(uri)
+        columns.append(column[:max_codes])
+    return {"sheets": sheets, "columns": columns, "values": (np.linspace(-1, 1, 15) * code_reach(model)).tolist()}
+
+
+def traversal_picture(model: Any, labels: Sequence[str] = ()) -> Image.Image:
+    """Draw a latent traversal: rows are codes, columns are 10 values of that code; all else stays at 0."""
+    return image_grid(next(traversals(model))[1], _row_labels(model, labels))
+
+
+def traversal_frames(model: Any, labels: Sequence[str] = ()) -> list[Image.Image]:
+    """Draw an animation in which every code (row) moves to and fro, in four base images (columns)."""
+    images = torch.stack([images for _, images in traversals(model, 4, num_values=9)])  # [4, K, 9, C, H, W]
+    frames = [image_grid(frame, _row_labels(model, labels)) for frame in images.permute(2, 1, 0, 3, 4, 5)]
+    return frames + frames[-2:0:-1]
+
+
+def _row_labels(model: Any, labels: Sequence[str]) -> list[str]:
+    return [f"c{i + 1}" + (f"  {labels[i]}" if labels else "") for i in range(model.num_codes)]
+
+
+def samples_picture(model: Any, rows: int = 8, columns: int = 8, seed: int = 0) -> Image.Image:
+    return image_grid(model.sample(rows * columns, seed).unflatten(0, (rows, columns)), shortest=32)
+
+
+def followed_factors(votes: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Name the factor that each code follows, with its share of the code's votes: "posY 97 %".
+
+    `votes` [K, F] counts the groups of each factor for which a code voted. A code gets "–" unless its best share
+    exceeds chance, 1 / F, by three standard errors.
+    """
+    total, chance = votes.sum(1).clip(min=1), 1 / votes.shape[1]
+    limit = chance + 3 * (chance * (1 - chance) / total) ** 0.5
+    best = zip(votes.argmax(1), votes.max(1) / total, limit)
+    return [f"{names[f]} {100 * share:.0f} %" if share > least else "–" for f, share, least in best]

@@ -35,15 +35,12 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
     kinds = {"config.json": run_page, "ranking.json": selection_page, ".sweep": sweep_page, "*/config.json": sweep_page}
     page = next((page for pattern, page in kinds.items() if any(folder.glob(pattern))), None)
     if page is None:
-        raise InputError(
-            f"{folder} holds neither config.json nor ranking.json nor run folders; "
-            "expected a run folder, or the --out of crgan.select or crgan.sweep"
-        )
+        raise InputError(f"{folder} holds neither config.json nor ranking.json; expected a run, a selection or a sweep")
     try:
         text = page(folder)
-    except InputError:
-        raise
     except (LookupError, ValueError, TypeError, AttributeError, OSError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"the files in {folder} are damaged, or not of this library ({error!r})") from error
     write_atomically(folder / "report.html", lambda temporary: temporary.write_text(text, "utf-8", "replace"))
     print(f"wrote {folder / 'report.html'}")
@@ -55,10 +52,10 @@ def render(template: str, folder: Path, **content: Any) -> str:
 
     environment = Environment(loader=PackageLoader("crgan"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["number"] = number
-    templates = Path(__file__).parent / "templates"
-    script, style = ((templates / name).read_text("utf-8") for name in ("report.js", "style.css"))
-    content |= {"digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}
-    return environment.get_template(template).render(title=folder.resolve().name, script=script, style=style, **content)
+    script = (Path(__file__).parent / "templates" / "report.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    title = folder.resolve().name
+    return environment.get_template(template).render(title=title, script=script, digest=digest, **content)
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -69,9 +66,9 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def run_page(folder: Path) -> str:
-    about, rows, checkpoint = _read(folder / "config.json"), _losses(folder), latest(folder)
-    config, last = about["config"], max((row["step"] for row in rows), default=0)
-    marks = schedule_marks(config, last)
+    about, checkpoint = _read(folder / "config.json"), latest(folder)
+    config, (rows, step, scored) = about["config"], _losses(folder)
+    marks = schedule_marks(config, step)
     model, problem = _open(folder)
     return render(
         "run.html",
@@ -80,9 +77,9 @@ def run_page(folder: Path) -> str:
         config=config,
         paper=Config().to_json(),
         topics={topic.__name__: [field.name for field in fields(topic)] for topic in TOPICS},
-        step=last,
+        step=step,
         seconds=_read(checkpoint / "state.json").get("seconds") if checkpoint else None,
-        scored=_last_scored(rows),
+        scored=scored,
         marks=marks,
         curves=curves(rows, marks),
         problem=problem,
@@ -119,14 +116,13 @@ def selection_page(folder: Path) -> str:
 
 
 def sweep_page(folder: Path) -> str:
-    states = {row["run"]: row["state"] for row in _read(folder / ".sweep" / "sweep.json", [])}
+    states = {row["name"]: row["state"] for row in _read(folder / ".sweep" / "sweep.json", [])}
     runs = []
     for name in sorted({*states, *(path.parent.name for path in folder.glob("*/config.json"))}):
-        run, rows = folder / name, _losses(folder / name)
-        row = {"name": name, "state": states.get(name), "has_page": (run / "report.html").is_file()}
-        row |= {"score": _last_scored(rows).get("factor_vae"), "step": rows[-1]["step"] if rows else 0}
-        row |= {"config": _read(run / "config.json", {}).get("config", {})}
-        runs.append(row | {"thumbnail": _picture(run / "traversal.png", (240, 160))})
+        run, (_, step, scored) = folder / name, _losses(folder / name)
+        row = {"name": name, "state": states.get(name), "has_page": (run / "report.html").is_file(), "step": step}
+        row |= {"score": scored.get("factor_vae"), "thumbnail": _picture(run / "traversal.png", (240, 160))}
+        runs.append(row | {"config": _read(run / "config.json", {}).get("config", {})})
     runs.sort(key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True)
     found = [row["config"] for row in runs if row["config"]]
     varied = [key for key in Config().to_json() if len({str(config.get(key)) for config in found}) > 1]
@@ -137,14 +133,12 @@ def _read(path: Path, default: Any = None) -> Any:
     return default if default is not None and not path.is_file() else json.loads(path.read_text())
 
 
-def _losses(folder: Path) -> list[dict[str, Any]]:
+def _losses(folder: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:
+    """Return the rows of metrics.jsonl, the last step, and the last row with a score."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a kill may leave half of one at the end
-    return [json.loads(line) for line in lines]
-
-
-def _last_scored(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
-    return next((row for row in reversed(rows) if "factor_vae" in row), {})
+    rows = [json.loads(line) for line in lines]
+    return rows, rows[-1]["step"] if rows else 0, next((row for row in reversed(rows) if "factor_vae" in row), {})
 
 
 def _picture(path: Path, size: tuple[int, int] | None = None) -> str | None:
@@ -159,7 +153,7 @@ def _picture(path: Path, size: tuple[int, int] | None = None) -> str | None:
 def _open(folder: Path) -> tuple[Any, str]:
     """Return the model of a run folder or an exported one, or None and the reason."""
     try:
-        return open_models([str(folder)])[0], ""
+        return open_models(str(folder))[0], ""
     except (InputError, OSError) as error:
         return None, str(error)
 
@@ -174,7 +168,7 @@ def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
     except (InputError, OSError) as error:
         return {"problem": f"The codes cannot be compared with the factors: {error}."}
     factors = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
-    votes = found["factor_vae"]["votes"] if "factor_vae" in found else None
+    votes = found.get("factor_vae", {}).get("votes")
     labels = [] if votes is None else pictures.followed_factors(votes, factors)
     return {"factors": factors, "mig": found.get("mig"), "votes": votes, "labels": labels}
 
@@ -197,7 +191,7 @@ def _best_and_worst(folder: Path, models: Sequence[Any], tables: Tables) -> list
         places = [base / name for base in (Path(), *folder.resolve().parents)]  # names may be relative
         model, problem = _open(next((place for place in places if place.is_dir()), folder / name))
         if model is not None:
-            images = pictures.traversal_images(model.model, num_values=7)[:MAX_CODES].cpu()
+            images = next(pictures.traversals(model.model, num_values=7))[1][:MAX_CODES]
             votes = tables.get((i, 0), np.zeros((len(images) + 1, 1)))[:-1]
             follows = pictures.followed_factors(votes, [f"c{k + 1}" for k in range(votes.shape[1])])
             for k in sorted(range(len(images)), key=lambda k: (follows[k] == "–", votes[k].argmax())):

@@ -1,7 +1,6 @@
 """A pool of runs: `python -m crgan.sweep PRESET --seeds 0:10 --set cr_weight=0.5,1,2 --out DIR`.
 
-Every run is a process `python -m crgan.train` with flags of its own, in a folder of its own. The same command again
-skips what is finished and continues what was begun.
+Every run is a process `python -m crgan.train` with flags and a folder of its own.
 """
 
 import functools
@@ -12,8 +11,8 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing, suppress
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,35 +27,35 @@ from .files import write_json
 
 @dataclass(eq=False)
 class Run:
-    """One run of a sweep, and what its files say of it."""
+    """One run of a sweep."""
 
-    name: str
     arguments: list[str]  # of python
     cfg: Config
     out: Path
-    log: Path
-    state: str = "waiting"  # running, done, failed, stopped
-    result: int | Exception = 0
-    step: int = 0
-    factor_vae: float | None = None
+    result: int | Exception | None = None  # its exit code, once it has ended
 
-    def look(self) -> None:
-        """Read the last step and score from metrics.jsonl."""
+    @property
+    def log(self) -> Path:
+        return self.out.parent / ".sweep" / f"{self.out.name}.log"
+
+    @property
+    def state(self) -> str:
+        if self.result is None:
+            return "running" if self.log.exists() else "waiting"  # wherever it runs
+        return "failed" if self.result else "done"
+
+    @property
+    def step(self) -> int:
+        """Return the last step in metrics.jsonl, whose last line may be half a line."""
         path = self.out / "metrics.jsonl"
-        for line in path.read_bytes()[-65536:].split(b"\n") if path.exists() else ():
-            with suppress(ValueError, KeyError, TypeError):  # half a line, or damaged by a power cut
-                values = json.loads(line)
-                self.step, self.factor_vae = values["step"], values.get("factor_vae", self.factor_vae)
-
-
-Ends = Generator[tuple[Run, int | Exception] | None, None, None]  # the run that has ended and its exit code, or a tick
+        tail = path.read_bytes()[-4096:] if path.exists() else b""
+        return max(map(int, re.findall(rb'^{"step": (\d+),.*}$', tail, re.MULTILINE)), default=0)
 
 
 def expand(preset: str, out: Path, settings: Sequence[str], flags: Sequence[str] = ()) -> list[Run]:
     """Return the runs of a grid: every combination of the values of `settings`, "field=value,value" or "field=0:10".
 
-    `flags` of crgan.train apply to every run. A run is named after its settings and its seed. What crgan.train does
-    not take ends the process with its message.
+    The flags of crgan.train in `flags` apply to every run. What it does not take ends the process with its message.
     """
     from .train import parse
 
@@ -66,22 +65,22 @@ def expand(preset: str, out: Path, settings: Sequence[str], flags: Sequence[str]
         span = re.fullmatch(r"(\d+):(\d+)", values)
         found = span and [str(value) for value in range(int(span[1]), int(span[2]))]
         axes.setdefault(field.replace("-", "_"), []).extend(found or values.split(","))
-    runs: dict[str, Run] = {}
+    runs: dict[Path, Run] = {}
     for chosen in (dict(zip(axes, values)) for values in product(*axes.values())):
         own = [*flags, *(f"--{field}={value}" for field, value in chosen.items())]
         _, cfg, _ = parse([preset, *own])
-        name = ",".join(f"{field}={value}" for field, value in (chosen | {"seed": cfg.seed}).items()).replace("/", "_")
-        folder, log = out.resolve() / name, out.resolve() / ".sweep" / f"{name}.log"
+        name = ",".join(f"{field}={value}" for field, value in (chosen | {"seed": cfg.seed}).items())
+        folder = out.resolve() / name.replace("/", "_")
         if cfg.root:
             own.append(f"--root={Path(cfg.root).expanduser().resolve()}")  # as workers run in other folders
-        runs[name] = Run(name, ["-m", "crgan.train", preset, *own, "--out", str(folder)], cfg, folder, log)
+        runs[folder] = Run(["-m", "crgan.train", preset, *own, "--out", str(folder)], cfg, folder)
     return list(runs.values())
 
 
-def run_here(runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) -> Ends:
+def run_here(runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) -> Generator[Any, None, None]:
     """Train `runs`, `jobs` at once, each with `threads` CPU threads and one of the `gpus`, if any.
 
-    When it is closed or interrupted, the runs save and end.
+    Yields each run that has ended with its exit code, and None in between. When it is closed, the runs save and end.
     """
     from .cluster import start_python
 
@@ -104,26 +103,6 @@ def run_here(runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) 
             process.terminate()
         for _, process in active.values():
             process.wait()
-
-
-def follow(runs: Sequence[Run], ends: Ends, stopped: Callable[[], int]) -> None:
-    """Keep the states of the runs, and show their progress, until all have ended or `stopped()`."""
-    with cli.progress() as progress, closing(ends):
-        progress.start("sweep", sum(run.cfg.steps for run in runs), sum(run.step for run in runs), "steps")
-        for ended in ends:
-            if stopped():
-                break
-            for run in runs:
-                if run.state in ("waiting", "running") and run.log.exists():  # wherever it runs
-                    run.state = "running"
-                    run.look()
-            if ended is not None:
-                run, run.result = ended
-                run.state = "failed" if run.result else "done"
-            counts = Counter(run.state for run in runs)
-            progress.update(sum(run.step for run in runs), ", ".join(f"{n} {state}" for state, n in counts.items()))
-    for run in runs:
-        run.state = "stopped" if run.state == "running" else run.state
 
 
 def sweep(
@@ -164,12 +143,12 @@ def sweep(
         print("\n".join(shlex.join(["python", *run.arguments]) for run in runs))
         return
     table = out / ".sweep" / "sweep.json"
-    rows = json.loads(table.read_text()) if table.exists() else []
-    done = [row["arguments"] for row in rows if row["state"] == "done"]
+    before = json.loads(table.read_text()) if table.exists() else []
+    rows = {row["name"]: row for row in before if (out / row["name"]).exists()}  # also those of earlier grids
     for run in runs:
-        run.look()
-        run.state = "done" if run.arguments in done and run.out.exists() else "waiting"
-    due = [run for run in runs if run.state == "waiting"]
+        if (row := rows.get(run.out.name)) and row["state"] == "done" and row["arguments"] == run.arguments:
+            run.result = 0
+    due = [run for run in runs if run.result is None]
     if ray:
         use_gpus = cluster.connect(ray) and device != "cpu"
         work = {run: (run.arguments, str(run.log)) for run in due}
@@ -184,18 +163,27 @@ def sweep(
     table.parent.mkdir(parents=True, exist_ok=True)
     for run in due:
         run.log.unlink(missing_ok=True)
-    with cli.stop_signal() as stopped:
-        follow(runs, ends, stopped)
+    with cli.stop_signal() as stopped, cli.progress() as progress, closing(ends):
+        progress.start("sweep", sum(run.cfg.steps for run in runs), sum(run.step for run in runs), "steps")
+        for ended in ends:
+            if stopped():
+                break
+            if ended is not None:
+                run, run.result = ended
+            counts = Counter(run.state for run in runs)
+            progress.update(sum(run.step for run in runs), ", ".join(f"{n} {state}" for state, n in counts.items()))
         number = stopped()
-    shown = ("name", "state", "step", "factor_vae", "arguments")
-    write_json(table, [{key: getattr(run, key) for key in shown} for run in runs])
+    for run in runs:
+        name, state = run.out.name, run.state.replace("running", "stopped")
+        rows[name] = {"name": name, "state": state, "step": run.step, "arguments": run.arguments}
+    write_json(table, list(rows.values()))
     if number:
         print(f"stopped; what had begun in {out} was saved and the same command continues it")
         sys.exit(128 + number)
-    failed = [run for run in runs if run.state == "failed"]
+    failed = [run for run in runs if run.result]
     for run in failed:
         *_, line = ["no word", *run.log.read_text(errors="replace").strip().splitlines()]
-        print(f"failed: {run.name}: {line} (ended with {run.result}; log: {run.log})", file=sys.stderr)
+        print(f"failed: {run.out.name}: {line} (ended with {run.result}; log: {run.log})", file=sys.stderr)
     print(f"{len(runs) - len(failed)} of {len(runs)} runs are done; `crgan select {out}/* --out choice` ranks them")
     if failed:
         sys.exit(1)

@@ -241,9 +241,9 @@ def evaluate(run: Run) -> dict[str, float]:
         scores["factor_vae"] = result["factor_vae"]["score"]
         labels = pictures.followed_factors(result["factor_vae"]["votes"], varying)
     traversal, samples = pictures.traversal_picture(model, labels), pictures.samples_picture(model)
-    pictures.save_picture(traversal, run.out / "traversal.png")
-    pictures.save_picture(samples, run.out / "samples.png")
-    pictures.save_animation(pictures.traversal_frames(model, labels), run.out / "traversal.gif")
+    pictures.save(run.out / "traversal.png", traversal)
+    pictures.save(run.out / "samples.png", samples)
+    pictures.save(run.out / "traversal.gif", *pictures.traversal_frames(model, labels))
     run.log.write(run.step, scores, traversal=traversal, samples=samples)
     return scores
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from crgan import PRESETS, checkpoint
-from crgan.pictures import save_picture
+from crgan.pictures import save
 
 CFG = replace(PRESETS["quick"], width=4, hidden=8, steps=300, cr_start=200, blur_steps=100)
 
@@ -25,15 +25,12 @@ def write_run(folder: Path, cfg=CFG, shape=(3, 16, 16), seed: int = 0) -> Path:
     rows += [{"step": 300, "discriminator": 1.5, "generator": 0.25, "info": -7.5, "contrastive": 0.125}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("traversal.png", "samples.png"):
-        save_picture(Image.new("RGB", (32, 16)), folder / name)
+        save(folder / name, Image.new("RGB", (32, 16)))
     return folder
 
 
 def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 500) -> Path:
-    """Write ranking.json and scores.h5 of a pool in the order of its rank; returns the folder.
-
-    The codes of the models have orders of their own; the later ones err more often.
-    """
+    """Write ranking.json and scores.h5 of a pool whose codes differ in order; the later models err more often."""
     N, skill, keys = len(names), np.linspace(0.99, 0.4, len(names)), [f"key{i}" for i in range(len(names))]
     models = [
         {"rank": i + 1, "name": name, "score": 0.8 * skill[i], "standard_error": 0.01, "own_score": skill[i]}
@@ -42,7 +39,7 @@ def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 50
     ]
     sentences = [f"{names[0]} is ahead of {names[1]}", "warning: the pool splits"]
     ranking = {"method": "centrality", "sentences": sentences, "groups": groups, "group_size": 100, "budget": 1.0}
-    ranking |= {"clusters": [names[: N // 2], names[N // 2 :]], "rank_correlation": 0.93, "models": models}
+    ranking |= {"clusters": [names[: N // 2], names[N // 2 :]], "models": models}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ranking.json").write_text(json.dumps(ranking))
     draw, held = np.random.default_rng(0), np.arange(groups) % K

@@ -45,37 +45,35 @@ def run_text(run):
     return page(run)
 
 
-# ---------------------------------------------------------------- pictures
-
-
 @pytest.mark.parametrize("prior", ["uniform", "normal"])
-def test_every_row_of_a_traversal_holds_the_base_image(model, prior):
-    model.prior = prior
-    for columns, images in pictures.base_traversals(model, 3, num_values=5):
+def test_every_row_of_a_traversal_holds_the_base_image(model, prior, monkeypatch):
+    monkeypatch.setattr(model, "prior", prior, raising=False)
+    for columns, images in pictures.traversals(model, 3, num_values=5):
         assert images.shape == (4, 5, 3, 16, 16)
         base = images[torch.arange(4), torch.tensor(columns)]
         torch.testing.assert_close(base, base[:1].expand_as(base))
     assert columns == [2, 2, 2, 2]  # the last one is that of codes 0
-    model.prior = "uniform"
+
+
+def test_a_row_names_a_factor_only_where_the_votes_exceed_chance():
+    votes = np.array([[90, 10, 0], [34, 33, 33], [0, 0, 0], [48, 26, 26]])
+    assert pictures.followed_factors(votes, ["x", "y", "z"]) == ["x 90 %", "–", "–", "x 48 %"]
 
 
 def test_an_animation_moves_to_and_fro_for_ever(model, tmp_path):
-    pictures.save_animation(pictures.traversal_frames(model, ["posX 99 %"] * 4), tmp_path / "traversal.gif")
+    pictures.save(tmp_path / "traversal.gif", *pictures.traversal_frames(model, ["posX 99 %"] * 4))
     with Image.open(tmp_path / "traversal.gif") as gif:
         assert gif.n_frames == 16
         assert gif.info["loop"] == 0
 
 
-def test_sprite_sheets_stay_within_their_size(model):
+def test_sprite_sheets_have_a_row_for_each_code_and_stay_within_their_size(model):
     found = pictures.sprite_sheets(model, 3)
     assert len(found["sheets"]) == 6
     assert all(len(columns) == 3 for columns in found["columns"])
     with Image.open(io.BytesIO(base64.b64decode(found["sheets"][0].partition(",")[2]))) as sheet:
         assert sheet.size == (15 * 16, 3 * 16)
     assert len(pictures.sprite_sheets(model, 3, max_size=1)["sheets"]) == 1
-
-
-# ---------------------------------------------------------------- figures
 
 
 def test_curves_share_a_panel_only_where_they_share_a_scale():
@@ -94,9 +92,6 @@ def test_marks_are_the_steps_where_the_schedule_changes():
 def test_numbers_read_as_a_reader_expects():
     values = 0.12345, -1.0, 12345, 0, np.int64(0), None, "x"
     assert [number(x) for x in values] == ["0.123", "−1.000", "12,345", "0", "0", "–", "x"]
-
-
-# ---------------------------------------------------------------- a run
 
 
 def test_a_run_is_shown_whole(run_text):
@@ -143,29 +138,23 @@ def test_scores_say_of_which_checkpoint_and_protocol_they_are(run):
     assert "dci completeness" in text
 
 
-def test_a_run_without_a_model_shows_its_pictures_and_says_why(tmp_path, run):
-    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoint", "metrics.jsonl"))
-    text = page(tmp_path / "copy")
+def test_what_a_run_lacks_is_said(tmp_path, run, run_text):
+    """No model and no losses; no data; half a line, which a kill left."""
+    for name, without in (("bare", ("checkpoint", "metrics.jsonl")), ("no data", ()), ("killed", ())):
+        shutil.copytree(run, tmp_path / name / "run", ignore=shutil.ignore_patterns(*without))
+    text = page(tmp_path / "bare" / "run")
     assert text.count('<img src="data:image/') == 2
-    for problem in ("cannot be opened", "No losses have been written yet"):
-        assert problem in text
-
-
-def test_a_run_whose_data_are_gone_keeps_its_traversals(tmp_path, run):
-    shutil.copytree(run, tmp_path / "copy")
+    assert "cannot be opened" in text
+    assert "No losses have been written yet" in text
     about = json.loads((run / "config.json").read_text())
     about["config"] |= {"data": "cars3d", "root": str(tmp_path / "gone")}
-    (tmp_path / "copy" / "config.json").write_text(json.dumps(about))
-    text = page(tmp_path / "copy")
+    (tmp_path / "no data" / "run" / "config.json").write_text(json.dumps(about))
+    text = page(tmp_path / "no data" / "run")
     assert 'type="range"' in text
     assert "cannot be compared with the factors" in text
-
-
-def test_a_run_that_was_killed_while_it_wrote_a_line_is_shown_without_it(tmp_path, run, run_text):
-    shutil.copytree(run, tmp_path / "run")
-    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+    with (tmp_path / "killed" / "run" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 300, "d"')
-    assert page(tmp_path / "run") == run_text
+    assert page(tmp_path / "killed" / "run") == run_text
 
 
 def test_what_cannot_be_shown_is_named(tmp_path, capsys):
@@ -175,9 +164,6 @@ def test_what_cannot_be_shown_is_named(tmp_path, capsys):
         assert problem in capsys.readouterr().err
         assert not (tmp_path / "report.html").exists()
         (tmp_path / "config.json").write_text("{")
-
-
-# ---------------------------------------------------------------- a selection
 
 
 def test_votes_are_read_by_cache_key(tmp_path):
@@ -190,7 +176,14 @@ def test_votes_are_read_by_cache_key(tmp_path):
 def test_a_selection_is_shown_whole(tmp_path, run):
     folder = write_selection(tmp_path / "choice", [str(run), "gone/b", "gone/c"], K=4, groups=40)
     text = page(folder)
-    for part in ("the pool splits", "is ahead of", "is no model", "0.93", 'alt="Traversal of c1"'):
+    for part in (
+        "the pool splits",
+        "is ahead of",
+        "is no model",
+        "Against the labels",
+        "0.93",
+        'alt="Traversal of c1"',
+    ):
         assert part in text
     assert text.count("<td tabindex=") == 9
     found = data_of(text)
@@ -202,13 +195,10 @@ def test_a_selection_is_shown_whole(tmp_path, run):
 def test_a_selection_without_votes_shows_its_picture(tmp_path):
     models = [{"rank": 1, "name": "a", "score": 0.5}, {"rank": 2, "name": "b", "score": 0.25}]
     (tmp_path / "ranking.json").write_text(json.dumps({"method": "udr-lasso", "models": models}))
-    pictures.save_picture(Image.new("RGB", (8, 8)), tmp_path / "similarity.png")
+    pictures.save(tmp_path / "similarity.png", Image.new("RGB", (8, 8)))
     text = page(tmp_path)
     assert "by udr-lasso" in text
     assert 'alt="Similarity of all models, by rank"' in text
-
-
-# ---------------------------------------------------------------- a sweep
 
 
 def test_a_sweep_is_a_table_of_its_runs(tmp_path):
@@ -216,7 +206,7 @@ def test_a_sweep_is_a_table_of_its_runs(tmp_path):
         write_run(tmp_path / f"seed={seed}", seed=seed)
     (tmp_path / "seed=0" / "report.html").touch()
     (tmp_path / ".sweep").mkdir()
-    (tmp_path / ".sweep" / "sweep.json").write_text(json.dumps([{"run": "seed=2", "state": "failed"}]))
+    (tmp_path / ".sweep" / "sweep.json").write_text(json.dumps([{"name": "seed=2", "state": "failed"}]))
     text = page(tmp_path)
     assert re.findall(r"<td>(?:<a[^>]*>)?(seed=\d)", text) == ["seed=0", "seed=1", "seed=2"]
     assert text.count("data:image/") == 2

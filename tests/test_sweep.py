@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from crgan import PRESETS, checkpoint, cluster, sweep
+from crgan import PRESETS, checkpoint, cluster, report, sweep
 from crgan.sweep import Run, expand, main
 from crgan.train import fit as train
 from crgan.train import parse
@@ -31,61 +31,68 @@ def rows_of(pool):
 def test_the_grid_is_every_combination(tmp_path):
     runs = expand("quick", tmp_path, ["cr-weight=0,0.5", "gap_switch=None,7", "seed=3:6"], ["--lr-g", "1e-4"])
     assert len(runs) == 2 * 2 * 3
-    assert runs[0].name == "cr_weight=0,gap_switch=None,seed=3"
-    assert runs[0].out == tmp_path / runs[0].name
+    assert runs[0].out == tmp_path / "cr_weight=0,gap_switch=None,seed=3"
     assert {(r.cfg.cr_weight, r.cfg.gap_switch, r.cfg.seed) for r in runs} == {
         (w, g, s) for w in (0.0, 0.5) for g in (None, 7) for s in (3, 4, 5)
     }
     base = replace(PRESETS["quick"], lr_g=1e-4)
     assert all(replace(r.cfg, cr_weight=1.0, gap_switch=None, seed=0) == base for r in runs)
-    assert [run.name for run in expand("quick", tmp_path, ["width=8", "width=16"])] == [
-        "width=8,seed=0",
-        "width=16,seed=0",
-    ]
+    names = [run.out.name for run in expand("quick", tmp_path, ["width=8", "width=16"])]
+    assert names == ["width=8,seed=0", "width=16,seed=0"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["nope"], "nope"),
-        (["quick", "--jobs", "0"], "--jobs is 0"),
-        (["quick", "--device", "tpu"], "tpu"),
-        (["quick", "--seeds", "0:0"], "0:0"),
-        (["quick", "--set", "lr-g=fast"], "'fast'"),
-        (["quick", "--set", "widht=1"], "--widht"),
-        (["quick", "--set", "width=0"], "width is 0"),
-        (["quick", "--set", "data=dsprite"], "'dsprite'; did you mean dsprites"),
-        (["quick", "--stpes", "3"], "--stpes"),
-        (["cars3d", "--root", "/nowhere"], "/nowhere"),
-    ],
-)
-def test_a_bad_flag_is_named_before_anything_runs(tmp_path, capsys, flags, named):
+MISTAKES = {
+    "nope": "nope",
+    "quick --jobs 0": "--jobs is 0",
+    "quick --device tpu": "tpu",
+    "quick --seeds 0:0": "0:0",
+    "quick --set lr-g=fast": "'fast'",
+    "quick --set widht=1": "--widht",
+    "quick --set width=0": "width is 0",
+    "quick --set data=dsprite": "'dsprite'; did you mean dsprites",
+    "quick --stpes 3": "--stpes",
+    "cars3d --root /nowhere": "/nowhere",
+}
+
+
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_a_bad_flag_is_named_before_anything_runs(tmp_path, capsys, flags):
     with pytest.raises(SystemExit, match="2"):
-        main([*flags, "--out", str(tmp_path / "pool")])
-    assert named in capsys.readouterr().err
+        main([*flags.split(), "--out", str(tmp_path / "pool")])
+    assert MISTAKES[flags] in capsys.readouterr().err
     assert not (tmp_path / "pool").exists()
 
 
-def test_what_a_dry_run_prints_can_be_run(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("root", ["--root=~/data", "--set root=~/data"])
+def test_what_a_dry_run_prints_can_be_run(tmp_path, capsys, monkeypatch, root):
     monkeypatch.setenv("HOME", str(tmp_path))
-    main(["quick", "--seeds=3", "--set", "cr-weight=0", "--steps=20", "--out=~/pool", "--root=~/data", "--dry-run"])
+    main(["quick", "--seeds=3", "--set", "cr-weight=0", "--steps=20", "--out=~/pool", *root.split(), "--dry-run"])
     words = shlex.split(capsys.readouterr().out)
     assert words[:4] == ["python", "-m", "crgan.train", "quick"]
     _, cfg, flags = parse(words[3:])
-    root = str(tmp_path / "data")
-    assert cfg == replace(PRESETS["quick"], seed=3, cr_weight=0.0, steps=20, threads=1, root=root)
-    assert flags.out == tmp_path / "pool" / "cr_weight=0,seed=3"
+    changes = {"seed": 3, "cr_weight": 0.0, "steps": 20, "threads": 1, "root": str(tmp_path / "data")}
+    assert cfg == replace(PRESETS["quick"], **changes)
+    assert flags.out.match(f"{tmp_path}/pool/cr_weight=0,*seed=3")
 
 
-def test_the_last_step_and_score_are_read(tmp_path):
-    run = Run("a", [], PRESETS["quick"], tmp_path, tmp_path / "log")
-    run.look()
-    assert (run.step, run.factor_vae) == (0, None)
-    (tmp_path / "metrics.jsonl").write_bytes(
-        b'{"step": 100, "factor_vae": 0.5}\n\0\0\n' + b'{"step": 200, "d": 1.4}\n' * 100 + b'{"step": 300, "d"'
-    )
-    run.look()
-    assert (run.step, run.factor_vae) == (200, 0.5)
+def test_the_last_step_is_read(tmp_path):
+    run = Run([], PRESETS["quick"], tmp_path)
+    assert run.step == 0
+    rows = b'{"step": 100, "factor_vae": 0.5}\n\0\0\n' + b'{"step": 200, "d": 1.4}\n' * 100 + b'{"step": 300, "d"'
+    (tmp_path / "metrics.jsonl").write_bytes(rows)
+    assert run.step == 200
+
+
+def test_runs_of_an_earlier_grid_stay_in_the_table(tmp_path, monkeypatch):
+    def train(runs, *_):
+        for run in runs:
+            run.out.mkdir()  # which fails for a run that is done
+            yield run, 0
+
+    monkeypatch.setattr(sweep, "run_here", train)
+    for seeds in ("0:2", "1:3"):
+        main(["quick", "--seeds", seeds, "--out", str(tmp_path)])
+    assert [(row["name"], row["state"]) for row in rows_of(tmp_path)] == [(f"seed={n}", "done") for n in range(3)]
 
 
 def test_finished_half_done_and_failed_runs(tmp_path, capsys):
@@ -100,15 +107,15 @@ def test_finished_half_done_and_failed_runs(tmp_path, capsys):
         with pytest.raises(SystemExit, match="1"):
             main(command)
         said = capsys.readouterr().err
-        assert f"failed: {broken.name}: error: the loss" in said
+        assert f"failed: {broken.out.name}: error: the loss" in said
         assert str(broken.log) in said
         assert [row["state"] for row in rows_of(pool)] == ["done", "done", "failed"]
         states.append((half.log.stat().st_mtime_ns, other.log.stat().st_mtime_ns))
     assert states[0] == states[1]
     assert "continuing from" in half.log.read_text()
-    assert [row["factor_vae"] is None for row in rows_of(pool)] == [False, False, True]
-    shown = {path.name for path in pool.iterdir() if not path.name.startswith(".")}
-    assert shown == {run.name for run in (half, other, broken)}  # what DIR/* hands on
+    assert {path for path in pool.glob("[!.]*")} == {run.out for run in (half, other, broken)}  # what DIR/* hands on
+    report.main([str(pool)])
+    assert (pool / "report.html").read_text().count("<td>failed</td>") == 1
     if os.environ.get("OMP_NUM_THREADS") == "1":  # the same bits as without a sweep and an interruption
         train(half.cfg, tmp_path / "straight", "cpu")
         assert bytes_of(tmp_path / "straight") == bytes_of(half.out)
