@@ -44,7 +44,7 @@ class LoadedModel:
             with eval_mode([self]), torch.inference_mode():
                 images = self._call("sample", (2, None, None, None), 2, 0)
                 shape = shape or images.shape[1:]
-                num_codes = num_codes or self._call("encode", (2, None), images.to(self.dtype)).shape[-1]
+                num_codes = num_codes or self._call("encode", (2, None), images.to(self.device, self.dtype)).shape[-1]
         self.image_shape, self.num_codes = tuple(shape), int(num_codes)
 
     @cached_property

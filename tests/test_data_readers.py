@@ -19,8 +19,8 @@ from data_files import as_float, everything, refused, stored, use_small_files, w
 from PIL import Image
 
 from crgan import checkpoint, ops, train
-from crgan.data import READERS, load, readers, storage
-from crgan.data.batches import RealImages
+from crgan.data import READERS, RealImages, load, readers, storage
+
 from crgan.errors import InputError
 from crgan.evaluate import evaluate
 from crgan.files import write_atomically

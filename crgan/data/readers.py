@@ -5,7 +5,6 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,7 +14,7 @@ import scipy.io
 from PIL import Image, ImageOps
 
 from ..errors import InputError
-from .dataset import Dataset, expect, factor_fields, from_stored
+from .dataset import Dataset, expect, from_stored
 from .rendered import CIRCULAR, DSPRITES, SHAPES3D
 from .storage import cached, images, reading
 
@@ -24,7 +23,6 @@ CARS3D = {"elevation": 4, "azimuth": 24, "object": 183}
 SMALLNORB = {"category": 5, "elevation": 9, "azimuth": 18, "lighting": 6}
 TEAPOTS = ("azimuth", "elevation", "red", "green", "blue")
 NORB_IMAGES, MNIST_IMAGES, CELEBA_IMAGES = 24_300, 60_000, 202_599  # per file
-_NORB_BYTES, _NORB_INTEGERS, _IDX_IMAGES, _IDX_LABELS = 0x1E3D4C55, 0x1E3D4C54, 2051, 2049  # first integers of files
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 
 
@@ -43,15 +41,13 @@ def read_grid(path: Path, name: str, factors: dict[str, int]) -> Dataset:
 
 
 def teapots(path: Path) -> Dataset:
-    """Read 3D Teapots (Eastwood and Williams 2018), 3x64x64.
+    """Read 3D Teapots (Eastwood and Williams 2018), 3x64x64, with its five generative values where the file has them.
 
-    The five generative values are random, without a grid: `table` has ten equal classes of each.
+    They are random, without a grid: `table` has ten equal classes of each.
     """
-    dataset = from_stored("teapots", images(path, "images", (64, 64, 3)), {})
     with np.load(path, allow_pickle=False) as file:
-        if "gts" not in file:
-            return dataset
-        return replace(dataset, **factor_fields("gts", len(dataset), file["gts"], TEAPOTS))
+        values = file["gts"] if "gts" in file else None
+    return from_stored("teapots", images(path, "images", (64, 64, 3)), [] if values is None else TEAPOTS, values)
 
 
 def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> Dataset:
@@ -66,23 +62,16 @@ def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> D
             digits = file["y_train"]
     else:
         labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-        stored = read_raw(path, (_IDX_IMAGES, MNIST_IMAGES, 28, 28), ">u1", (MNIST_IMAGES, 28, 28))
-        digits = read_raw(labels, (_IDX_LABELS, MNIST_IMAGES), ">u1", (MNIST_IMAGES,))
-
-    def variants() -> Iterator[np.ndarray]:
-        for image in stored:
-            turned = np.stack([np.rot90(image, k) for k in range(turns)]).repeat(blocks, 0)
-            for b in range(blocks if blocks > 1 else 0):
-                y, x = 4 + 10 * (b // 2), 4 + 10 * (b % 2)
-                turned[b::blocks, y : y + 10, x : x + 10] = 128
-            yield turned
-
+        stored = read_raw(path, 16, "u1", (MNIST_IMAGES, 28, 28))
+        digits = read_raw(labels, 8, "u1", (MNIST_IMAGES,))
+    stored = np.stack([np.rot90(stored, k, (1, 2)) for k in range(turns)], 1).repeat(blocks, 1)
+    for b in range(blocks if blocks > 1 else 0):
+        y, x = 4 + 10 * (b // 2), 4 + 10 * (b % 2)
+        stored[:, b::blocks, y : y + 10, x : x + 10] = 128
     image, turn, block = np.indices((len(digits), turns, blocks)).reshape(3, -1)
     factors = {"digit": 10} | {name: n for name, n in (("angle", turns), ("block", blocks)) if n > 1}
     table = np.stack([digits[image], turn, block], 1)[:, : len(factors)]
-    if turns > 1:
-        stored = cached(name, [path], (len(table), 28, 28), variants())
-    return from_stored(name, stored, factors, table, pad=2)
+    return from_stored(name, stored.reshape(-1, 28, 28), factors, table, pad=2)
 
 
 def adrenalmnist3d(path: Path) -> Dataset:
@@ -123,13 +112,12 @@ def smallnorb(path: Path) -> Dataset:
     The ten instances of a category are not a factor: each cell of the factors holds ten images.
     """
     n, files = NORB_IMAGES, [path, path.with_name(path.name.replace("46789", "01235").replace("training", "testing"))]
-    pairs = (pair for dat in files for pair in read_raw(dat, (_NORB_BYTES, 4, n, 2, 96, 96), "<u1", (n, 2, 96, 96)))
+    pairs = (pair for dat in files for pair in read_raw(dat, 24, "u1", (n, 2, 96, 96)))
     tables = []
     for dat in files:
         cat, info = (dat.with_name(dat.name.replace("-dat", part)) for part in ("-cat", "-info"))
-        category = read_raw(cat, (_NORB_INTEGERS, 1, n, 1, 1), "<i4", (n,))  # at least three sizes
-        _, elevation, azimuth, lighting = read_raw(info, (_NORB_INTEGERS, 2, n, 4, 1), "<i4", (n, 4)).T
-        tables.append(np.stack([category, elevation, azimuth // 2, lighting], 1))
+        _, elevation, azimuth, lighting = read_raw(info, 20, "<i4", (n, 4)).T
+        tables.append(np.stack([read_raw(cat, 20, "<i4", (n,)), elevation, azimuth // 2, lighting], 1))
     stored = cached("smallnorb", files, (2 * n, 64, 64), (_square(Image.fromarray(left))[None] for left, _ in pairs))
     return from_stored("smallnorb", stored, SMALLNORB, np.concatenate(tables))
 
@@ -162,28 +150,26 @@ def folder(root: Path) -> Dataset:
 
     Follows links. Leaves out what is hidden, and what this library wrote: pictures of runs and selections.
     """
-    files = sorted(_pictures(root))
+    files, seen = [], set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()  # a link led back
+        elif not {"metrics.jsonl", "ranking.json"} & {*names}:
+            found = (Path(place, name) for name in names if not name.startswith("."))
+            files += [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]
+        seen.add(real)
     if not files:
         raise InputError(f"{root} holds no images ({', '.join(sorted(_SUFFIXES))})")
+    files.sort()
 
     def pictures() -> Iterator[np.ndarray]:
         for path in files:
             with reading(path), Image.open(path) as file:
                 yield _square(_rgb(file))[None]
 
-    dataset = from_stored("folder", cached("folder", files, (len(files), 64, 64, 3), pictures()), {})
-    return replace(dataset, identity=f"{len(files)} pictures, {sum(path.stat().st_size for path in files)} bytes")
-
-
-def _pictures(root: Path) -> Iterator[Path]:
-    seen = set()
-    for place, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]  # links may lead back
-        if real not in seen and not {"metrics.jsonl", "ranking.json"} & {*names}:
-            found = (Path(place, name) for name in names if not name.startswith("."))
-            yield from (path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file())
-        seen.add(real)
+    identity = f"{len(files)} pictures, {sum(path.stat().st_size for path in files)} bytes"
+    return from_stored("folder", cached("folder", files, (len(files), 64, 64, 3), pictures()), {}, identity=identity)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -202,12 +188,10 @@ def _square(image: Image.Image, size: int = 64) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
 
-def read_raw(path: Path, header: Sequence[int], dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read an array that follows a header of 32-bit integers, in a plain or gzipped file."""
+def read_raw(path: Path, header: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read the array after a header of that many bytes, in a plain or gzipped file."""
     with reading(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        integers = np.array([*header], f"{dtype[0]}i4")
-        expect("header", np.frombuffer(file.read(integers.nbytes), integers.dtype).tolist(), integers.tolist())
-        return np.frombuffer(file.read(), dtype).reshape(shape)
+        return np.frombuffer(file.read(), dtype, offset=header).reshape(shape)
 
 
 _DSPRITES, _NORB = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64", "smallnorb-5x46789x9x18x6x2x96x96-training-dat.mat"

@@ -194,9 +194,9 @@ def _root(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return t.where((square > 0) & (t > 0), torch.inf)
 
 
-def _rendered(render: Callable[[Tensor], Tensor], shape: tuple[int, int, int], factors: dict[str, int]) -> Dataset:
+def _rendered(draw: Callable[[Tensor], Tensor], shape: tuple[int, int, int], factors: dict[str, int]) -> Dataset:
     names, sizes, about = tuple(factors), tuple(factors.values()), "rendered"
-    return Dataset(render.__name__, shape, prod(sizes), names, sizes, render, source=about, identity=about)
+    return Dataset(draw.__name__, shape, prod(sizes), names, sizes, draw, source=about, identity=about)
 
 
 RENDERED = {

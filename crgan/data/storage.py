@@ -45,37 +45,37 @@ def reading(path: Path) -> Iterator[None]:
 
 def images(path: Path, key: str, shape: tuple[int, ...], max_value: int = 255) -> np.ndarray:
     """Map the images `key` [N, *shape] of an .npz or HDF5 file as uint8: floats in [0, 1] become 0..max_value."""
-
-    def convert(count: int, blocks: Iterable[np.ndarray]) -> np.ndarray:
-        return cached(f"{path.stem}-{key}", [path], (count, *shape), (_as_uint8(key, b, max_value) for b in blocks))
-
+    name = f"{path.stem}-{key}"
     if path.suffix != ".npz":
         with h5py.File(path, locking=False) as file:
             data = file[key]
             expect(f"{key}: shape of an image", data.shape[1:], shape)
             chunk = data.chunks[0] if data.chunks else 1  # a part of a chunk costs as much to unpack as all of it
             step = chunk * max(1, _BLOCK // (data.dtype.itemsize * prod(shape)) // chunk)
-            return convert(len(data), (data[start : start + step] for start in range(0, len(data), step)))
+            blocks = (data[start : start + step] for start in range(0, len(data), step))
+            return cached(name, [path], data.shape, blocks, max_value)
     with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
         np.lib.format.read_magic(member)
         found, fortran, dtype = np.lib.format.read_array_header_1_0(member)
         expect(f"{key}: shape of an image, Fortran order", (found[1:], fortran), (shape, False))
-        entry, row = archive.getinfo(f"{key}.npy"), dtype.itemsize * prod(shape)
+        entry, step = archive.getinfo(f"{key}.npy"), max(1, _BLOCK // (row := dtype.itemsize * prod(shape)))
         if dtype == np.uint8 and entry.compress_type == zipfile.ZIP_STORED:
             with open(path, "rb") as raw:  # the member's own header may be longer than the directory says
                 raw.seek(entry.header_offset + 26)
                 names = np.frombuffer(raw.read(4), "<u2").sum(dtype=int)
             return np.memmap(path, np.uint8, "r", entry.header_offset + 30 + int(names) + member.tell(), found)
-        step = max(1, _BLOCK // row)
         parts = (member.read(step * row) for _ in range(0, found[0], step))
-        return convert(found[0], (np.frombuffer(part, dtype).reshape(-1, *shape) for part in parts))
+        blocks = (np.frombuffer(part, dtype).reshape(-1, *shape) for part in parts)
+        return cached(name, [path], found, blocks, max_value)
 
 
-def cached(name: str, sources: Sequence[Path], shape: tuple[int, ...], blocks: Iterable[np.ndarray]) -> np.ndarray:
-    """Map the uint8 images [N, ...] that `blocks` yields in order, from a file that is made on first use.
+def cached(
+    name: str, sources: Sequence[Path], shape: tuple[int, ...], blocks: Iterable[np.ndarray], max_value: int = 255
+) -> np.ndarray:
+    """Map uint8 images of `shape` [N, ...] from a file that is made on first use of the images that `blocks` yields.
 
-    Its name depends on the paths, sizes and times of `sources`, so that changed ones are converted anew. One process
-    converts while others wait.
+    Floats in [0, 1] become 0..max_value. The file's name depends on the paths, sizes and times of `sources`, so that
+    changed ones are converted anew. One process converts while others wait.
     """
     stats = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     folder = Path(os.path.expanduser(os.environ.get("CRGAN_CACHE") or "~/.cache/crgan"))
@@ -86,9 +86,10 @@ def cached(name: str, sources: Sequence[Path], shape: tuple[int, ...], blocks: I
         with temporary.open("wb") as file, Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(f"Converting {name} once", total=shape[0])
             for block in blocks:
-                file.write(np.ascontiguousarray(block).data)
-                done += len(block)
-                progress.update(task, completed=done)
+                is_float = block.dtype.kind == "f"
+                check_range(name, block, 1 if is_float else max_value)
+                file.write(np.ascontiguousarray((block * max_value).round() if is_float else block, np.uint8).data)
+                progress.update(task, completed=(done := done + len(block)))
         expect("number of images", done, shape[0])
 
     if not target.is_file():
@@ -98,9 +99,3 @@ def cached(name: str, sources: Sequence[Path], shape: tuple[int, ...], blocks: I
                 write_atomically(target, write)
     with reading(target):
         return np.memmap(target, np.uint8, "r", shape=shape)
-
-
-def _as_uint8(key: str, block: np.ndarray, max_value: int) -> np.ndarray:
-    is_float = block.dtype.kind == "f"
-    check_range(key, block, 1 if is_float else max_value)
-    return (block * max_value).round().astype(np.uint8) if is_float else block.astype(np.uint8, copy=False)

@@ -5,6 +5,7 @@ from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import prod
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,8 +52,11 @@ PROTOCOLS = {"paper": Protocol("paper"), "dlib": DLIB}  # that of the original c
 
 
 class Samples:
-    """Draws the samples that the metrics of one evaluation share, and scores them. Each image is encoded at most once,
-    and each need has a stream of random numbers of its own, so that no metric depends on which others run."""
+    """Draws the samples that the metrics of one evaluation share, and scores them.
+
+    Each image is encoded at most once. Each need has a stream of random numbers of its own, so that no metric depends
+    on which others run.
+    """
 
     def __init__(
         self, model: LoadedModel, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable
@@ -74,13 +78,13 @@ class Samples:
 
     def encode(self, index: Tensor) -> Tensor:  # [...] int64 -> [..., K]
         index = index.to(self.model.device)
-        needed = torch.zeros_like(self.known).index_fill(0, index.flatten(), True)
-        new = (needed & ~self.known).nonzero()[:, 0]
+        new = index.unique()
+        new = new[~self.known[new]]
         for start in range(0, len(new), self.batch_size):
             batch = new[start : start + self.batch_size]
             self.codes[batch] = self.model.encode(self.dataset.images(batch)).to(self.codes)
-            self.progress("encoding", min(start + self.batch_size, len(new)), len(new))
-        self.known |= needed
+            self.progress("encoding", start + len(batch), len(new))
+        self.known[new] = True
         return self.codes[index]
 
     def factors(self, index: Tensor) -> Tensor:  # [n] -> [n, F] of all factors, on the CPU
@@ -92,8 +96,10 @@ class Samples:
         return (self.encode(index), self.factors(index)[:, self.varying]) if n else None
 
     def groups(self, n: int, stream: int, pairs: bool = False) -> Any:
-        """Return codes [n, L, K] and the factor [n] (of those that vary) of which each group shares one value; with
-        `pairs` codes [n, L, 2, K], where the two of each pair share a value of their own; None for n = 0."""
+        """Return codes [n, L, K] and the factor [n] (of those that vary) of which each group shares one value.
+
+        With `pairs`, codes are [n, L, 2, K], and the two of each pair share a value of their own. None for n = 0.
+        """
         if n == 0:
             return None
         size, generator = self.protocol.group_size, self.generator(stream)
@@ -113,8 +119,7 @@ class Samples:
         if values.is_floating_point() and (values != values.round()).any():
             raise InputError("groups of images that share a factor need its classes, and some factors are fractions")
         other = self.draw(len(index), stream)
-        grid = hasattr(dataset, "index") and getattr(dataset, "table", None) is None
-        if grid and prod(dataset.factor_sizes) == dataset.num_images:
+        if getattr(dataset, "table", None) is None and prod(dataset.factor_sizes) == dataset.num_images:
             return dataset.index(self.factors(other).scatter(1, factor[:, None], values))
         table = self.factors(torch.arange(dataset.num_images, device="cpu"))
         for f, value in {*zip(factor.tolist(), values[:, 0].tolist())}:
@@ -267,19 +272,13 @@ def evaluate(
 
 def _opened(model: Any, dataset: Any) -> LoadedModel:
     """Return the model behind the checks of a loaded one; an encoder alone gets stand-ins for what it lacks."""
-    if hasattr(model, "sample") and hasattr(model, "generate"):
-        return LoadedModel("the model", model, "unhashed")
-    view = copy(model)
-    view.sample = view.generate = lambda *_: None
-    view.image_shape = getattr(model, "image_shape", dataset.image_shape)
-    view.num_codes = getattr(model, "num_codes", 1)
-    opened = LoadedModel("the model", view, "unhashed")
-    if not hasattr(model, "num_codes"):
-        opened.num_codes = model.encode(dataset.images(torch.tensor([0], device=opened.device))).shape[-1]
-    return opened
+    if not (hasattr(model, "sample") and hasattr(model, "generate")):
+        model = copy(model)
+        model.sample = model.generate = lambda n, seed: dataset.images(torch.zeros(n, dtype=torch.int64))
+    return LoadedModel("the model", model, "unhashed")
 
 
 def _whole_number(name: str, value: Any, least: int = 0, most: int = 2**53) -> int:
-    if not isinstance(value, int | float | np.integer | np.floating) or value % 1 != 0 or not least <= value <= most:
+    if not isinstance(value, Real) or value % 1 or not least <= value <= most:
         raise InputError(f"{name} is {value!r}; expected a whole number of at least {least} and at most {most}")
     return int(value)

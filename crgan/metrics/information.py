@@ -45,15 +45,14 @@ def irs(codes: Any, factors: Any) -> Scores:  # [N, K], [N, F] classes or number
     bins are those of disentanglement_lib. Returns score, per_code [K] (0 where constant), matrix [K, F].
     """
     x, y, *_ = fit_and_test(codes, factors)
-    active = active_dimensions(x)[1].numpy()
-    x = x.astype(np.float64) * active
+    x = x.astype(np.float64)
     largest = np.abs(x - x.mean(0)).max(0)
     matrix = np.zeros((x.shape[1], y.shape[1]))
     for f, column in enumerate(y.T):
         binned = discretise(column)
         groups = [x[binned == value] for value in np.unique(binned)]
         spread = np.mean([np.quantile(np.abs(g - g.mean(0)), 0.99, 0) for g in groups], 0)
-        matrix[:, f] = 1 - np.divide(spread, largest, out=np.ones_like(spread), where=active)
+        matrix[:, f] = 1 - np.divide(spread, largest, out=np.ones_like(spread), where=largest > 0)
     per_code = matrix.max(1)
     return {"score": float(per_code @ largest / (largest.sum() or 1)), "per_code": per_code, "matrix": matrix}
 
@@ -83,8 +82,7 @@ def dhsic(codes: Any) -> Scores:  # [n, K]
 def _mutual_information(codes: Any, factors: Any) -> tuple[Array, Array]:
     """Return I(code k; factor f) [K, F] and the entropies H(factor f) [F]; a constant code has no information."""
     x, y, *_ = fit_and_test(codes, factors)
-    active = active_dimensions(x)[1].numpy()
-    binned = np.stack([discretise(column) * varies for column, varies in zip(x.T, active)])
+    binned = np.stack([discretise(column) for column in x.T])
     information, entropies = [], []
     for column in y.T:
         classes = discretise(column) if (column != column.round()).any() else column

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, check_name
-from .arrays import Array, Pair, Scores, active_dimensions, fit_and_test, group_factors, tensor
+from .arrays import Array, Pair, Scores, fit_and_test, group_factors, tensor
 from .information import entropy, top_gap
 
 PREDICTORS = ("boosting", "lasso", "forest")
@@ -111,13 +111,11 @@ def sap(codes: Any, factors: Any, *, test: Pair | None = None, continuous: Colle
     from sklearn.svm import LinearSVC
 
     x, y, test_x, test_y = fit_and_test(codes, factors, test)
-    active = active_dimensions(x)[1].numpy()
-    x, test_x = x * active, test_x * active  # a constant code is 0
     matrix = np.zeros((x.shape[1], y.shape[1]))
     regressed = {*continuous, *np.flatnonzero((y != y.round()).any(0))}
     for k, f in np.ndindex(matrix.shape):
         if f in regressed:
-            matrix[k, f] = np.corrcoef(x[:, k], y[:, f])[0, 1] ** 2 if active[k] else 0.0
+            matrix[k, f] = np.corrcoef(x[:, k], y[:, f])[0, 1] ** 2 if x[:, k].any() else 0.0
         else:
             machine = LinearSVC(C=0.01, class_weight="balanced", random_state=0).fit(x[:, [k]], y[:, f])
             matrix[k, f] = machine.score(test_x[:, [k]], test_y[:, f])
@@ -141,9 +139,8 @@ def explicitness(codes: Any, factors: Any, *, test: Pair | None = None, standard
     x, y, test_x, test_y = fit_and_test(codes, factors, test)
     if (y != y.round()).any():
         raise InputError("factors hold fractions; expected the class of each factor")
-    active = active_dimensions(x)[1].numpy()
-    scaler = StandardScaler(with_std=standardise).fit(x * active)  # the intercept is free, but centred codes fit faster
-    x, test_x = scaler.transform(x * active), scaler.transform(test_x * active)
+    scaler = StandardScaler(with_std=standardise).fit(x)  # the intercept is free, but centred codes fit faster
+    x, test_x = scaler.transform(x), scaler.transform(test_x)
     per_factor = []
     for column, truth in zip(y.T, test_y.T):
         classifier = LogisticRegression(max_iter=1000).fit(x, column)
