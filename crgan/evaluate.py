@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
 
 from . import cli, metrics
 from . import data as datasets
@@ -78,22 +81,13 @@ def evaluate(
             folder.mkdir(parents=True, exist_ok=True)
             write_json(file, content)
             results[model.name] = {name: entry["metrics"][name] for name in names}
-    _print_table(results, protocol)
-    print("wrote", ", ".join(str(folder / "metrics.json") for folder in dict.fromkeys(folders)))
-
-
-def _print_table(results: dict[str, Any], protocol: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    columns = [Column(escape(name), overflow="fold") for name in results]
-    table = Table("metric", "better", *columns, title=f"{protocol} protocol")
+    table = Table("metric", "better", *(Column(escape(name), overflow="fold") for name in results))
+    table.title = f"{protocol} protocol"
     for metric in dict.fromkeys(metric for result in results.values() for metric in result):
         for part, label, better in metrics.rows(metric):
-            cells = (f"{result[metric][part]:.4f}" if metric in result else "" for result in results.values())
-            table.add_row(label, better, *cells)
+            table.add_row(label, better, *(f"{r[metric][part]:.4f}" if metric in r else "" for r in results.values()))
     Console().print(table)
+    print("wrote", ", ".join(str(folder / "metrics.json") for folder in dict.fromkeys(folders)))
 
 
 def _entry(file: Path, key: str, head: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -19,7 +19,7 @@ from data_files import as_float, everything, refused, stored, use_small_files, w
 from PIL import Image
 
 from crgan import checkpoint, ops, train
-from crgan.data import READERS, RealImages, load, readers, storage
+from crgan.data import READERS, RealImages, load, readers
 
 from crgan.errors import InputError
 from crgan.evaluate import evaluate
@@ -318,7 +318,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, cache):
 def test_many_that_load_at_once_convert_once(tmp_path, monkeypatch):
     write_grid(tmp_path, "mpi3d_toy")
     made = Mock(side_effect=write_atomically)
-    monkeypatch.setattr(storage, "write_atomically", made)
+    monkeypatch.setattr(readers, "write_atomically", made)
     with ThreadPoolExecutor(4) as threads:
         loaded = list(threads.map(lambda _: everything(load("mpi3d_toy", tmp_path)), range(4)))
     made.assert_called_once()

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from ..errors import InputError, check_name
 from .dataset import Dataset, RealImages, from_images
-from .readers import READERS, folder
+from .readers import READERS, folder, reading
 from .rendered import RENDERED
-from .storage import reading
 
 __all__ = ["NAMES", "READERS", "RENDERED", "Dataset", "RealImages", "from_images", "load"]
 

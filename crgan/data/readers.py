@@ -1,22 +1,34 @@
-"""The readers of published files, and of a folder of pictures. Photographs are cropped and resized once."""
+"""The readers of published files, and of a folder of pictures.
 
+Files are mapped into memory, so that no large array is ever loaded whole: uint8 images that lie uncompressed in an
+.npz file where they are, all others from a file of plain bytes in the cache folder, $CRGAN_CACHE or ~/.cache/crgan,
+into which they are converted once. Photographs are cropped and resized before.
+"""
+
+import errno
 import gzip
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 import scipy.io
 from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import Progress
 
 from ..errors import InputError
-from .dataset import Dataset, expect, from_stored
+from ..files import lock, named_errors, write_atomically
+from .dataset import Dataset, check_range, expect, from_stored
 from .rendered import CIRCULAR, DSPRITES, SHAPES3D
-from .storage import cached, images, reading
 
 MPI3D = {"color": 6, "shape": 6, "size": 2, "camera": 3, "background": 3, "dof1": 40, "dof2": 40}
 CARS3D = {"elevation": 4, "azimuth": 24, "object": 183}
@@ -24,14 +36,89 @@ SMALLNORB = {"category": 5, "elevation": 9, "azimuth": 18, "lighting": 6}
 TEAPOTS = ("azimuth", "elevation", "red", "green", "blue")
 NORB_IMAGES, MNIST_IMAGES, CELEBA_IMAGES = 24_300, 60_000, 202_599  # per file
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+_BLOCK = 1 << 24  # bytes converted at a time
 
 
-class Reader(NamedTuple):
-    """A published data set: its files, of which one is needed, where to get them, and the function that reads it."""
+class FileError(InputError):
+    """Names the file that cannot be used."""
 
-    files: Sequence[str]
-    publisher: str
-    read: Callable[[Path], Dataset]
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged or foreign file causes into one error that names it."""
+    try:
+        with named_errors(path):
+            yield
+    except (FileError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
+            raise  # the system could not open or read the file: that is no damage
+        raise FileError(f"{path} is damaged or not as expected: {error}; replace or remove it") from error
+
+
+def images(path: Path, key: str, shape: tuple[int, ...], max_value: int = 255) -> np.ndarray:
+    """Map the images `key` [N, *shape] of an .npz or HDF5 file as uint8: floats in [0, 1] become 0..max_value."""
+    name = f"{path.stem}-{key}"
+    if path.suffix != ".npz":
+        with h5py.File(path, locking=False) as file:
+            data = file[key]
+            expect(f"{key}: shape of an image", data.shape[1:], shape)
+            chunk = data.chunks[0] if data.chunks else 1  # a part of a chunk costs as much to unpack as all of it
+            step = chunk * max(1, _BLOCK // (data.dtype.itemsize * prod(shape)) // chunk)
+            blocks = (data[start : start + step] for start in range(0, len(data), step))
+            return cached(name, [path], data.shape, blocks, max_value)
+    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+        np.lib.format.read_magic(member)
+        found, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        expect(f"{key}: shape of an image, Fortran order", (found[1:], fortran), (shape, False))
+        entry, step = archive.getinfo(f"{key}.npy"), max(1, _BLOCK // (row := dtype.itemsize * prod(shape)))
+        if dtype == np.uint8 and entry.compress_type == zipfile.ZIP_STORED:
+            with open(path, "rb") as raw:  # the member's own header may be longer than the directory says
+                raw.seek(entry.header_offset + 26)
+                names = np.frombuffer(raw.read(4), "<u2").sum(dtype=int)
+            return np.memmap(path, np.uint8, "r", entry.header_offset + 30 + int(names) + member.tell(), found)
+        parts = (member.read(step * row) for _ in range(0, found[0], step))
+        blocks = (np.frombuffer(part, dtype).reshape(-1, *shape) for part in parts)
+        return cached(name, [path], found, blocks, max_value)
+
+
+def cached(
+    name: str, sources: Sequence[Path], shape: tuple[int, ...], blocks: Iterable[np.ndarray], max_value: int = 255
+) -> np.ndarray:
+    """Map uint8 images of `shape` [N, ...] from a file that is made on first use of the images that `blocks` yields.
+
+    Floats in [0, 1] become 0..max_value. The file's name depends on the paths, sizes and times of `sources`, so that
+    changed ones are converted anew. One process converts while others wait.
+    """
+    stats = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    folder = Path(os.path.expanduser(os.environ.get("CRGAN_CACHE") or "~/.cache/crgan"))
+    target = folder / f"{name}-{sha256(repr(stats).encode()).hexdigest()[:16]}.uint8"
+
+    def write(temporary: Path) -> None:
+        done = 0
+        with temporary.open("wb") as file, Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(f"Converting {name} once", total=shape[0])
+            for block in blocks:
+                is_float = block.dtype.kind == "f"
+                check_range(name, block, 1 if is_float else max_value)
+                file.write(np.ascontiguousarray((block * max_value).round() if is_float else block, np.uint8).data)
+                progress.update(task, completed=(done := done + len(block)))
+        expect("number of images", done, shape[0])
+
+    if not target.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder, timeout=-1):
+            if not target.is_file():
+                write_atomically(target, write)
+    with reading(target):
+        return np.memmap(target, np.uint8, "r", shape=shape)
+
+
+def read_raw(path: Path, header: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read the array after a header of that many bytes, in a plain or gzipped file."""
+    with reading(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        return np.frombuffer(file.read(), dtype, offset=header).reshape(shape)
 
 
 def read_grid(path: Path, name: str, factors: dict[str, int]) -> Dataset:
@@ -188,10 +275,12 @@ def _square(image: Image.Image, size: int = 64) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
 
-def read_raw(path: Path, header: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read the array after a header of that many bytes, in a plain or gzipped file."""
-    with reading(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        return np.frombuffer(file.read(), dtype, offset=header).reshape(shape)
+class Reader(NamedTuple):
+    """A published data set: its files, of which one is needed, where to get them, and the function that reads it."""
+
+    files: Sequence[str]
+    publisher: str
+    read: Callable[[Path], Dataset]
 
 
 _DSPRITES, _NORB = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64", "smallnorb-5x46789x9x18x6x2x96x96-training-dat.mat"

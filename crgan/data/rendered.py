@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from math import cos, pi, prod, sin
+from math import pi, prod
 
 import torch
 from torch import Tensor
@@ -43,21 +43,15 @@ def dsprites(factors: Tensor) -> Tensor:
     return _paste(lit, corner.long())
 
 
-@cache
-def _circular_corners(device: torch.device) -> Tensor:
-    # The published discs sit on whole pixels: their corner is the truncated position. (In 17 images a position
-    # a rounding error below a whole pixel widened the disc by one; 1e-9 steps over that.)
-    turns = [2 * pi * (k / CIRCULAR["angle"]) for k in range(CIRCULAR["angle"])]
-    at = [[(32 + r * cos(t), 32 + r * sin(t)) for r in range(CIRCULAR["radius"])] for t in turns]
-    return torch.tensor(at, dtype=torch.float64, device="cpu").sub(5 - 1e-9).long().to(device)
-
-
 def circular_dsprites(factors: Tensor) -> Tensor:
     """Draw circular dSprites (Lin et al. 2020) anew: 1x64x64, {0, 1}, a disc of radius 5 px about the centre."""
     offset = torch.arange(-5, 6, device=factors.device).square()
     disc = (offset[:, None] + offset) <= 30
-    corner = _circular_corners(factors.device)[factors[:, 0], factors[:, 1]]
-    return _paste(disc.expand(len(factors), -1, -1), corner)
+    angle, radius = factors[:, 0].double() * (2 * pi / CIRCULAR["angle"]), factors[:, 1].double()
+    centre = 32 + torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+    # The published discs sit on whole pixels: their corner is the truncated position. (In 17 images a position
+    # a rounding error below a whole pixel widened the disc by one; 1e-9 steps over that.)
+    return _paste(disc.expand(len(factors), -1, -1), (centre - 5 + 1e-9).long())
 
 
 def squares(factors: Tensor) -> Tensor:

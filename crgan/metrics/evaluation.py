@@ -59,10 +59,10 @@ class Samples:
     """
 
     def __init__(
-        self, model: LoadedModel, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable
+        self, model: LoadedModel, dataset: Any, protocol: str, seed: int, batch_size: int, progress: Callable, **sizes: int
     ):
-        self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
-        self.batch_size, self.progress, self.dlib = batch_size, progress, protocol.name == "dlib"
+        self.model, self.dataset, self.protocol, self.seed = model, dataset, replace(PROTOCOLS[protocol], **sizes), seed
+        self.batch_size, self.progress, self.dlib = batch_size, progress, protocol == "dlib"
         self.varying = [f for f, size in enumerate(dataset.factor_sizes) if size > 1]
         self.fit = partial(self.labelled, protocol.points, 4)
         self.test = partial(self.labelled, protocol.test_points, 5)
@@ -249,9 +249,6 @@ def evaluate(
     InputError for an unknown metric, protocol or size, and for a metric that the data or the model cannot have.
     """
     check_name("protocol", protocol, PROTOCOLS)
-    for name, value in sizes.items():
-        check_name("size", name, [field.name for field in fields(Protocol)[1:]])
-        sizes[name] = _whole_number(name, value)
     for what, given, verb in (("data set", dataset, "images"), ("model", model, "encode")):
         if not hasattr(given, verb):
             raise InputError(f"the {what} is {given!r}, without {verb}(); expected an object such as crgan.load gives")
@@ -260,8 +257,13 @@ def evaluate(
     opened.check_data(dataset)
     if batch_size is None:
         batch_size = 128 if opened.device.type == "cpu" else 500
-    seed, batch_size = _whole_number("seed", seed, 0, 2**32 - 1), _whole_number("batch_size", batch_size, 1)
-    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **sizes), seed, batch_size, progress)
+    numbers = {**sizes, "seed": seed, "batch_size": batch_size}
+    for name, value in numbers.items():
+        check_name("size", name, ["seed", "batch_size", *(field.name for field in fields(Protocol)[1:])])
+        if not isinstance(value, Real) or value % 1 or not (name == "batch_size") <= value < 2**32:
+            raise InputError(f"{name} is {value!r}; expected a whole number below 2^32")
+        numbers[name] = int(value)
+    samples = Samples(opened, dataset, protocol, **numbers, progress=progress)
     results = {}
     with eval_mode([opened]):
         for name in names:
@@ -276,9 +278,3 @@ def _opened(model: Any, dataset: Any) -> LoadedModel:
         model = copy(model)
         model.sample = model.generate = lambda n, seed: dataset.images(torch.zeros(n, dtype=torch.int64))
     return LoadedModel("the model", model, "unhashed")
-
-
-def _whole_number(name: str, value: Any, least: int = 0, most: int = 2**53) -> int:
-    if not isinstance(value, Real) or value % 1 or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least} and at most {most}")
-    return int(value)

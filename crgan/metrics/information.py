@@ -37,8 +37,7 @@ def modularity(codes: Any, factors: Any) -> Scores:  # [N, K], [N, F] classes or
 
 
 def irs(codes: Any, factors: Any) -> Scores:  # [N, K], [N, F] classes or numbers
-    """Compute the Interventional Robustness Score in [0, 1] (Suter et al. 2019, Robustly Disentangled Causal
-    Mechanisms, eq. 8).
+    """Compute the Interventional Robustness Score in [0, 1] (IRS; Suter et al. 2019, eq. 8).
 
     For code k and factor f: 1 - (mean over the bins of f of the 0.99 quantile of |c_k - its mean in the bin|) /
     max |c_k - mean c_k|. The score is the mean over codes of the best factor's, weighted by that maximum. Quantile and
