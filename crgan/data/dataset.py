@@ -131,11 +131,11 @@ class Dataset:
 
     def _checked(self, x: Tensor) -> Tensor:
         """Return indices [n] or factors [n, F], whose values are in range where they are on the CPU."""
-        names, sizes = (("index",), (self.num_images,)) if x.dim() == 1 else (self.factor_names, self.factor_sizes)
-        columns = x[:, None] if x.dim() == 1 else x
-        expect(f"{self.name}: number of factors", columns.shape[1], len(sizes))
-        if x.device.type == "cpu":  # reading a value back would stall a device
-            for name, size, column in zip(names, sizes, columns.unbind(1)):
+        sizes = {"index": self.num_images} if x.dim() == 1 else dict(zip(self.factor_names, self.factor_sizes))
+        columns = (x[:, None] if x.dim() == 1 else x).unbind(1)
+        expect(f"{self.name}: number of factors", len(columns), len(sizes))
+        for (name, size), column in zip(sizes.items(), columns):
+            if x.device.type == "cpu":  # reading a value back would stall a device
                 check_range(f"{self.name}: {name}", column, size - 1)
         return x
 
@@ -163,22 +163,20 @@ def from_images(
     pixels = _array(images)
     shape, is_float = list(pixels.shape), pixels.dtype.kind == "f"
     if len(shape) not in (3, 4) or (len(shape) == 4 and min(shape[1], shape[3]) > 4) or pixels.dtype.kind not in "biuf":
-        got = f"{pixels.dtype} {shape}"
-        raise InputError(f"{name}: expected numbers [N, C <= 4, H, W], [N, H, W, C] or [N, H, W], got {got}")
+        what = "numbers [N, C <= 4, H, W], [N, H, W, C] or [N, H, W]"
+        raise InputError(f"{name}: expected {what}, got {pixels.dtype} {shape}")
     check_range(f"{name}: images", pixels, 1 if is_float else 255)
     pixels = pixels.astype(np.float32 if is_float else np.uint8, copy=False)
     if len(shape) == 4 and shape[1] <= shape[3]:
         pixels = pixels.transpose(0, 2, 3, 1)
     some = sha256(np.ascontiguousarray(pixels[:: len(pixels) // 64 + 1]).data).hexdigest()[:16]
-    about = {"source": "memory", "identity": f"{len(pixels)} images, hash of a part {some}"}
-    names = [] if factors is None else factor_names or []
-    return from_stored(name, pixels, names, factors, max_value=255 if pixels.max(initial=0) > 1 else 1, **about)
+    fields = {"source": "memory", "identity": f"{len(pixels)} images, hash of a part {some}"}
+    names, max_value = factor_names if factors is not None else None, 255 if pixels.max(initial=0) > 1 else 1
+    return from_stored(name, pixels, names or (), factors, max_value=max_value, **fields)
 
 
-def from_stored(
-    name: str, stored: np.ndarray, factors: dict[str, int] | Sequence[str], rows: Any = None, pad: int = 0, **fields: Any
-) -> Dataset:
-    """Make a data set of stored images [N, H, W] or [N, H, W, C], with a border of `pad` zeros.
+def from_stored(name: str, stored: np.ndarray, factors: Any, rows: Any = None, **fields: Any) -> Dataset:
+    """Make a data set of stored images [N, H, W] or [N, H, W, C].
 
     `factors` gives the sizes by name of a full grid. Else `rows` [N] or [N, F] hold the factors of each image, as for
     `from_images`, and sizes that are not given are the largest class + 1.
@@ -201,17 +199,15 @@ def from_stored(
 
     def read(index: Tensor) -> Tensor:
         images = torch.from_numpy(stored[index.cpu().numpy()]).reshape(len(index), height, width, channels)
-        return torch.nn.functional.pad(images.permute(0, 3, 1, 2), (pad,) * 4)
+        return images.permute(0, 3, 1, 2)
 
-    shape = (channels, height + 2 * pad, width + 2 * pad)
-    return Dataset(name, shape, len(stored), tuple(factors), sizes, read=read, **fields)
+    return Dataset(name, (channels, height, width), len(stored), tuple(factors), sizes, read=read, **fields)
 
 
 class RealImages:
-    """Draw the real images of each training step, `size` of them, by seed and step.
+    """Draw the `size` real images of each training step by seed and step.
 
-    Rendered ones are made on the device within the step, stored ones read by the host before it (`fetch`) into memory
-    that a captured CUDA graph knows.
+    Rendered ones are made within the step, stored ones read before it into memory that a captured CUDA graph knows.
     """
 
     def __init__(self, dataset: Dataset, size: int, seed: int, device: torch.device):

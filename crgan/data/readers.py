@@ -36,6 +36,7 @@ SMALLNORB = {"category": 5, "elevation": 9, "azimuth": 18, "lighting": 6}
 TEAPOTS = ("azimuth", "elevation", "red", "green", "blue")
 NORB_IMAGES, MNIST_IMAGES, CELEBA_IMAGES = 24_300, 60_000, 202_599  # per file
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+_BORDER = ((0, 0), (2, 2), (2, 2))  # around images of 28 px
 _BLOCK = 1 << 24  # bytes converted at a time
 
 
@@ -128,13 +129,9 @@ def read_grid(path: Path, name: str, factors: dict[str, int]) -> Dataset:
 
 
 def teapots(path: Path) -> Dataset:
-    """Read 3D Teapots (Eastwood and Williams 2018), 3x64x64, with its five generative values where the file has them.
-
-    They are random, without a grid: `table` has ten equal classes of each.
-    """
+    """Read 3D Teapots (Eastwood and Williams 2018), 3x64x64, with its five random generative values in ten classes."""
     with np.load(path, allow_pickle=False) as file:
-        values = file["gts"] if "gts" in file else None
-    return from_stored("teapots", images(path, "images", (64, 64, 3)), [] if values is None else TEAPOTS, values)
+        return from_stored("teapots", images(path, "images", (64, 64, 3)), TEAPOTS, file["gts"])
 
 
 def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> Dataset:
@@ -151,27 +148,25 @@ def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> D
         labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
         stored = read_raw(path, 16, "u1", (MNIST_IMAGES, 28, 28))
         digits = read_raw(labels, 8, "u1", (MNIST_IMAGES,))
+    stored = np.pad(stored, _BORDER)
     stored = np.stack([np.rot90(stored, k, (1, 2)) for k in range(turns)], 1).repeat(blocks, 1)
     for b in range(blocks if blocks > 1 else 0):
-        y, x = 4 + 10 * (b // 2), 4 + 10 * (b % 2)
+        y, x = 6 + 10 * (b // 2), 6 + 10 * (b % 2)
         stored[:, b::blocks, y : y + 10, x : x + 10] = 128
     image, turn, block = np.indices((len(digits), turns, blocks)).reshape(3, -1)
     factors = {"digit": 10} | {name: n for name, n in (("angle", turns), ("block", blocks)) if n > 1}
     table = np.stack([digits[image], turn, block], 1)[:, : len(factors)]
-    return from_stored(name, stored.reshape(-1, 28, 28), factors, table, pad=2)
+    return from_stored(name, stored.reshape(-1, 32, 32), factors, table)
 
 
 def adrenalmnist3d(path: Path) -> Dataset:
-    """Read the 28 slices of each volume of AdrenalMNIST3D, 28 px on 1x32x32: training, validation, then test volumes.
-
-    The factors are the volume's label and the slice.
-    """
+    """Read the 28 slices of each volume of AdrenalMNIST3D, 28 px on 1x32x32; factors are its label and the slice."""
     parts = ("train", "val", "test")
     stored = np.concatenate([images(path, f"{part}_images", (28, 28, 28)) for part in parts]).reshape(-1, 28, 28)
     with np.load(path, allow_pickle=False) as file:
         labels = np.concatenate([file[f"{part}_labels"] for part in parts]).repeat(28)
     table = np.stack([labels, np.arange(len(labels)) % 28], 1)
-    return from_stored("adrenalmnist3d", stored, {"label": 2, "slice": 28}, table, pad=2)
+    return from_stored("adrenalmnist3d", np.pad(stored, _BORDER), {"label": 2, "slice": 28}, table)
 
 
 def cars3d(path: Path) -> Dataset:

@@ -1,8 +1,9 @@
 """Data sets rendered from their factors [n, F]. New tensors name their type and device, whatever the defaults."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from math import pi, prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -188,14 +189,13 @@ def _root(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return t.where((square > 0) & (t > 0), torch.inf)
 
 
-def _rendered(draw: Callable[[Tensor], Tensor], shape: tuple[int, int, int], factors: dict[str, int]) -> Dataset:
-    names, sizes, about = tuple(factors), tuple(factors.values()), "rendered"
-    return Dataset(draw.__name__, shape, prod(sizes), names, sizes, draw, source=about, identity=about)
-
-
+_ABOUT: dict[str, Any] = {"source": "rendered", "identity": "rendered"}
 RENDERED = {
-    "squares": _rendered(squares, (3, 16, 16), SQUARES),
-    "dsprites": _rendered(dsprites, (1, 64, 64), DSPRITES),
-    "circular_dsprites": _rendered(circular_dsprites, (1, 64, 64), CIRCULAR),
-    "shapes3d_like": _rendered(shapes3d_like, (3, 64, 64), SHAPES3D),
+    draw.__name__: Dataset(draw.__name__, shape, prod(f.values()), tuple(f), tuple(f.values()), draw, **_ABOUT)
+    for draw, shape, f in (
+        (squares, (3, 16, 16), SQUARES),
+        (dsprites, (1, 64, 64), DSPRITES),
+        (circular_dsprites, (1, 64, 64), CIRCULAR),
+        (shapes3d_like, (3, 64, 64), SHAPES3D),
+    )
 }

@@ -17,7 +17,6 @@ from ..errors import InputError, check_name
 from ..loading import LoadedModel, eval_mode
 from . import images, information, prediction
 from .arrays import Scores, tensor
-from .factor_vae import factor_vae
 
 # Factors whose classes have no order, by the names that the data sets give them.
 CATEGORIES = {"background", "block", "camera", "category", "color", "digit", "label", "lighting", "object", "shape"}
@@ -26,11 +25,11 @@ CHUNK = 500  # images generated with one seed, whatever the batch size
 
 @dataclass(frozen=True)
 class Protocol:
-    """Sizes of one way to score. Scores under different protocols are not comparable.
+    """Sizes of one way to score: "paper", the original code of InfoGAN-CR, or "dlib", disentanglement_lib.
 
-    `dlib` differs in more than sizes: groups draw their factor instead of taking turns, BetaVAE has pairs of its own,
-    standard deviations of FactorVAE have ddof 1 and codes below 0.05 are pruned, DCI boosts, SAP takes every factor for
-    classes, and Explicitness standardises the codes.
+    Scores under different protocols are not comparable. `dlib` differs in more than sizes: groups draw their factor
+    instead of taking turns, BetaVAE has pairs of its own, standard deviations of FactorVAE have ddof 1 and codes below
+    0.05 are pruned, DCI boosts, SAP takes every factor for classes, and Explicitness standardises the codes.
     """
 
     name: str
@@ -45,24 +44,17 @@ class Protocol:
     reconstructed: int = 5_000  # images for PSNR and SSIM
 
 
-DLIB = Protocol(  # disentanglement_lib
-    "dlib", groups=10_000, heldout_groups=5_000, group_size=64, scale_samples=10_000, points=10_000, test_points=5_000
-)
-PROTOCOLS = {"paper": Protocol("paper"), "dlib": DLIB}  # that of the original code of InfoGAN-CR first
+PROTOCOLS = {"paper": Protocol("paper"), "dlib": Protocol("dlib", 10_000, 5_000, 64, 10_000, 10_000, 5_000)}
 
 
 class Samples:
-    """Draws the samples that the metrics of one evaluation share, and scores them.
-
-    Each image is encoded at most once. Each need has a stream of random numbers of its own, so that no metric depends
-    on which others run.
-    """
+    """Draws the samples of one evaluation, each need from a stream of its own, and encodes each image at most once."""
 
     def __init__(
-        self, model: LoadedModel, dataset: Any, protocol: str, seed: int, batch_size: int, progress: Callable, **sizes: int
+        self, model: LoadedModel, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable
     ):
-        self.model, self.dataset, self.protocol, self.seed = model, dataset, replace(PROTOCOLS[protocol], **sizes), seed
-        self.batch_size, self.progress, self.dlib = batch_size, progress, protocol == "dlib"
+        self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
+        self.batch_size, self.progress, self.dlib = batch_size, progress, protocol.name == "dlib"
         self.varying = [f for f, size in enumerate(dataset.factor_sizes) if size > 1]
         self.fit = partial(self.labelled, protocol.points, 4)
         self.test = partial(self.labelled, protocol.test_points, 5)
@@ -96,10 +88,7 @@ class Samples:
         return (self.encode(index), self.factors(index)[:, self.varying]) if n else None
 
     def groups(self, n: int, stream: int, pairs: bool = False) -> Any:
-        """Return codes [n, L, K] and the factor [n] (of those that vary) of which each group shares one value.
-
-        With `pairs`, codes are [n, L, 2, K], and the two of each pair share a value of their own. None for n = 0.
-        """
+        """Return codes [n, L, K] and the varying factor [n] of which each group, or each of `pairs`, shares a value."""
         if n == 0:
             return None
         size, generator = self.protocol.group_size, self.generator(stream)
@@ -137,7 +126,9 @@ class Samples:
     def factor_vae(self) -> Scores:
         (groups, factor), heldout = self.groups(self.protocol.groups, 0), self.groups(self.protocol.heldout_groups, 2)
         points = self.encode(self.draw(self.protocol.scale_samples, 4))  # images of `fit`
-        return factor_vae(groups, factor, points, heldout=heldout, min_std=0.05 * self.dlib, ddof=int(self.dlib))
+        return prediction.factor_vae(
+            groups, factor, points, heldout=heldout, min_std=0.05 * self.dlib, ddof=int(self.dlib)
+        )
 
     def beta_vae(self) -> Scores:
         p = self.protocol
@@ -209,10 +200,7 @@ def applicable(dataset: Any, model: Any = None) -> list[str]:
 
 
 def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) -> list[str]:
-    """Return the names with "all" spelled out: every metric that applies, DCI with the protocol's own predictor.
-
-    Raises InputError for a name that is unknown or does not apply to the data set or the model.
-    """
+    """Return the names with "all" spelled out; raise InputError for one that is unknown or does not apply."""
     fitting, names = applicable(dataset, model), dict[str, None]()
     for metric in [metrics] if isinstance(metrics, str) else metrics:
         if metric not in fitting:
@@ -253,28 +241,24 @@ def evaluate(
         if not hasattr(given, verb):
             raise InputError(f"the {what} is {given!r}, without {verb}(); expected an object such as crgan.load gives")
     names = metric_names(metrics, dataset, model)
-    opened = model if isinstance(model, LoadedModel) else _opened(model, dataset)
+    if not (hasattr(model, "sample") and hasattr(model, "generate")):  # an encoder alone gets stand-ins
+        model = copy(model)
+        model.sample = model.generate = lambda n, seed: dataset.images(torch.zeros(n, dtype=torch.int64))
+    opened = model if isinstance(model, LoadedModel) else LoadedModel("the model", model, "unhashed")
     opened.check_data(dataset)
     if batch_size is None:
         batch_size = 128 if opened.device.type == "cpu" else 500
-    numbers = {**sizes, "seed": seed, "batch_size": batch_size}
+    numbers: dict[str, Any] = {**sizes, "seed": seed, "batch_size": batch_size}
     for name, value in numbers.items():
         check_name("size", name, ["seed", "batch_size", *(field.name for field in fields(Protocol)[1:])])
-        if not isinstance(value, Real) or value % 1 or not (name == "batch_size") <= value < 2**32:
+        if not isinstance(value, Real) or value % 1 or not (name == "batch_size") <= value < 2**32:  # type: ignore
             raise InputError(f"{name} is {value!r}; expected a whole number below 2^32")
-        numbers[name] = int(value)
-    samples = Samples(opened, dataset, protocol, **numbers, progress=progress)
+        numbers[name] = int(value)  # type: ignore[call-overload]
+    seed, batch_size = numbers.pop("seed"), numbers.pop("batch_size")
+    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **numbers), seed, batch_size, progress)
     results = {}
     with eval_mode([opened]):
         for name in names:
             progress(name, 0, 1)
             results[name] = METRICS[name].compute(samples)
     return results
-
-
-def _opened(model: Any, dataset: Any) -> LoadedModel:
-    """Return the model behind the checks of a loaded one; an encoder alone gets stand-ins for what it lacks."""
-    if not (hasattr(model, "sample") and hasattr(model, "generate")):
-        model = copy(model)
-        model.sample = model.generate = lambda n, seed: dataset.images(torch.zeros(n, dtype=torch.int64))
-    return LoadedModel("the model", model, "unhashed")

@@ -60,9 +60,8 @@ def dhsic(codes: Any) -> Scores:  # [n, K]
     """Compute the d-variable Hilbert-Schmidt independence criterion (Pfister et al. 2018, eq. 3).
 
     Independent codes have 0. With k_j(a, b) = exp(-|a - b| / h_j^2), h_j the median of |a - b| over all pairs of the n
-    rows of code j: mean_ab prod_j k_j + prod_j mean_ab k_j - 2 mean_a prod_j mean_b k_j, as the original code of
-    InfoGAN-CR has it. A constant code has k = 1. Needs memory for three matrices [n, n]. Returns score
-    and terms [3].
+    rows of code j (k = 1 if constant): mean_ab prod_j k_j + prod_j mean_ab k_j - 2 mean_a prod_j mean_b k_j, as the
+    original code of InfoGAN-CR has it. Needs memory for three matrices [n, n]. Returns score and terms [3].
     """
     points = tensor(codes, "codes", "n K").cpu().double()
     joint, rows = points.new_ones(len(points), len(points)), [points.new_ones(len(points))]

@@ -1,16 +1,66 @@
-"""Metrics of predicting the factors from the codes: BetaVAE, DCI, SAP and Explicitness."""
+"""Metrics of predicting the factors from the codes: FactorVAE, BetaVAE, DCI, SAP and Explicitness."""
 
+import warnings
 from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from ..errors import InputError, check_name
-from .arrays import Array, Pair, Scores, fit_and_test, group_factors, tensor
+from ..ops import vote_table
+from .arrays import Array, Pair, Scores, active_dimensions, fit_and_test, group_factors, tensor
 from .information import entropy, top_gap
 
 PREDICTORS = ("boosting", "lasso", "forest")
 FOREST_DEPTHS = (4, 5, 2, 5, 5)  # per factor of dSprites; the last for any more
+
+
+def vote_score(table: Any) -> Any:  # [..., D, F] counts -> [...]
+    """Return the FactorVAE score in [0, 1] of votes: the share for the factor that most of a dimension's votes name."""
+    table = np.asarray(table)
+    return table.max(-1).sum(-1) / table.sum((-2, -1))
+
+
+def factor_vae(
+    groups: Any, factor: Any, points: Any, *, heldout: Pair | None = None, min_std: float = 0.0, ddof: int = 0
+) -> Scores:
+    """Compute the FactorVAE score in [0, 1] (Kim and Mnih 2018, Disentangling by Factorising, section 4).
+
+    `groups` are codes [G, L, K]: in group g factor `factor[g]` has one value, all others vary; `points` [N, K] codes of
+    random images, s_k their standard deviations. In each group the code k with the least Var_g[c_k] / s_k^2 votes;
+    votes[k, f] counts them. The score is sum_k max_f votes[k, f] / G (the original of InfoGAN-CR). With `heldout`, such
+    groups and factors, the majority vote of each code, f(k) = argmax_f votes[k, f], classifies these, and the score is
+    its accuracy (disentanglement_lib with ddof 1, which prunes codes of s_k < `min_std` first).
+
+    Codes that do not vary never vote. Groups where none can vote count as the votes of one further dimension. If all
+    codes are pruned the score is 0, as in disentanglement_lib, and a warning names them. Returns score, train_score,
+    votes int64 [K, F], num_active, scale [K]. Raises InputError for shapes that do not agree.
+    """
+    groups, points = tensor(groups, "groups", "G L K"), tensor(points, "points", "N K")
+    factor = group_factors(factor, groups)
+    if points.shape[1] != groups.shape[2]:
+        raise InputError(f"points have {points.shape[1]} codes, groups have {groups.shape[2]}; expected the same")
+    scale, active = active_dimensions(points, min_std, ddof)
+    voting_scale, num_factors = scale.where(active, 0.0), int(factor.max()) + 1  # one of scale 0 does not vote
+
+    def count(groups: Tensor, factor: Tensor) -> Array:  # -> [K, F]
+        return vote_table(groups, voting_scale.to(groups), factor, num_factors).long().numpy(force=True)
+
+    votes = count(groups, factor)
+    unvoted = factor.bincount().numpy(force=True) - votes.sum(0)
+    train_score = score = float(vote_score(np.vstack([votes, unvoted])))
+    if min_std and not active.any():
+        train_score = score = 0.0
+        each = ", ".join(f"code {k}: {s:.3g}" for k, s in enumerate(scale.tolist()))
+        found = f"all codes have standard deviations below {min_std} ({each}) and are pruned"
+        warnings.warn(f"the FactorVAE score is 0: {found}; scale them up, or lower min_std", stacklevel=2)
+    elif heldout is not None:
+        held_groups = tensor(heldout[0], "heldout groups", "G L K")
+        held_votes = count(held_groups, group_factors(heldout[1], held_groups))
+        score = float(held_votes[np.arange(len(votes)), votes.argmax(1)].sum() / len(held_groups))
+    scores = {"score": score, "train_score": train_score, "votes": votes, "num_active": int(active.sum())}
+    return scores | {"scale": scale.numpy(force=True)}
 
 
 def beta_vae(pairs: Any, factor: Any, *, heldout: Pair | None = None) -> Scores:

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..loading import LoadedModel
-from ..metrics.factor_vae import vote_score
+from ..metrics import vote_score
 from .votes import Array, Partial, Progress, Sizes, exact_votes, race_votes
 
 
