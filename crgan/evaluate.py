@@ -25,7 +25,7 @@ def evaluate(
     metrics_: Annotated[tuple[str, ...], tyro.conf.arg(name="metrics")] = ("all",),
     protocol: Literal["paper", "dlib"] = "paper",
     data: str | None = None,
-    root: Path | None = None,
+    root: str | None = None,
     out: Path | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -57,7 +57,9 @@ def evaluate(
     with cli.progress() as bar:
         for model, folder in zip(models, folders):
             config = getattr(model.model, "cfg", None)
-            name, data_root = (data, root) if data or not config else (config.data, root or config.root)
+            name, data_root = (
+                (data, root) if data or not config else (config.data, config.root if root is None else root)
+            )
             if name is None:
                 raise InputError(f"{model.name} does not say which data it was trained on; give --data NAME")
             dataset = load(name, data_root)

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -97,7 +98,11 @@ def test_all_metrics_that_apply_of_codes_that_are_the_factors(protocol):
 
 def test_models_that_only_encode_and_factors_that_are_fractions():
     class Encode:
-        encode = Encoder(EYE).encode
+        sizes: ClassVar[list[int]] = []
+
+        def encode(self, images):
+            self.sizes.append(len(images))
+            return Encoder(EYE).encode(images)
 
     class Fractions(Table):
         def factors(self, index):
@@ -106,6 +111,7 @@ def test_models_that_only_encode_and_factors_that_are_fractions():
     scores = evaluate(Encode(), Table(), ("factor_vae", "mig", "dci_lasso"), groups=60.0, scale_samples=500.0)
     assert scores["factor_vae"]["score"] == 1
     assert scores["factor_vae"]["votes"].sum() == 60
+    assert max(Encode.sizes) == 128  # by default, on a CPU
     assert not {"inception", "reconstruction"} & set(applicable(data.load("dsprites"), Encode()))
     assert evaluate(Encode(), Fractions(), "mig")["mig"]["score"] == pytest.approx(scores["mig"]["score"])
     with pytest.raises(InputError, match="fractions"):
@@ -241,6 +247,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(run_folder, tmp_path, mo
         (("test_evaluate:Disc", "--out", "scores", "--data", "cats"), "'cats'"),
         (("run", "--data", "squares"), "takes images [1, 64, 64], those of squares are [3, 16, 16]"),
         (("run", "--metrics", "fid"), "'fid'"),
+        (("run", "--data", "folder", "--root", ""), "got ''"),
         (("run", "--metrics", ","), "no metric is given"),
         (("run", "--metrics", "inception"), "'inception'"),
         (("run", "--device", "abacus"), "'abacus'"),
