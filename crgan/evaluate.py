@@ -57,9 +57,9 @@ def evaluate(
     with cli.progress() as bar:
         for model, folder in zip(models, folders):
             config = getattr(model.model, "cfg", None)
-            name, data_root = (
-                (data, root) if data or not config else (config.data, config.root if root is None else root)
-            )
+            name, data_root = data, root
+            if config and not data:
+                name, data_root = config.data, config.root if root is None else root
             if name is None:
                 raise InputError(f"{model.name} does not say which data it was trained on; give --data NAME")
             dataset = load(name, data_root)
