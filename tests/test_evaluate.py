@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -137,6 +138,7 @@ def test_generated_images_are_drawn_alike_in_any_batches_and_held_to_their_range
     assert torch.equal(images, drawn(tanh, 500))
     assert (images.dtype, *images.aminmax()) == (torch.float32, 0, 1)
     assert not torch.equal(images[:200], images[500:])
+    assert torch.equal(drawn(SimpleNamespace(encode=Disc().encode, sample=tanh.sample), 64), images)  # without generate
     broken.sample = lambda n, seed: torch.full((n, 1, 64, 64), math.nan)
     with pytest.raises(InputError, match="not finite"):
         drawn(broken, 64)

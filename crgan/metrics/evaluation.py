@@ -241,9 +241,10 @@ def evaluate(
         if not hasattr(given, verb):
             raise InputError(f"the {what} is {given!r}, without {verb}(); expected an object such as crgan.load gives")
     names = metric_names(metrics, dataset, model)
-    if not (hasattr(model, "sample") and hasattr(model, "generate")):  # an encoder alone gets stand-ins
-        model = copy(model)
-        model.sample = model.generate = lambda n, seed: dataset.images(torch.zeros(n, dtype=torch.int64))
+    for verb in ("sample", "generate"):
+        if not hasattr(model, verb):  # an encoder gets stand-ins, which no metric that applies calls
+            model = copy(model)
+            setattr(model, verb, lambda n, seed: dataset.images(torch.zeros(n, dtype=torch.int64)))
     opened = model if isinstance(model, LoadedModel) else LoadedModel("the model", model, "unhashed")
     opened.check_data(dataset)
     if batch_size is None:
