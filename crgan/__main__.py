@@ -77,7 +77,7 @@ def export(run: str, folder: Path, /) -> None:
     print(f"wrote {folder}/: generate.pt2, encode.pt2, README.md")
 
 
-def data(name: str | None = None, /, *, root: Path | None = None) -> None:
+def data(name: str | None = None, /, *, root: str | None = None) -> None:
     """List the data sets: image shapes and factors of those that are rendered, the files of the others.
 
     Args:

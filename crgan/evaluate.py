@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
 
 from . import cli, metrics
 from . import data as datasets
@@ -22,7 +25,7 @@ def evaluate(
     metrics_: Annotated[tuple[str, ...], tyro.conf.arg(name="metrics")] = ("all",),
     protocol: Literal["paper", "dlib"] = "paper",
     data: str | None = None,
-    root: Path | None = None,
+    root: str | None = None,
     out: Path | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -54,7 +57,9 @@ def evaluate(
     with cli.progress() as bar:
         for model, folder in zip(models, folders):
             config = getattr(model.model, "cfg", None)
-            name, data_root = (data, root) if data or not config else (config.data, root or config.root)
+            name, data_root = data, root
+            if config and not data:
+                name, data_root = config.data, config.root if root is None else root
             if name is None:
                 raise InputError(f"{model.name} does not say which data it was trained on; give --data NAME")
             dataset = load(name, data_root)
@@ -78,22 +83,13 @@ def evaluate(
             folder.mkdir(parents=True, exist_ok=True)
             write_json(file, content)
             results[model.name] = {name: entry["metrics"][name] for name in names}
-    _print_table(results, protocol)
-    print("wrote", ", ".join(str(folder / "metrics.json") for folder in dict.fromkeys(folders)))
-
-
-def _print_table(results: dict[str, Any], protocol: str) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    columns = [Column(escape(name), overflow="fold") for name in results]
-    table = Table("metric", "better", *columns, title=f"{protocol} protocol")
+    table = Table("metric", "better", *(Column(escape(name), overflow="fold") for name in results))
+    table.title = f"{protocol} protocol"
     for metric in dict.fromkeys(metric for result in results.values() for metric in result):
         for part, label, better in metrics.rows(metric):
-            cells = (f"{result[metric][part]:.4f}" if metric in result else "" for result in results.values())
-            table.add_row(label, better, *cells)
+            table.add_row(label, better, *(f"{r[metric][part]:.4f}" if metric in r else "" for r in results.values()))
     Console().print(table)
+    print("wrote", ", ".join(str(folder / "metrics.json") for folder in dict.fromkeys(folders)))
 
 
 def _entry(file: Path, key: str, head: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -42,7 +42,7 @@ class LoadedModel:
         if shape is None or num_codes is None:
             with eval_mode([self]), torch.inference_mode():
                 images = self._call("sample", (2, None, None, None), 2, 0)
-                codes = self._call("encode", (2, None), images.to(self.dtype))
+                codes = self._call("encode", (2, None), images.to(self.device, self.dtype))
                 shape, num_codes = shape or images.shape[1:], num_codes or codes.shape[1]
         self.image_shape, self.num_codes = tuple(shape), int(num_codes)
 

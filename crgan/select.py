@@ -62,7 +62,7 @@ def select(
         ray: Address of a Ray cluster that encodes, or auto; it must see the runs at the same paths.
         threads: CPU cores of each of its workers.
     """
-    begin, out, root = time.monotonic(), Path(out).expanduser(), root and Path(root).expanduser()
+    begin, out = time.monotonic(), Path(out).expanduser()
     cli.at_least(2, samples=samples)
     cli.at_least(1, batch_size=batch_size)
     if method != "centrality" and (budget < 1 or ray):
@@ -89,7 +89,7 @@ def select(
             ranking = Ranking(method, pool.names, pool.keys, order, scores, unknown, pairs, [], details)
         labels = known = before.get("labels")
         if with_labels:
-            labels = {"data": dataset.name, "root": root and str(root.resolve()), "seed": sizes.seed}
+            labels = {"data": dataset.name, "root": root and str(Path(root).expanduser().resolve()), "seed": sizes.seed}
         if labels:  # once asked for, they stay
             truth = {row["cache_key"]: row["factor_vae"] for row in before["models"]} if labels == known else {}
             _add_labels(ranking, pool.models, dataset if with_labels else None, labels, truth, bar)
@@ -283,11 +283,11 @@ def _warnings(votes: Votes, names: Sequence[str]) -> Iterator[str]:
             yield f"warning: {who}, or they are not finite: what is scored there is chance"
 
 
-def _dataset(models: Sequence[LoadedModel], name: str | None, root: Path | None) -> Any:
+def _dataset(models: Sequence[LoadedModel], name: str | None, root: str | None) -> Any:
     """Load the data set named, else the one that all models were trained on; None where there is no such one."""
     configs = [getattr(model.model, "cfg", None) for model in models]
     if name is None and len({cfg and (cfg.data, cfg.root) for cfg in configs}) == 1 and configs[0]:
-        name, root = configs[0].data, root or configs[0].root
+        name, root = configs[0].data, configs[0].root if root is None else root
     if name is None:
         return None
     dataset = datasets.load(name, root)

@@ -17,7 +17,7 @@ from torch import Tensor
 from . import checkpoint, cli, metrics, ops, pictures
 from . import data as datasets
 from .config import PRESETS, TOPICS, Config, Phase
-from .data.batches import RealImages
+from .data import RealImages
 from .device import exact_arithmetic, plain_defaults
 from .errors import InputError, check_name
 from .files import lock

@@ -19,8 +19,7 @@ from data_files import as_float, everything, refused, stored, use_small_files, w
 from PIL import Image
 
 from crgan import checkpoint, ops, train
-from crgan.data import READERS, load, readers, storage
-from crgan.data.batches import RealImages
+from crgan.data import READERS, RealImages, load, readers
 from crgan.errors import InputError
 from crgan.evaluate import evaluate
 from crgan.files import write_atomically
@@ -80,8 +79,6 @@ def test_teapots(tmp_path):
     dataset = load("teapots", tmp_path)
     assert torch.equal(everything(dataset), as_float(files.TEAPOTS))
     assert torch.equal(dataset.continuous_factors, torch.from_numpy(files.TEAPOT_VALUES))
-    np.savez_compressed(tmp_path / "teapots.npz", images=files.TEAPOTS)
-    assert load("teapots", tmp_path).factor_names == ()
 
 
 def test_celeba(tmp_path):
@@ -141,6 +138,9 @@ def test_broken_folder(tmp_path, monkeypatch):
     Image.fromarray(np.ones((8, 8), np.float32)).save(picture)
     refused("folder", tmp_path, picture, "32 bits")
     Image.new("RGB", (64, 64)).save(picture)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+        refused("folder", tmp_path, picture, "decompression bomb")
     monkeypatch.setattr(readers, "_rgb", lambda _: struct.unpack("i", b""))  # as Pillow does on some damaged pictures
     refused("folder", tmp_path, picture, "buffer")
 
@@ -167,7 +167,7 @@ def test_adrenalmnist3d(tmp_path):
     contents = files.write_adrenal(tmp_path)
     dataset = load("adrenalmnist3d", tmp_path)
     volumes = np.concatenate([contents[f"{part}_images"] for part in ("train", "val", "test")])
-    assert torch.equal(everything(dataset), as_float(np.pad(volumes.reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))))
+    assert torch.equal(everything(dataset)[:, :, 2:-2, 2:-2], as_float(volumes.reshape(-1, 28, 28)))
     assert dataset.factors(torch.tensor([6 * 28 + 11])).tolist() == [[contents["val_labels"][1, 0], 11]]
 
 
@@ -214,9 +214,10 @@ def test_names_and_roots(tmp_path, monkeypatch):
     for name, root, says in (("dsprite", None, "dsprites"), ("squares", tmp_path, "squares"), ("folder", "", "''")):
         with pytest.raises(InputError, match=says):
             load(name, root)
-    write_grid(tmp_path, "dsprites")
+    (tmp_path / "x").mkdir()
+    path = write_grid(tmp_path / "x", "dsprites")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert load("dsprites", "~").source == str(tmp_path / READERS["dsprites"].files[0])
+    assert load("dsprites", "~/x").source == str(path)
 
 
 def norb(change):
@@ -232,15 +233,15 @@ BROKEN = [
     ("cars3d", {"change": lambda im: im[:64]}, "car_000_mesh.mat"),
     ("cars3d", {"cars": 3}, "24, got 18"),
     ("smallnorb", {"dat": lambda a: files.norb_bytes(a)[:-5]}, "dat.mat"),
-    ("smallnorb", {"dat": norb(lambda a: a.astype(np.int32))}, "507333717"),
+    ("smallnorb", {"dat": norb(lambda a: a.astype(np.int32))}, "dat.mat"),
     ("smallnorb", {"cat": norb(lambda a: a + 5)}, "category"),
     ("teapots", {"images": BLANK + 256}, "256"),
-    ("teapots", {"values": files.TEAPOT_VALUES[:5]}, "gts"),
+    ("teapots", {"values": files.TEAPOT_VALUES[:5]}, "rows"),
     ("celeba", {"size": (100, 100)}, "(178, 218)"),
     ("celeba", {"damage": True}, "000001.jpg"),
     ("mnist", {"form": "idx", "cut": -7}, "train-images"),
     ("rmnist", {"labels": files.LABELS + 5}, "digit"),
-    ("adrenalmnist3d", {"val_labels": np.zeros((3, 1), np.uint8)}, "table"),
+    ("adrenalmnist3d", {"val_labels": np.zeros((3, 1), np.uint8)}, "rows"),
 ]
 
 
@@ -281,10 +282,11 @@ def test_a_lock_is_no_damage(tmp_path, monkeypatch):
     with path.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert load("shapes3d", tmp_path).num_images == 192
-    monkeypatch.setattr(h5py, "File", Mock(side_effect=BlockingIOError(11, "unable to lock file")))
-    with pytest.raises(BlockingIOError) as error:
-        load("shapes3d", tmp_path)
-    assert error.value.filename == str(path)
+    for number in (11, 37):  # held open elsewhere; a file system without locks
+        monkeypatch.setattr(h5py, "File", Mock(side_effect=OSError(number, "unable to lock file")))
+        with pytest.raises(OSError, match="unable to lock") as error:
+            load("shapes3d", tmp_path)
+        assert error.value.filename == str(path)
 
 
 def test_the_cache(tmp_path, monkeypatch):
@@ -318,7 +320,7 @@ def test_a_full_disk_is_named_and_nothing_is_left(tmp_path, cache):
 def test_many_that_load_at_once_convert_once(tmp_path, monkeypatch):
     write_grid(tmp_path, "mpi3d_toy")
     made = Mock(side_effect=write_atomically)
-    monkeypatch.setattr(storage, "write_atomically", made)
+    monkeypatch.setattr(readers, "write_atomically", made)
     with ThreadPoolExecutor(4) as threads:
         loaded = list(threads.map(lambda _: everything(load("mpi3d_toy", tmp_path)), range(4)))
     made.assert_called_once()

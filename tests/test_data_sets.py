@@ -95,7 +95,6 @@ def test_every_rendered_set_keeps_the_contract(name):
         other = factors.clone()
         other[:, f] = (other[:, f] + 1) % dataset.factor_sizes[f]
         assert (dataset.images(other) != images).flatten(1).any(1).float().mean() > 0.5, dataset.factor_names[f]
-    rendered._circular_corners.cache_clear()
     torch.set_default_dtype(torch.float64)  # the caller's, which does not matter
     again = dataset.images(dataset.factors(index))
     torch.set_default_dtype(torch.float32)

@@ -3,6 +3,8 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -97,7 +99,11 @@ def test_all_metrics_that_apply_of_codes_that_are_the_factors(protocol):
 
 def test_models_that_only_encode_and_factors_that_are_fractions():
     class Encode:
-        encode = Encoder(EYE).encode
+        sizes: ClassVar[list[int]] = []
+
+        def encode(self, images):
+            self.sizes.append(len(images))
+            return Encoder(EYE).encode(images)
 
     class Fractions(Table):
         def factors(self, index):
@@ -106,6 +112,7 @@ def test_models_that_only_encode_and_factors_that_are_fractions():
     scores = evaluate(Encode(), Table(), ("factor_vae", "mig", "dci_lasso"), groups=60.0, scale_samples=500.0)
     assert scores["factor_vae"]["score"] == 1
     assert scores["factor_vae"]["votes"].sum() == 60
+    assert max(Encode.sizes) == 128  # by default, on a CPU
     assert not {"inception", "reconstruction"} & set(applicable(data.load("dsprites"), Encode()))
     assert evaluate(Encode(), Fractions(), "mig")["mig"]["score"] == pytest.approx(scores["mig"]["score"])
     with pytest.raises(InputError, match="fractions"):
@@ -131,6 +138,7 @@ def test_generated_images_are_drawn_alike_in_any_batches_and_held_to_their_range
     assert torch.equal(images, drawn(tanh, 500))
     assert (images.dtype, *images.aminmax()) == (torch.float32, 0, 1)
     assert not torch.equal(images[:200], images[500:])
+    assert torch.equal(drawn(SimpleNamespace(encode=Disc().encode, sample=tanh.sample), 64), images)  # without generate
     broken.sample = lambda n, seed: torch.full((n, 1, 64, 64), math.nan)
     with pytest.raises(InputError, match="not finite"):
         drawn(broken, 64)
@@ -241,6 +249,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(run_folder, tmp_path, mo
         (("test_evaluate:Disc", "--out", "scores", "--data", "cats"), "'cats'"),
         (("run", "--data", "squares"), "takes images [1, 64, 64], those of squares are [3, 16, 16]"),
         (("run", "--metrics", "fid"), "'fid'"),
+        (("run", "--data", "folder", "--root", ""), "got ''"),
         (("run", "--metrics", ","), "no metric is given"),
         (("run", "--metrics", "inception"), "'inception'"),
         (("run", "--device", "abacus"), "'abacus'"),

@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import InputError, check_name
-from .dataset import Dataset, from_images
-from .readers import READERS, folder
+from .dataset import Dataset, RealImages, from_images
+from .readers import READERS, folder, reading
 from .rendered import RENDERED
-from .storage import reading
 
-__all__ = ["NAMES", "READERS", "RENDERED", "Dataset", "from_images", "load"]
+__all__ = ["NAMES", "READERS", "RENDERED", "Dataset", "RealImages", "from_images", "load"]
 
 NAMES = tuple({**RENDERED, **READERS, "folder": None})
 

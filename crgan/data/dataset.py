@@ -1,8 +1,8 @@
-"""The interface of every data set, and data sets of arrays: images in memory, or mapped from a file."""
+"""The interface of every data set, data sets of arrays in memory or mapped from a file, and a training step's draws."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from math import prod
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import ops
 from ..errors import InputError
 
 _CLASSES = 10  # per continuous factor
@@ -101,18 +102,21 @@ class Dataset:
             for size, column in zip(self.factor_sizes[1:], factors.unbind(1)[1:]):
                 cell = cell * size + column
             return cell
-        cells = [self._cells.get(tuple(row), []) for row in factors.tolist()]
-        if [] in cells:
-            raise InputError(f"{self.name} has no image with factors {factors[cells.index([])].tolist()}")
-        rows = [cell[i % len(cell)] for i, cell in enumerate(cells)]
-        return torch.tensor(rows, dtype=torch.int64, device=factors.device)
+        index = []
+        for i, row in enumerate(factors.to(self.table.device)):
+            cell = (self.table == row).all(1).nonzero()[:, 0]
+            if not len(cell):
+                raise InputError(f"{self.name} has no image with factors {row.tolist()}")
+            index.append(int(cell[i % len(cell)]))
+        return torch.tensor(index, dtype=torch.int64, device=factors.device)
 
     def sample_factors(self, n: int, seed: int = 0) -> Tensor:
         """Draw factors [n, F] int64 on the CPU, uniformly over the grid (with a table: over its rows)."""
         generator = torch.Generator("cpu").manual_seed(seed)
-        sizes = (self.factor_sizes if self.table is None else ()) or (self.num_images,)
+        is_grid = self.table is None and self.factor_names
+        sizes = self.factor_sizes if is_grid else (self.num_images,)
         drawn = [torch.randint(size, (n,), generator=generator, device="cpu") for size in sizes]
-        return torch.stack(drawn, -1) if self.factor_names and self.table is None else self.factors(drawn[0])
+        return torch.stack(drawn, -1) if is_grid else self.factors(drawn[0])
 
     def __len__(self) -> int:
         return self.num_images
@@ -125,22 +129,13 @@ class Dataset:
     def __getitems__(self, index: Sequence[int]) -> list[Tensor]:  # of a DataLoader's batch, read at once
         return list(self[index])
 
-    @cached_property
-    def _cells(self) -> dict[tuple[int, ...], list[int]]:
-        """The images that have each combination of factors."""
-        assert self.table is not None
-        cells: dict[tuple[int, ...], list[int]] = {}
-        for i, row in enumerate(self.table.tolist()):
-            cells.setdefault(tuple(row), []).append(i)
-        return cells
-
     def _checked(self, x: Tensor) -> Tensor:
         """Return indices [n] or factors [n, F], whose values are in range where they are on the CPU."""
-        names, sizes = (("index",), (self.num_images,)) if x.dim() == 1 else (self.factor_names, self.factor_sizes)
-        columns = x[:, None] if x.dim() == 1 else x
-        expect(f"{self.name}: number of factors", columns.shape[1], len(sizes))
-        if x.device.type == "cpu":  # reading a value back would stall a device
-            for name, size, column in zip(names, sizes, columns.unbind(1)):
+        sizes = {"index": self.num_images} if x.dim() == 1 else dict(zip(self.factor_names, self.factor_sizes))
+        columns = (x[:, None] if x.dim() == 1 else x).unbind(1)
+        expect(f"{self.name}: number of factors", len(columns), len(sizes))
+        for (name, size), column in zip(sizes.items(), columns):
+            if x.device.type == "cpu":  # reading a value back would stall a device
                 check_range(f"{self.name}: {name}", column, size - 1)
         return x
 
@@ -168,54 +163,71 @@ def from_images(
     pixels = _array(images)
     shape, is_float = list(pixels.shape), pixels.dtype.kind == "f"
     if len(shape) not in (3, 4) or (len(shape) == 4 and min(shape[1], shape[3]) > 4) or pixels.dtype.kind not in "biuf":
-        got = f"{pixels.dtype} {shape}"
-        raise InputError(f"{name}: expected numbers [N, C <= 4, H, W], [N, H, W, C] or [N, H, W], got {got}")
+        what = "numbers [N, C <= 4, H, W], [N, H, W, C] or [N, H, W]"
+        raise InputError(f"{name}: expected {what}, got {pixels.dtype} {shape}")
     check_range(f"{name}: images", pixels, 1 if is_float else 255)
     pixels = pixels.astype(np.float32 if is_float else np.uint8, copy=False)
     if len(shape) == 4 and shape[1] <= shape[3]:
         pixels = pixels.transpose(0, 2, 3, 1)
-    some = np.ascontiguousarray(pixels[:: len(pixels) // 64 + 1])
-    return replace(
-        from_stored(name, pixels, {}, max_value=255 if pixels.max(initial=0) > 1 else 1),
-        source="memory",
-        identity=f"{len(pixels)} images, hash of a part {sha256(some.data).hexdigest()[:16]}",
-        **({} if factors is None else factor_fields(name, len(pixels), factors, factor_names)),
-    )
+    some = sha256(np.ascontiguousarray(pixels[:: len(pixels) // 64 + 1]).data).hexdigest()[:16]
+    fields = {"source": "memory", "identity": f"{len(pixels)} images, hash of a part {some}"}
+    names, max_value = factor_names if factors is not None else None, 255 if pixels.max(initial=0) > 1 else 1
+    return from_stored(name, pixels, names or (), factors, max_value=max_value, **fields)
 
 
-def factor_fields(name: str, count: int, factors: Any, names: Sequence[str] | None) -> dict[str, Any]:
-    """Return the fields of `Dataset` that describe the factors [count] or [count, F] of `from_images`."""
-    values = _array(factors)
-    values = values[:, None] if values.ndim == 1 else values
-    expect(f"{name}: number of rows of factors, of axes", (len(values), values.ndim), (count, 2))
-    if values.dtype.kind not in "biuf" or not np.isfinite(values).all():
-        raise InputError(f"{name}: expected finite numbers as factors, got {values.dtype} {values!r:.80}")
-    continuous = torch.from_numpy(values.astype(np.float64)) if values.dtype.kind == "f" else None
-    if continuous is not None:
-        low, span = values.min(0), np.ptp(values, 0)
-        values = np.minimum((values - low) / np.where(span > 0, span, 1) * _CLASSES, _CLASSES - 1)
-    table = torch.from_numpy(values.astype(np.int64))
-    sizes = tuple((table.amax(0) + 1).clamp(min=1).tolist())
-    names = tuple(names or (f"factor{f}" for f in range(len(sizes))))
-    return {"factor_names": names, "factor_sizes": sizes, "table": table, "continuous_factors": continuous}
+def from_stored(name: str, stored: np.ndarray, factors: Any, rows: Any = None, **fields: Any) -> Dataset:
+    """Make a data set of stored images [N, H, W] or [N, H, W, C].
 
-
-def from_stored(
-    name: str, stored: np.ndarray, factors: dict[str, int], table: np.ndarray | None = None, pad: int = 0, **fields: Any
-) -> Dataset:
-    """Make a data set of stored images [N, H, W] or [N, H, W, C], with a border of `pad` zeros.
-
-    `factors` gives sizes by name; `table` holds the factors [N, F] where the images are not their full grid.
+    `factors` gives the sizes by name of a full grid. Else `rows` [N] or [N, F] hold the factors of each image, as for
+    `from_images`, and sizes that are not given are the largest class + 1.
     """
     height, width, channels = (*stored.shape[1:], 1)[:3]
+    sizes = tuple(factors.values()) if isinstance(factors, dict) else ()
+    if rows is not None:
+        rows = _array(rows)
+        rows = rows[:, None] if rows.ndim == 1 else rows
+        expect(f"{name}: number of rows of factors, of axes", (len(rows), rows.ndim), (len(stored), 2))
+        if rows.dtype.kind not in "biuf" or not np.isfinite(rows).all():
+            raise InputError(f"{name}: expected finite numbers as factors, got {rows.dtype} {rows!r:.80}")
+        if rows.dtype.kind == "f":
+            fields["continuous_factors"] = torch.from_numpy(rows.astype(np.float64))
+            low, span = rows.min(0), np.ptp(rows, 0)
+            rows = np.minimum((rows - low) / np.where(span > 0, span, 1) * _CLASSES, _CLASSES - 1)
+        fields["table"] = table = torch.from_numpy(rows.astype(np.int64))
+        sizes = sizes or tuple((table.amax(0) + 1).clamp(min=1).tolist())
+        factors = factors or [f"factor{f}" for f in range(len(sizes))]
 
     def read(index: Tensor) -> Tensor:
         images = torch.from_numpy(stored[index.cpu().numpy()]).reshape(len(index), height, width, channels)
-        return torch.nn.functional.pad(images.permute(0, 3, 1, 2), (pad,) * 4)
+        return images.permute(0, 3, 1, 2)
 
-    rows = None if table is None else torch.from_numpy(table.astype(np.int64))
-    names, sizes, shape = tuple(factors), tuple(factors.values()), (channels, height + 2 * pad, width + 2 * pad)
-    return Dataset(name, shape, len(stored), names, sizes, read=read, table=rows, **fields)
+    return Dataset(name, (channels, height, width), len(stored), tuple(factors), sizes, read=read, **fields)
+
+
+class RealImages:
+    """Draw the `size` real images of each training step by seed and step.
+
+    Rendered ones are made within the step, stored ones read before it into memory that a captured CUDA graph knows.
+    """
+
+    def __init__(self, dataset: Dataset, size: int, seed: int, device: torch.device):
+        self.dataset, self.buffer = dataset, None
+        self.draw = partial(ops.random_index, size, dataset.num_images, seed)
+        if dataset.read is not None:
+            first = dataset.stored(torch.zeros(1, dtype=torch.int64, device="cpu"))
+            self.buffer = torch.empty((size, *dataset.image_shape), dtype=first.dtype, device=device)
+
+    def fetch(self, step: int) -> None:
+        """Read the stored images of step `step`, counted from 0."""
+        if self.buffer is not None:
+            images = self.dataset.stored(self.draw(step, device="cpu"))
+            self.buffer.copy_(images.contiguous().pin_memory() if self.buffer.is_cuda else images, non_blocking=True)
+
+    def images(self, done: Tensor) -> Tensor:  # [B, C, H, W] float32 in [0, 1]
+        """Return the images of the step whose number is in the 0-d int64 tensor `done`."""
+        if self.buffer is None:
+            return self.dataset.images(self.draw(done, device=done.device))
+        return self.dataset.to_float(self.buffer)
 
 
 def _array(values: Any) -> np.ndarray:

@@ -1,38 +1,124 @@
-"""The readers of published files, and of a folder of pictures. Photographs are cropped and resized once."""
+"""The readers of published files, and of a folder of pictures.
 
+Files are mapped into memory, so that no large array is ever loaded whole: uint8 images that lie uncompressed in an
+.npz file where they are, all others from a file of plain bytes in the cache folder, $CRGAN_CACHE or ~/.cache/crgan,
+into which they are converted once. Photographs are cropped and resized before.
+"""
+
+import errno
 import gzip
 import os
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 from PIL import Image, ImageOps
+from rich.console import Console
+from rich.progress import Progress
 
 from ..errors import InputError
-from .dataset import Dataset, expect, factor_fields, from_stored
+from ..files import lock, named_errors, write_atomically
+from .dataset import Dataset, check_range, expect, from_stored
 from .rendered import CIRCULAR, DSPRITES, SHAPES3D
-from .storage import cached, images, reading
 
 MPI3D = {"color": 6, "shape": 6, "size": 2, "camera": 3, "background": 3, "dof1": 40, "dof2": 40}
 CARS3D = {"elevation": 4, "azimuth": 24, "object": 183}
 SMALLNORB = {"category": 5, "elevation": 9, "azimuth": 18, "lighting": 6}
 TEAPOTS = ("azimuth", "elevation", "red", "green", "blue")
 NORB_IMAGES, MNIST_IMAGES, CELEBA_IMAGES = 24_300, 60_000, 202_599  # per file
-_NORB_BYTES, _NORB_INTEGERS, _IDX_IMAGES, _IDX_LABELS = 0x1E3D4C55, 0x1E3D4C54, 2051, 2049  # first integers of files
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
+_BORDER = ((0, 0), (2, 2), (2, 2))  # around images of 28 px
+_BLOCK = 1 << 24  # bytes converted at a time
 
 
-class Reader(NamedTuple):
-    """A published data set: its files, of which one is needed, where to get them, and the function that reads it."""
+class FileError(InputError):
+    """Names the file that cannot be used."""
 
-    files: Sequence[str]
-    publisher: str
-    read: Callable[[Path], Dataset]
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged or foreign file causes into one error that names it."""
+    try:
+        with named_errors(path):
+            yield
+    except (FileError, MemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
+            raise  # the system could not open or read the file: that is no damage
+        raise FileError(f"{path} is damaged or not as expected: {error}; replace or remove it") from error
+
+
+def images(path: Path, key: str, shape: tuple[int, ...], max_value: int = 255) -> np.ndarray:
+    """Map the images `key` [N, *shape] of an .npz or HDF5 file as uint8: floats in [0, 1] become 0..max_value."""
+    name = f"{path.stem}-{key}"
+    if path.suffix != ".npz":
+        with h5py.File(path, locking=False) as file:
+            data = file[key]
+            expect(f"{key}: shape of an image", data.shape[1:], shape)
+            chunk = data.chunks[0] if data.chunks else 1  # a part of a chunk costs as much to unpack as all of it
+            step = chunk * max(1, _BLOCK // (data.dtype.itemsize * prod(shape)) // chunk)
+            blocks = (data[start : start + step] for start in range(0, len(data), step))
+            return cached(name, [path], data.shape, blocks, max_value)
+    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+        np.lib.format.read_magic(member)
+        found, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        expect(f"{key}: shape of an image, Fortran order", (found[1:], fortran), (shape, False))
+        entry, step = archive.getinfo(f"{key}.npy"), max(1, _BLOCK // (row := dtype.itemsize * prod(shape)))
+        if dtype == np.uint8 and entry.compress_type == zipfile.ZIP_STORED:
+            with open(path, "rb") as raw:  # the member's own header may be longer than the directory says
+                raw.seek(entry.header_offset + 26)
+                names = np.frombuffer(raw.read(4), "<u2").sum(dtype=int)
+            return np.memmap(path, np.uint8, "r", entry.header_offset + 30 + int(names) + member.tell(), found)
+        parts = (member.read(step * row) for _ in range(0, found[0], step))
+        blocks = (np.frombuffer(part, dtype).reshape(-1, *shape) for part in parts)
+        return cached(name, [path], found, blocks, max_value)
+
+
+def cached(
+    name: str, sources: Sequence[Path], shape: tuple[int, ...], blocks: Iterable[np.ndarray], max_value: int = 255
+) -> np.ndarray:
+    """Map uint8 images of `shape` [N, ...] from a file that is made on first use of the images that `blocks` yields.
+
+    Floats in [0, 1] become 0..max_value. The file's name depends on the paths, sizes and times of `sources`, so that
+    changed ones are converted anew. One process converts while others wait.
+    """
+    stats = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+    folder = Path(os.path.expanduser(os.environ.get("CRGAN_CACHE") or "~/.cache/crgan"))
+    target = folder / f"{name}-{sha256(repr(stats).encode()).hexdigest()[:16]}.uint8"
+
+    def write(temporary: Path) -> None:
+        done = 0
+        with temporary.open("wb") as file, Progress(console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task(f"Converting {name} once", total=shape[0])
+            for block in blocks:
+                is_float = block.dtype.kind == "f"
+                check_range(name, block, 1 if is_float else max_value)
+                file.write(np.ascontiguousarray((block * max_value).round() if is_float else block, np.uint8).data)
+                progress.update(task, completed=(done := done + len(block)))
+        expect("number of images", done, shape[0])
+
+    if not target.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder, timeout=-1):
+            if not target.is_file():
+                write_atomically(target, write)
+    with reading(target):
+        return np.memmap(target, np.uint8, "r", shape=shape)
+
+
+def read_raw(path: Path, header: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Read the array after a header of that many bytes, in a plain or gzipped file."""
+    with reading(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        return np.frombuffer(file.read(), dtype, offset=header).reshape(shape)
 
 
 def read_grid(path: Path, name: str, factors: dict[str, int]) -> Dataset:
@@ -42,15 +128,9 @@ def read_grid(path: Path, name: str, factors: dict[str, int]) -> Dataset:
 
 
 def teapots(path: Path) -> Dataset:
-    """Read 3D Teapots (Eastwood and Williams 2018), 3x64x64.
-
-    The five generative values are random, without a grid: `table` has ten equal classes of each.
-    """
-    dataset = from_stored("teapots", images(path, "images", (64, 64, 3)), {})
+    """Read 3D Teapots (Eastwood and Williams 2018), 3x64x64, with its five random generative values in ten classes."""
     with np.load(path, allow_pickle=False) as file:
-        if "gts" not in file:
-            return dataset
-        return replace(dataset, **factor_fields("gts", len(dataset), file["gts"], TEAPOTS))
+        return from_stored("teapots", images(path, "images", (64, 64, 3)), TEAPOTS, file["gts"])
 
 
 def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> Dataset:
@@ -65,36 +145,27 @@ def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> D
             digits = file["y_train"]
     else:
         labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-        stored = read_raw(path, (_IDX_IMAGES, MNIST_IMAGES, 28, 28), ">u1", (MNIST_IMAGES, 28, 28))
-        digits = read_raw(labels, (_IDX_LABELS, MNIST_IMAGES), ">u1", (MNIST_IMAGES,))
-
-    def variants() -> Iterator[np.ndarray]:
-        for image in stored:
-            turned = np.stack([np.rot90(image, k) for k in range(turns)]).repeat(blocks, 0)
-            for b in range(blocks if blocks > 1 else 0):
-                y, x = 4 + 10 * (b // 2), 4 + 10 * (b % 2)
-                turned[b::blocks, y : y + 10, x : x + 10] = 128
-            yield turned
-
+        stored = read_raw(path, 16, "u1", (MNIST_IMAGES, 28, 28))
+        digits = read_raw(labels, 8, "u1", (MNIST_IMAGES,))
+    stored = np.pad(stored, _BORDER)
+    stored = np.stack([np.rot90(stored, k, (1, 2)) for k in range(turns)], 1).repeat(blocks, 1)
+    for b in range(blocks if blocks > 1 else 0):
+        y, x = 6 + 10 * (b // 2), 6 + 10 * (b % 2)
+        stored[:, b::blocks, y : y + 10, x : x + 10] = 128
     image, turn, block = np.indices((len(digits), turns, blocks)).reshape(3, -1)
     factors = {"digit": 10} | {name: n for name, n in (("angle", turns), ("block", blocks)) if n > 1}
     table = np.stack([digits[image], turn, block], 1)[:, : len(factors)]
-    if turns > 1:
-        stored = cached(name, [path], (len(table), 28, 28), variants())
-    return from_stored(name, stored, factors, table, pad=2)
+    return from_stored(name, stored.reshape(-1, 32, 32), factors, table)
 
 
 def adrenalmnist3d(path: Path) -> Dataset:
-    """Read the 28 slices of each volume of AdrenalMNIST3D, 28 px on 1x32x32: training, validation, then test volumes.
-
-    The factors are the volume's label and the slice.
-    """
+    """Read the 28 slices of each volume of AdrenalMNIST3D, 28 px on 1x32x32; factors are its label and the slice."""
     parts = ("train", "val", "test")
     stored = np.concatenate([images(path, f"{part}_images", (28, 28, 28)) for part in parts]).reshape(-1, 28, 28)
     with np.load(path, allow_pickle=False) as file:
         labels = np.concatenate([file[f"{part}_labels"] for part in parts]).repeat(28)
     table = np.stack([labels, np.arange(len(labels)) % 28], 1)
-    return from_stored("adrenalmnist3d", stored, {"label": 2, "slice": 28}, table, pad=2)
+    return from_stored("adrenalmnist3d", np.pad(stored, _BORDER), {"label": 2, "slice": 28}, table)
 
 
 def cars3d(path: Path) -> Dataset:
@@ -124,13 +195,12 @@ def smallnorb(path: Path) -> Dataset:
     The ten instances of a category are not a factor: each cell of the factors holds ten images.
     """
     n, files = NORB_IMAGES, [path, path.with_name(path.name.replace("46789", "01235").replace("training", "testing"))]
-    pairs = (pair for dat in files for pair in read_raw(dat, (_NORB_BYTES, 4, n, 2, 96, 96), "<u1", (n, 2, 96, 96)))
+    pairs = (pair for dat in files for pair in read_raw(dat, 24, "u1", (n, 2, 96, 96)))
     tables = []
     for dat in files:
         cat, info = (dat.with_name(dat.name.replace("-dat", part)) for part in ("-cat", "-info"))
-        category = read_raw(cat, (_NORB_INTEGERS, 1, n, 1, 1), "<i4", (n,))  # at least three sizes
-        _, elevation, azimuth, lighting = read_raw(info, (_NORB_INTEGERS, 2, n, 4, 1), "<i4", (n, 4)).T
-        tables.append(np.stack([category, elevation, azimuth // 2, lighting], 1))
+        _, elevation, azimuth, lighting = read_raw(info, 20, "<i4", (n, 4)).T
+        tables.append(np.stack([read_raw(cat, 20, "<i4", (n,)), elevation, azimuth // 2, lighting], 1))
     stored = cached("smallnorb", files, (2 * n, 64, 64), (_square(Image.fromarray(left))[None] for left, _ in pairs))
     return from_stored("smallnorb", stored, SMALLNORB, np.concatenate(tables))
 
@@ -163,28 +233,26 @@ def folder(root: Path) -> Dataset:
 
     Follows links. Leaves out what is hidden, and what this library wrote: pictures of runs and selections.
     """
-    files = sorted(_pictures(root))
+    files, seen = [], set()
+    for place, folders, names in os.walk(root, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()  # a link led back
+        elif not {"metrics.jsonl", "ranking.json"} & {*names}:
+            found = (Path(place, name) for name in names if not name.startswith("."))
+            files += [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]
+        seen.add(real)
     if not files:
         raise InputError(f"{root} holds no images ({', '.join(sorted(_SUFFIXES))})")
+    files.sort()
 
     def pictures() -> Iterator[np.ndarray]:
         for path in files:
             with reading(path), Image.open(path) as file:
                 yield _square(_rgb(file))[None]
 
-    dataset = from_stored("folder", cached("folder", files, (len(files), 64, 64, 3), pictures()), {})
-    return replace(dataset, identity=f"{len(files)} pictures, {sum(path.stat().st_size for path in files)} bytes")
-
-
-def _pictures(root: Path) -> Iterator[Path]:
-    seen = set()
-    for place, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]  # links may lead back
-        if real not in seen and not {"metrics.jsonl", "ranking.json"} & {*names}:
-            found = (Path(place, name) for name in names if not name.startswith("."))
-            yield from (path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file())
-        seen.add(real)
+    identity = f"{len(files)} pictures, {sum(path.stat().st_size for path in files)} bytes"
+    return from_stored("folder", cached("folder", files, (len(files), 64, 64, 3), pictures()), {}, identity=identity)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -203,12 +271,12 @@ def _square(image: Image.Image, size: int = 64) -> np.ndarray:
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
 
-def read_raw(path: Path, header: Sequence[int], dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read an array that follows a header of 32-bit integers, in a plain or gzipped file."""
-    with reading(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        integers = np.array([*header], f"{dtype[0]}i4")
-        expect("header", np.frombuffer(file.read(integers.nbytes), integers.dtype).tolist(), integers.tolist())
-        return np.frombuffer(file.read(), dtype).reshape(shape)
+class Reader(NamedTuple):
+    """A published data set: its files, of which one is needed, where to get them, and the function that reads it."""
+
+    files: Sequence[str]
+    publisher: str
+    read: Callable[[Path], Dataset]
 
 
 _DSPRITES, _NORB = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64", "smallnorb-5x46789x9x18x6x2x96x96-training-dat.mat"

@@ -1,8 +1,9 @@
 """Data sets rendered from their factors [n, F]. New tensors name their type and device, whatever the defaults."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
-from math import cos, pi, prod, sin
+from math import pi, prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,21 +44,15 @@ def dsprites(factors: Tensor) -> Tensor:
     return _paste(lit, corner.long())
 
 
-@cache
-def _circular_corners(device: torch.device) -> Tensor:
-    # The published discs sit on whole pixels: their corner is the truncated position. (In 17 images a position
-    # a rounding error below a whole pixel widened the disc by one; 1e-9 steps over that.)
-    turns = [2 * pi * (k / CIRCULAR["angle"]) for k in range(CIRCULAR["angle"])]
-    at = [[(32 + r * cos(t), 32 + r * sin(t)) for r in range(CIRCULAR["radius"])] for t in turns]
-    return torch.tensor(at, dtype=torch.float64, device="cpu").sub(5 - 1e-9).long().to(device)
-
-
 def circular_dsprites(factors: Tensor) -> Tensor:
     """Draw circular dSprites (Lin et al. 2020) anew: 1x64x64, {0, 1}, a disc of radius 5 px about the centre."""
     offset = torch.arange(-5, 6, device=factors.device).square()
     disc = (offset[:, None] + offset) <= 30
-    corner = _circular_corners(factors.device)[factors[:, 0], factors[:, 1]]
-    return _paste(disc.expand(len(factors), -1, -1), corner)
+    angle, radius = factors[:, 0].double() * (2 * pi / CIRCULAR["angle"]), factors[:, 1].double()
+    centre = 32 + torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
+    # The published discs sit on whole pixels: their corner is the truncated position. (In 17 images a position
+    # a rounding error below a whole pixel widened the disc by one; 1e-9 steps over that.)
+    return _paste(disc.expand(len(factors), -1, -1), (centre - 5 + 1e-9).long())
 
 
 def squares(factors: Tensor) -> Tensor:
@@ -194,14 +189,13 @@ def _root(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return t.where((square > 0) & (t > 0), torch.inf)
 
 
-def _rendered(render: Callable[[Tensor], Tensor], shape: tuple[int, int, int], factors: dict[str, int]) -> Dataset:
-    names, sizes, about = tuple(factors), tuple(factors.values()), "rendered"
-    return Dataset(render.__name__, shape, prod(sizes), names, sizes, render, source=about, identity=about)
-
-
+_ABOUT: dict[str, Any] = {"source": "rendered", "identity": "rendered"}
 RENDERED = {
-    "squares": _rendered(squares, (3, 16, 16), SQUARES),
-    "dsprites": _rendered(dsprites, (1, 64, 64), DSPRITES),
-    "circular_dsprites": _rendered(circular_dsprites, (1, 64, 64), CIRCULAR),
-    "shapes3d_like": _rendered(shapes3d_like, (3, 64, 64), SHAPES3D),
+    draw.__name__: Dataset(draw.__name__, shape, prod(f.values()), tuple(f), tuple(f.values()), draw, **_ABOUT)
+    for draw, shape, f in (
+        (squares, (3, 16, 16), SQUARES),
+        (dsprites, (1, 64, 64), DSPRITES),
+        (circular_dsprites, (1, 64, 64), CIRCULAR),
+        (shapes3d_like, (3, 64, 64), SHAPES3D),
+    )
 }

@@ -41,18 +41,19 @@ def tensor(values: Any, name: str, shape: str) -> Tensor:
 def fit_and_test(codes: Any, factors: Any, test: Pair | None = None) -> tuple[Array, Array, Array, Array]:
     """Return codes and factors to fit on, and those to score on: the same ones where `test` is None.
 
-    Raises InputError for shapes that do not agree, and for a factor that does not vary among those to fit on.
+    Codes that are constant among those to fit on become 0. Raises InputError for shapes that do not agree, and for a
+    factor that does not vary among those to fit on.
     """
-    given = (codes, factors, *(test or ()))
     names = ("codes", "N K"), ("factors", "N F"), ("test codes", "M K"), ("test factors", "M F")
-    parts = [tensor(part, *name).numpy(force=True) for part, name in zip(given, names)]
+    parts = [tensor(part, *name).numpy(force=True) for part, name in zip((codes, factors, *(test or ())), names)]
     x, y, test_x, test_y = (parts * 2)[:4]
     if (len(x), len(test_x), x.shape[1], y.shape[1]) != (len(y), len(test_y), test_x.shape[1], test_y.shape[1]):
         shapes = ", ".join(f"{name} {list(part.shape)}" for part, (name, _) in zip(parts, names))
         raise InputError(f"shapes do not agree: {shapes}; expected [N, K], [N, F], and of test [M, K], [M, F]")
     if (constant := (y == y[0]).all(0)).any():
         raise InputError(f"factors[:, {constant.argmax()}] is constant in these {len(y)} rows; leave it out")
-    return x, y, test_x, test_y
+    active = active_dimensions(x)[1].numpy()
+    return x * active, y, test_x * active, test_y
 
 
 def group_factors(factor: Any, groups: Tensor) -> Tensor:
@@ -64,10 +65,7 @@ def group_factors(factor: Any, groups: Tensor) -> Tensor:
 
 
 def active_dimensions(points: Any, min_std: float = 0.0, ddof: int = 0) -> tuple[Tensor, Tensor]:
-    """Return the standard deviation of each code over `points` [N, K] (float64 [K]) and the mask of those that vary.
-
-    A code varies if its standard deviation is at least `min_std` and `varies` says so.
-    """
+    """Return the standard deviation (float64 [K]) of codes [N, K], and which of them vary and reach `min_std`."""
     columns = torch.as_tensor(points).double()
     mean = columns.mean(0)
     std = ((columns - mean).square_().sum(0) / max(len(columns) - ddof, 1)).sqrt()  # 5 times as fast as std_mean

@@ -5,6 +5,7 @@ from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import prod
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +26,11 @@ CHUNK = 500  # images generated with one seed, whatever the batch size
 
 @dataclass(frozen=True)
 class Protocol:
-    """Sizes of one way to score. Scores under different protocols are not comparable.
+    """Sizes of one way to score: "paper", the original code of InfoGAN-CR, or "dlib", disentanglement_lib.
 
-    `dlib` differs in more than sizes: groups draw their factor instead of taking turns, BetaVAE has pairs of its own,
-    standard deviations of FactorVAE have ddof 1 and codes below 0.05 are pruned, DCI boosts, SAP takes every factor for
-    classes, and Explicitness standardises the codes.
+    Scores under different protocols are not comparable. `dlib` differs in more than sizes: groups draw their factor
+    instead of taking turns, BetaVAE has pairs of its own, standard deviations of FactorVAE have ddof 1 and codes below
+    0.05 are pruned, DCI boosts, SAP takes every factor for classes, and Explicitness standardises the codes.
     """
 
     name: str
@@ -44,15 +45,11 @@ class Protocol:
     reconstructed: int = 5_000  # images for PSNR and SSIM
 
 
-DLIB = Protocol(  # disentanglement_lib
-    "dlib", groups=10_000, heldout_groups=5_000, group_size=64, scale_samples=10_000, points=10_000, test_points=5_000
-)
-PROTOCOLS = {"paper": Protocol("paper"), "dlib": DLIB}  # that of the original code of InfoGAN-CR first
+PROTOCOLS = {"paper": Protocol("paper"), "dlib": Protocol("dlib", 10_000, 5_000, 64, 10_000, 10_000, 5_000)}
 
 
 class Samples:
-    """Draws the samples that the metrics of one evaluation share, and scores them. Each image is encoded at most once,
-    and each need has a stream of random numbers of its own, so that no metric depends on which others run."""
+    """Draws the samples of one evaluation, each need from a stream of its own, and encodes each image at most once."""
 
     def __init__(
         self, model: LoadedModel, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable
@@ -74,13 +71,13 @@ class Samples:
 
     def encode(self, index: Tensor) -> Tensor:  # [...] int64 -> [..., K]
         index = index.to(self.model.device)
-        needed = torch.zeros_like(self.known).index_fill(0, index.flatten(), True)
-        new = (needed & ~self.known).nonzero()[:, 0]
+        new = index.unique()
+        new = new[~self.known[new]]
         for start in range(0, len(new), self.batch_size):
             batch = new[start : start + self.batch_size]
             self.codes[batch] = self.model.encode(self.dataset.images(batch)).to(self.codes)
-            self.progress("encoding", min(start + self.batch_size, len(new)), len(new))
-        self.known |= needed
+            self.progress("encoding", start + len(batch), len(new))
+        self.known[new] = True
         return self.codes[index]
 
     def factors(self, index: Tensor) -> Tensor:  # [n] -> [n, F] of all factors, on the CPU
@@ -92,8 +89,7 @@ class Samples:
         return (self.encode(index), self.factors(index)[:, self.varying]) if n else None
 
     def groups(self, n: int, stream: int, pairs: bool = False) -> Any:
-        """Return codes [n, L, K] and the factor [n] (of those that vary) of which each group shares one value; with
-        `pairs` codes [n, L, 2, K], where the two of each pair share a value of their own; None for n = 0."""
+        """Return codes [n, L, K] and the varying factor [n] of which each group, or each of `pairs`, shares a value."""
         if n == 0:
             return None
         size, generator = self.protocol.group_size, self.generator(stream)
@@ -113,8 +109,7 @@ class Samples:
         if values.is_floating_point() and (values != values.round()).any():
             raise InputError("groups of images that share a factor need its classes, and some factors are fractions")
         other = self.draw(len(index), stream)
-        grid = hasattr(dataset, "index") and getattr(dataset, "table", None) is None
-        if grid and prod(dataset.factor_sizes) == dataset.num_images:
+        if getattr(dataset, "table", None) is None and prod(dataset.factor_sizes) == dataset.num_images:
             return dataset.index(self.factors(other).scatter(1, factor[:, None], values))
         table = self.factors(torch.arange(dataset.num_images, device="cpu"))
         for f, value in {*zip(factor.tolist(), values[:, 0].tolist())}:
@@ -204,10 +199,7 @@ def applicable(dataset: Any, model: Any = None) -> list[str]:
 
 
 def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) -> list[str]:
-    """Return the names with "all" spelled out: every metric that applies, DCI with the protocol's own predictor.
-
-    Raises InputError for a name that is unknown or does not apply to the data set or the model.
-    """
+    """Return the names with "all" spelled out; raise InputError for one that is unknown or does not apply."""
     fitting, names = applicable(dataset, model), dict[str, None]()
     for metric in [metrics] if isinstance(metrics, str) else metrics:
         if metric not in fitting:
@@ -244,42 +236,29 @@ def evaluate(
     InputError for an unknown metric, protocol or size, and for a metric that the data or the model cannot have.
     """
     check_name("protocol", protocol, PROTOCOLS)
-    for name, value in sizes.items():
-        check_name("size", name, [field.name for field in fields(Protocol)[1:]])
-        sizes[name] = _whole_number(name, value)
     for what, given, verb in (("data set", dataset, "images"), ("model", model, "encode")):
         if not hasattr(given, verb):
             raise InputError(f"the {what} is {given!r}, without {verb}(); expected an object such as crgan.load gives")
     names = metric_names(metrics, dataset, model)
-    opened = model if isinstance(model, LoadedModel) else _opened(model, dataset)
+    for verb in ("sample", "generate"):
+        if not hasattr(model, verb):  # an encoder gets stand-ins, which no metric that applies calls
+            model = copy(model)
+            setattr(model, verb, lambda n, seed: dataset.images(torch.zeros(n, dtype=torch.int64)))
+    opened = model if isinstance(model, LoadedModel) else LoadedModel("the model", model, "unhashed")
     opened.check_data(dataset)
     if batch_size is None:
         batch_size = 128 if opened.device.type == "cpu" else 500
-    seed, batch_size = _whole_number("seed", seed, 0, 2**32 - 1), _whole_number("batch_size", batch_size, 1)
-    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **sizes), seed, batch_size, progress)
+    numbers: dict[str, Any] = {**sizes, "seed": seed, "batch_size": batch_size}
+    for name, value in numbers.items():
+        check_name("size", name, ["seed", "batch_size", *(field.name for field in fields(Protocol)[1:])])
+        if not isinstance(value, Real) or value % 1 or not (name == "batch_size") <= value < 2**32:  # type: ignore
+            raise InputError(f"{name} is {value!r}; expected a whole number below 2^32")
+        numbers[name] = int(value)  # type: ignore[call-overload]
+    seed, batch_size = numbers.pop("seed"), numbers.pop("batch_size")
+    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **numbers), seed, batch_size, progress)
     results = {}
     with eval_mode([opened]):
         for name in names:
             progress(name, 0, 1)
             results[name] = METRICS[name].compute(samples)
     return results
-
-
-def _opened(model: Any, dataset: Any) -> LoadedModel:
-    """Return the model behind the checks of a loaded one; an encoder alone gets stand-ins for what it lacks."""
-    if hasattr(model, "sample") and hasattr(model, "generate"):
-        return LoadedModel("the model", model, "unhashed")
-    view = copy(model)
-    view.sample = view.generate = lambda *_: None
-    view.image_shape = getattr(model, "image_shape", dataset.image_shape)
-    view.num_codes = getattr(model, "num_codes", 1)
-    opened = LoadedModel("the model", view, "unhashed")
-    if not hasattr(model, "num_codes"):
-        opened.num_codes = model.encode(dataset.images(torch.tensor([0], device=opened.device))).shape[-1]
-    return opened
-
-
-def _whole_number(name: str, value: Any, least: int = 0, most: int = 2**53) -> int:
-    if not isinstance(value, int | float | np.integer | np.floating) or value % 1 != 0 or not least <= value <= most:
-        raise InputError(f"{name} is {value!r}; expected a whole number of at least {least} and at most {most}")
-    return int(value)

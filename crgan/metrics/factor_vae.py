@@ -37,12 +37,11 @@ def factor_vae(
     if points.shape[1] != groups.shape[2]:
         raise InputError(f"points have {points.shape[1]} codes, groups have {groups.shape[2]}; expected the same")
     scale, active = active_dimensions(points, min_std, ddof)
+    voting_scale, num_factors = scale.where(active, 0.0), int(factor.max()) + 1  # one of scale 0 does not vote
 
-    def count(groups: Tensor, factor: Tensor) -> Array:  # -> [K, F]; a dimension of scale 0 does not vote
-        voting_scale = scale.where(active, 0.0).to(groups)
-        return vote_table(groups, voting_scale, factor, num_factors).long().numpy(force=True)
+    def count(groups: Tensor, factor: Tensor) -> Array:  # -> [K, F]
+        return vote_table(groups, voting_scale.to(groups), factor, num_factors).long().numpy(force=True)
 
-    num_factors = int(factor.max()) + 1
     votes = count(groups, factor)
     unvoted = factor.bincount().numpy(force=True) - votes.sum(0)
     train_score = score = float(vote_score(np.vstack([votes, unvoted])))
@@ -55,5 +54,5 @@ def factor_vae(
         held_groups = tensor(heldout[0], "heldout groups", "G L K")
         held_votes = count(held_groups, group_factors(heldout[1], held_groups))
         score = float(held_votes[np.arange(len(votes)), votes.argmax(1)].sum() / len(held_groups))
-    scores = {"score": score, "train_score": train_score, "votes": votes}
-    return scores | {"num_active": int(active.sum()), "scale": scale.numpy(force=True)}
+    scores = {"score": score, "train_score": train_score, "votes": votes, "num_active": int(active.sum())}
+    return scores | {"scale": scale.numpy(force=True)}

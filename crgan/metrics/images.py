@@ -18,8 +18,7 @@ def inception(probabilities: Any) -> Scores:  # [N, C], rows summing to 1
 
     `probabilities` are those of the classes of each generated image. InfoGAN-CR takes a classifier of dSprites' shapes
     in place of Inception. Returns score; log_std, the standard deviation of that KL; confidence, the mean of
-    max_y p(y|x); modes [C], the share of images classified as each shape; mode_kl, its KL divergence from uniform
-    (0: all alike, log C: one shape only).
+    max_y p(y|x); modes [C], the share of images of each class; mode_kl, its KL divergence from uniform.
     """
     p = tensor(probabilities, "probabilities", "N C").double()
     kl = (p * (p.clamp(min=1e-12).log() - p.mean(0).clamp(min=1e-12).log())).sum(1)
@@ -31,8 +30,7 @@ def inception(probabilities: Any) -> Scores:  # [N, C], rows summing to 1
 
 @cache
 def shape_classifier() -> tuple[Callable[[Tensor], Tensor], float]:
-    """Fit a network to rendered dSprites that maps images [N, 1, 64, 64] to probabilities [N, 3] of square, ellipse and
-    heart; return it and its accuracy on 2,000 more images."""
+    """Return a network, fitted to dSprites, that gives the shapes' probabilities [N, 3] of images, and its accuracy."""
     from sklearn.neural_network import MLPClassifier
 
     dataset, generator = load("dsprites"), torch.Generator().manual_seed(0)
@@ -55,10 +53,9 @@ def _centred(x: Tensor) -> Tensor:  # [N, 1, 64, 64] -> [N, 32 * 32]
 def reconstruction(images: Any, rebuilt: Any) -> Scores:  # [N, C, H, W] in [0, 1] both
     """Compute the mean PSNR and SSIM of reconstructed images.
 
-    PSNR = 10 log10(1 / MSE) in decibels; an exact copy counts 100 dB. SSIM in [-1, 1] after Wang et al. 2004, Image
-    Quality Assessment, eq. 13: Gaussian window 11 x 11 of standard deviation 1.5, K1 = 0.01, K2 = 0.03, windows inside
-    the image. Returns score (the PSNR), psnr, ssim. Raises InputError for images of different shapes or smaller than
-    11 x 11.
+    PSNR = 10 log10(1 / MSE) in decibels; an exact copy counts 100 dB. SSIM in [-1, 1] (Wang et al. 2004, eq. 13) has
+    a Gaussian window 11 x 11 of standard deviation 1.5 inside the image, K1 = 0.01, K2 = 0.03. Returns score (the
+    PSNR), psnr, ssim. Raises InputError for images of different shapes or smaller than 11 x 11.
     """
     x, y = (tensor(*given, "N C H W").to(torch.float32) for given in ((images, "images"), (rebuilt, "rebuilt")))
     if x.shape != y.shape or min(x.shape[2:]) < 11:

@@ -37,23 +37,21 @@ def modularity(codes: Any, factors: Any) -> Scores:  # [N, K], [N, F] classes or
 
 
 def irs(codes: Any, factors: Any) -> Scores:  # [N, K], [N, F] classes or numbers
-    """Compute the Interventional Robustness Score in [0, 1] (Suter et al. 2019, Robustly Disentangled Causal
-    Mechanisms, eq. 8).
+    """Compute the Interventional Robustness Score in [0, 1] (IRS; Suter et al. 2019, eq. 8).
 
     For code k and factor f: 1 - (mean over the bins of f of the 0.99 quantile of |c_k - its mean in the bin|) /
     max |c_k - mean c_k|. The score is the mean over codes of the best factor's, weighted by that maximum. Quantile and
     bins are those of disentanglement_lib. Returns score, per_code [K] (0 where constant), matrix [K, F].
     """
     x, y, *_ = fit_and_test(codes, factors)
-    active = active_dimensions(x)[1].numpy()
-    x = x.astype(np.float64) * active
+    x = x.astype(np.float64)
     largest = np.abs(x - x.mean(0)).max(0)
     matrix = np.zeros((x.shape[1], y.shape[1]))
     for f, column in enumerate(y.T):
         binned = discretise(column)
         groups = [x[binned == value] for value in np.unique(binned)]
         spread = np.mean([np.quantile(np.abs(g - g.mean(0)), 0.99, 0) for g in groups], 0)
-        matrix[:, f] = 1 - np.divide(spread, largest, out=np.ones_like(spread), where=active)
+        matrix[:, f] = 1 - np.divide(spread, largest, out=np.ones_like(spread), where=largest > 0)
     per_code = matrix.max(1)
     return {"score": float(per_code @ largest / (largest.sum() or 1)), "per_code": per_code, "matrix": matrix}
 
@@ -62,9 +60,8 @@ def dhsic(codes: Any) -> Scores:  # [n, K]
     """Compute the d-variable Hilbert-Schmidt independence criterion (Pfister et al. 2018, eq. 3).
 
     Independent codes have 0. With k_j(a, b) = exp(-|a - b| / h_j^2), h_j the median of |a - b| over all pairs of the n
-    rows of code j: mean_ab prod_j k_j + prod_j mean_ab k_j - 2 mean_a prod_j mean_b k_j, as the original code of
-    InfoGAN-CR has it. A constant code has k = 1. Needs memory for three matrices [n, n]. Returns score
-    and terms [3].
+    rows of code j (k = 1 if constant): mean_ab prod_j k_j + prod_j mean_ab k_j - 2 mean_a prod_j mean_b k_j, as the
+    original code of InfoGAN-CR has it. Needs memory for three matrices [n, n]. Returns score and terms [3].
     """
     points = tensor(codes, "codes", "n K").cpu().double()
     joint, rows = points.new_ones(len(points), len(points)), [points.new_ones(len(points))]
@@ -83,8 +80,7 @@ def dhsic(codes: Any) -> Scores:  # [n, K]
 def _mutual_information(codes: Any, factors: Any) -> tuple[Array, Array]:
     """Return I(code k; factor f) [K, F] and the entropies H(factor f) [F]; a constant code has no information."""
     x, y, *_ = fit_and_test(codes, factors)
-    active = active_dimensions(x)[1].numpy()
-    binned = np.stack([discretise(column) * varies for column, varies in zip(x.T, active)])
+    binned = np.stack([discretise(column) for column in x.T])
     information, entropies = [], []
     for column in y.T:
         classes = discretise(column) if (column != column.round()).any() else column

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError, check_name
-from .arrays import Array, Pair, Scores, active_dimensions, fit_and_test, group_factors, tensor
+from .arrays import Array, Pair, Scores, fit_and_test, group_factors, tensor
 from .information import entropy, top_gap
 
 PREDICTORS = ("boosting", "lasso", "forest")
@@ -28,18 +28,16 @@ def beta_vae(pairs: Any, factor: Any, *, heldout: Pair | None = None) -> Scores:
         means = (codes[:, :, 0] - codes[:, :, 1]).abs_().mean(1)
         return means.numpy(force=True), group_factors(factor, codes).numpy(force=True)
 
-    x, y = features(pairs, factor)
+    train = x, y = features(pairs, factor)
     if (y == y[0]).all():
         raise InputError(f"factor is {y[0]} in all {len(y)} groups; expected groups of at least two factors")
     classifier = LogisticRegression(max_iter=1000).fit(x, y)
-    train_score = float(classifier.score(x, y))
-    score = train_score if heldout is None else float(classifier.score(*features(*heldout)))
-    return {"score": score, "train_score": train_score}
+    test = features(*heldout) if heldout else train
+    return {"score": float(classifier.score(*test)), "train_score": float(classifier.score(*train))}
 
 
 def dci(codes: Any, factors: Any, *, test: Pair | None = None, predictor: str = "boosting") -> Scores:
-    """Compute the DCI scores (Eastwood and Williams 2018, A Framework for the Quantitative Evaluation of Disentangled
-    Representations, section 2).
+    """Compute the DCI scores (Eastwood and Williams 2018, section 2).
 
     `codes` are [N, K], `factors` [N, F] classes or numbers; `test` is such a pair for informativeness (None: the same).
     importance[k, f] says how much code k helps a predictor of factor f. Disentanglement of code k is 1 - the entropy
@@ -99,8 +97,7 @@ def _one_minus_entropy(importance: Array) -> Array:  # [R, n] -> [R], 0 where a 
 
 
 def sap(codes: Any, factors: Any, *, test: Pair | None = None, continuous: Collection[int] = ()) -> Scores:
-    """Compute Separated Attribute Predictability (Kumar et al. 2018, Variational Inference of Disentangled Latent
-    Concepts, section 3).
+    """Compute Separated Attribute Predictability (SAP; Kumar et al. 2018, section 3).
 
     `codes` are [N, K], `factors` [N, F] classes or numbers; `test` is such a pair to score on (None: the same).
     matrix[k, f] is how well code k alone predicts factor f: for a factor that holds fractions, or whose index is in
@@ -111,13 +108,11 @@ def sap(codes: Any, factors: Any, *, test: Pair | None = None, continuous: Colle
     from sklearn.svm import LinearSVC
 
     x, y, test_x, test_y = fit_and_test(codes, factors, test)
-    active = active_dimensions(x)[1].numpy()
-    x, test_x = x * active, test_x * active  # a constant code is 0
     matrix = np.zeros((x.shape[1], y.shape[1]))
     regressed = {*continuous, *np.flatnonzero((y != y.round()).any(0))}
     for k, f in np.ndindex(matrix.shape):
         if f in regressed:
-            matrix[k, f] = np.corrcoef(x[:, k], y[:, f])[0, 1] ** 2 if active[k] else 0.0
+            matrix[k, f] = np.corrcoef(x[:, k], y[:, f])[0, 1] ** 2 if x[:, k].any() else 0.0
         else:
             machine = LinearSVC(C=0.01, class_weight="balanced", random_state=0).fit(x[:, [k]], y[:, f])
             matrix[k, f] = machine.score(test_x[:, [k]], test_y[:, f])
@@ -141,9 +136,8 @@ def explicitness(codes: Any, factors: Any, *, test: Pair | None = None, standard
     x, y, test_x, test_y = fit_and_test(codes, factors, test)
     if (y != y.round()).any():
         raise InputError("factors hold fractions; expected the class of each factor")
-    active = active_dimensions(x)[1].numpy()
-    scaler = StandardScaler(with_std=standardise).fit(x * active)  # the intercept is free, but centred codes fit faster
-    x, test_x = scaler.transform(x * active), scaler.transform(test_x * active)
+    scaler = StandardScaler(with_std=standardise).fit(x)  # the intercept is free, but centred codes fit faster
+    x, test_x = scaler.transform(x), scaler.transform(test_x)
     per_factor = []
     for column, truth in zip(y.T, test_y.T):
         classifier = LogisticRegression(max_iter=1000).fit(x, column)

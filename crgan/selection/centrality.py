@@ -23,7 +23,7 @@ from ..device import exact_arithmetic
 from ..errors import InputError
 from ..loading import LoadedModel, draw_codes, eval_mode, open_models
 from ..metrics.arrays import Array, varies
-from ..metrics.factor_vae import vote_score
+from ..metrics import vote_score
 from ..ops import group_votes
 
 Progress = Callable[[int], None]  # called with the number of images encoded since the last call

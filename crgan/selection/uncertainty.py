@@ -6,7 +6,7 @@ from math import erf
 import numpy as np
 
 from ..metrics.arrays import Array
-from ..metrics.factor_vae import vote_score
+from ..metrics import vote_score
 
 Votes = Mapping[tuple[int, int], Array]  # (encoder, generator) -> [m] int, the code voted for; -1: none
 
