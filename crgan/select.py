@@ -35,7 +35,7 @@ def select(
     budget: float = 1.0,
     with_labels: bool = False,
     data: str | None = None,
-    root: Path | None = None,
+    root: str | None = None,
     sizes: Annotated[Sizes, tyro.conf.arg(name="")] = Sizes(),  # noqa: B008
     samples: int = 10_000,
     batch_size: int | None = None,

@@ -21,14 +21,13 @@ from dispatch import READ_BACK, operations
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, ops
+from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, ops, pictures
 from crgan.config import Phase
 from crgan.device import exact_arithmetic
 from crgan.files import lock
 from crgan.models import InfoGAN, build_model, infogan
 from crgan.models.infogan import code_mask, make_optimisers, restart_h, train_step
 from crgan.models.networks import normalise
-from crgan.pictures import save_picture
 from crgan.train import fit, main
 
 SMALL = {"precision": "float32", "num_noise": 2, "width": 4, "hidden": 8, "batch_size": 4, "steps": 24, "cr_start": 8}
@@ -252,6 +251,17 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, small_scores):
     codes = torch.linspace(-1, 1, 8).view(2, 4)
     assert torch.equal(model.generate(codes), again.generate(codes))
     assert torch.equal(model.encode(again.sample(3, seed=1)), again.encode(again.sample(3, seed=1)))
+
+
+def test_a_rate_that_collapses_is_said(tmp_path, small_scores, monkeypatch, capsys):
+    reads = iter(range(10**6))
+    speed = property(lambda task: 30.0 if next(reads) < 20 else 5.0)
+    monkeypatch.setattr("rich.progress.Task.speed", speed)
+    monkeypatch.setattr("crgan.train.LOG_EVERY", 1)
+    for threads in (1, 2):
+        fit(replace(TINY, threads=threads), tmp_path / str(threads), "cpu")
+        assert ("--threads 1" in capsys.readouterr().out) == (threads == 2)
+        reads = iter(range(10**6))
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -503,7 +513,7 @@ def test_images_may_move_but_not_change(tmp_path, small_scores):
     for folder, names in (("here", "abcd"), ("there", "abcd"), ("more", "abcde")):
         (tmp_path / folder).mkdir()
         for name in names:
-            save_picture(Image.fromarray(image + ord(name)), tmp_path / folder / f"{name}.png")
+            pictures.save(tmp_path / folder / f"{name}.png", Image.fromarray(image + ord(name)))
     cfg = replace(TINY, data="folder", root=str(tmp_path / "here"))
     fit(cfg, tmp_path / "run", "cpu")
     fit(replace(cfg, root=str(tmp_path / "there"), steps=30), tmp_path / "run", "cpu")

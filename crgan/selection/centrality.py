@@ -22,8 +22,8 @@ from torch import Tensor
 from ..device import exact_arithmetic
 from ..errors import InputError
 from ..loading import LoadedModel, draw_codes, eval_mode, open_models
-from ..metrics.arrays import Array, varies
 from ..metrics import vote_score
+from ..metrics.arrays import Array, varies
 from ..ops import group_votes
 
 Progress = Callable[[int], None]  # called with the number of images encoded since the last call

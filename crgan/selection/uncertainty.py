@@ -5,8 +5,8 @@ from math import erf
 
 import numpy as np
 
-from ..metrics.arrays import Array
 from ..metrics import vote_score
+from ..metrics.arrays import Array
 
 Votes = Mapping[tuple[int, int], Array]  # (encoder, generator) -> [m] int, the code voted for; -1: none
 
