@@ -41,7 +41,7 @@ METRICS = {  # of the paper's table 1: name in metrics.json, part, label
     "beta_vae": ("score", "BetaVAE"),
 }
 METHODS = {"centrality": "ModelCentrality", "udr-lasso": "UDR Lasso", "udr-spearman": "UDR Spearman"}
-SELECTION = "--groups 250 --scale-samples 10000"
+SELECTION = "--groups 150 --scale-samples 5000"
 
 
 def main() -> None:
