@@ -24,7 +24,7 @@ FLAGS = {
 
 
 def use_toolkit() -> str:
-    """Points torch at the CUDA toolkit; returns "" or the reason why there is none to use."""
+    """Point torch at the CUDA toolkit; return "" or the reason why there is none to use."""
     if not torch.version.cuda or os.environ.get("CRGAN_CUDA") == "0":
         return f"torch {torch.__version__} has no CUDA" if not torch.version.cuda else "CRGAN_CUDA=0"
     home = os.environ.get("CUDA_HOME")

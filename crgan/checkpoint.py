@@ -205,6 +205,8 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
         for key, value in entry.items()
     }
     final = run / "checkpoint" / (name or f"step-{state['step']:09d}")
+    if not name and final.exists():  # saved already: the same step has the same bits
+        return final
     temporary = final.with_name("incomplete")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -233,8 +235,9 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[
             try:
                 step, *moments = (saved[f"{name}.{i}.{key}"] for key in MOMENTS)
                 # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
-                moments = [torch.empty_like(parameter).copy_(value.view_as(parameter)) for value in moments]
-            except (KeyError, RuntimeError):
+                assert all(value.shape == parameter.shape for value in moments)
+                moments = [torch.empty_like(parameter).copy_(value) for value in moments]
+            except (KeyError, AssertionError):
                 raise InputError(f"{path} is of another model: its {name}.{i} differs; give a new --out") from None
             optimiser.state[parameter] = dict(zip(MOMENTS, [step.to(parameter.device), *moments]))
     state = read(folder / "state.json")

@@ -61,11 +61,12 @@ def command_process() -> Iterator[None]:
             stream.reconfigure(errors="surrogateescape")  # file names need not be UTF-8
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *place: print(f"warning: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *where: print(f"warning: {message}", file=sys.stderr)
             try:
                 yield
             finally:
-                sys.stdout.flush()
+                if sys.stdout:  # None if it was closed before the start
+                    sys.stdout.flush()
     except (InputError, OSError) as error:
         message = str(error)
         if isinstance(error, OSError):
@@ -156,7 +157,7 @@ class progress:
         self.bar = Progress(
             "{task.description}", BarColumn(8), "{task.completed:,.0f}/{task.total:,.0f}", TimeRemainingColumn(True),
             TextColumn("{task.fields[note]}", table_column=Column()),  # which gives way where the terminal is narrow
-            console=console, disable=not console.is_terminal, redirect_stdout=sys.stdout.isatty(),
+            console=console, disable=not console.is_terminal, redirect_stdout=bool(sys.stdout and sys.stdout.isatty()),
             speed_estimate_period=60, get_time=lambda: time.monotonic() - self.idle,
         )  # fmt: skip
         self.bar.add_task("", total=0, visible=False, note="")

@@ -156,7 +156,7 @@ def measure_block(
 @lru_cache(maxsize=4096)
 def _loaded(runs: tuple[str, ...], name: str, key: str, device: str) -> LoadedModel:
     """Open the model of that name: the run of that name, or one of a module that returns several."""
-    for run in [name] if Path(name).is_dir() else runs:
+    for run in [name] if any(Path(name, file).is_file() for file in ("config.json", "encode.pt2")) else runs:
         for model in models_of(run, torch.device(device)):
             if model.name == name:
                 return LoadedModel(name, model.model, key)  # the draws depend on the key, as the main process has it

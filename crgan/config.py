@@ -4,6 +4,7 @@ The comment of a field is its documentation: `crgan train --help` and `help(crga
 """
 
 import inspect
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -159,17 +160,18 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
-        """Raises InputError for an unknown field and for a value that a field does not take."""
+        """Return the configuration; raise InputError for an unknown field and for a value that does not fit."""
         for name in values.keys() - {field.name for field in fields(cls)}:
             raise InputError(f"the configuration has the unknown field {name}; expected those of crgan.Config")
         return cls(**values)
 
 
 _LIMITS: dict[str, tuple[float, float]] = {"seed": (0, 2**31), "g_bias": (-inf, inf), "num_codes": (2, inf)}
-_LIMITS |= {name: (1, inf) for name in ("width", "hidden", "steps", "g_steps", "r1_every", "eval_every")}
+_LIMITS |= {name: (1, 10**9) for name in ("width", "hidden", "steps", "g_steps", "r1_every", "eval_every")}
 _LIMITS |= {"batch_size": (2, inf), "beta1": (0, 1), "beta2": (0, 1), "ema": (0, 1), "gap": (0, 2), "gap_after": (0, 2)}
 TOPICS = (Data, Networks, Losses, Schedule, Optimiser, Run)
-Config.__doc__ = "\n".join([Config.__doc__ or "", *map(inspect.getsource, TOPICS)])
+with suppress(OSError):  # without source, as in a frozen program
+    Config.__doc__ = "\n".join([Config.__doc__ or "", *map(inspect.getsource, TOPICS)])
 
 _PAPER = Config()
 # 27 epochs of 737,280 images in batches of 64; the pool has gamma in 1, 10, 20, 40 with ten seeds each.

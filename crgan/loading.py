@@ -152,7 +152,8 @@ def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
         for name, folder in [(str(config.parent), config.parent) for config in inside] or [(run, path)]:
             read_config(folder)  # else it is no run
             if checkpoint := latest(folder):  # runs that ended with the same weights are the same model
-                yield LoadedModel(name, load(folder, device), _hash(checkpoint / "model.safetensors"))
+                key = _hash(checkpoint / "model.safetensors")  # before training replaces it
+                yield LoadedModel(name, load(folder, device), key)
             else:
                 warnings.warn(f"{name} has no checkpoint, as a run that failed; it is left out", stacklevel=2)
     elif ":" in run:

@@ -245,7 +245,7 @@ def rank_pool(pool: Pool, budget: float, out: Path | None, bar: cli.progress) ->
             sentences.append("the scores of models that left the race early rest on fewer references and groups")
     if out:
         save(out / "scores.h5", pool)
-    A, votes, names = similarity(pool.B), pool.votes(), pool.names
+    A, votes, names = similarity(pool.B), pool.scored, pool.names
     num_codes = [model.num_codes for model in pool.models]
     mask = np.isfinite(A) & ~np.eye(N, dtype=bool)
     scores, errors = A.sum(1, where=mask) / mask.sum(1), bootstrap(votes, num_codes, mask, seed).std(0)

@@ -48,7 +48,11 @@ class Run:
     def step(self) -> int:
         """Return the last step in metrics.jsonl, whose last line may be half a line."""
         path = self.out / "metrics.jsonl"
-        tail = path.read_bytes()[-4096:] if path.exists() else b""
+        if not path.exists():
+            return 0
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 4096))
+            tail = file.read()
         return max(map(int, re.findall(rb'^{"step": (\d+),.*}$', tail, re.MULTILINE)), default=0)
 
 
@@ -182,7 +186,8 @@ def sweep(
         sys.exit(128 + number)
     failed = [run for run in runs if run.result]
     for run in failed:
-        *_, line = ["no word", *run.log.read_text(errors="replace").strip().splitlines()]
+        text = run.log.read_text(errors="replace") if run.log.exists() else ""
+        *_, line = ["no word", *text.strip().splitlines()]
         print(f"failed: {run.out.name}: {line} (ended with {run.result}; log: {run.log})", file=sys.stderr)
     print(f"{len(runs) - len(failed)} of {len(runs)} runs are done; `crgan select {out}/* --out choice` ranks them")
     if failed:

@@ -56,6 +56,7 @@ def fit(
     KeyboardInterrupt saves and passes through. Raises InputError for unknown presets, fields and values, OSError where
     the folder or the disk refuse.
     """
+    cli.at_least(1, checkpoint_every=checkpoint_every)
     name, cfg = base_config(preset)
     if data is not None:
         overrides.setdefault("data", data.name)
@@ -111,7 +112,7 @@ class Run:
         if folder is not None:
             state = checkpoint.restore(folder, self.model, self.optimisers)
             before = checkpoint.read(out / "config.json")
-            about |= {name: before[name] for name in about if name in before}
+            about |= {name: before[name] for name in (*about, "from") if name in before}
             print(f"continuing from {folder}")
         elif trunk is not None:
             trunk = Path(trunk).expanduser()
@@ -270,12 +271,11 @@ def parse(args: list[str]) -> tuple[str, Config, Flags]:
     preset, cfg = base_config(preset)
     defaults = [topic(**{field.name: getattr(cfg, field.name) for field in fields(topic)}) for topic in TOPICS]
     omit: Any = tyro.conf.OmitArgPrefixes
-    arguments = make_dataclass("arguments", [(kind.__name__.lower(), omit[kind]) for kind in (*TOPICS, Flags)])
+    arguments = make_dataclass("arguments", [(topic.__name__.lower(), omit[topic]) for topic in (*TOPICS, Flags)])
     usage = "python -m crgan.train [PRESET | --config FILE]"
     what = f"Train a model. PRESET is one of {', '.join(PRESETS)} (shown: {preset})."
     parsed = tyro.cli(arguments, args=args, default=arguments(*defaults, Flags()), prog=usage, description=what)
     *topics, flags = vars(parsed).values()
-    cli.at_least(1, checkpoint_every=flags.checkpoint_every)
     return preset, Config(**{name: value for topic in topics for name, value in vars(topic).items()}), flags
 
 

@@ -24,6 +24,12 @@ class Grid:
         return self.factors(index).float().view(-1, 1, 2, 2) / 8
 
 
+class Bare(Grid):
+    """What `evaluate` asks of a data set, and no more."""
+
+    index = property()  # raises AttributeError
+
+
 class Table(Grid):
     """The same without a grid: some cells hold many images, others none."""
 

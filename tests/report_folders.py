@@ -39,7 +39,7 @@ def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 50
     ]
     sentences = [f"{names[0]} is ahead of {names[1]}", "warning: the pool splits"]
     ranking = {"method": "centrality", "sentences": sentences, "groups": groups, "group_size": 100, "budget": 1.0}
-    ranking |= {"clusters": [names[: N // 2], names[N // 2 :]], "models": models}
+    ranking |= {"clusters": [names[: N // 2], names[N // 2 :]], "rank_correlation": 0.93, "models": models}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ranking.json").write_text(json.dumps(ranking))
     draw, held = np.random.default_rng(0), np.arange(groups) % K

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from grid_data import Encoder, Grid, Table
+from grid_data import Bare, Encoder, Grid, Table
 
 from crgan import PRESETS, checkpoint, cli, data
 from crgan.errors import InputError
@@ -53,7 +53,7 @@ def disc_and_blind():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("dataset", [Grid(), Table()], ids=["grid", "table"])
+@pytest.mark.parametrize("dataset", [Grid(), Bare(), Table()], ids=["grid", "bare", "table"])
 def test_groups_share_one_factor_and_pairs_one_value_each(dataset, protocol):
     model, sizes = LoadedModel("identity", Encoder(EYE), "unhashed"), replace(PROTOCOLS[protocol], group_size=50)
     s = Samples(model, dataset, sizes, 0, 64, lambda *_: None)

@@ -200,7 +200,7 @@ def test_a_step_with_the_kernels_has_the_same_losses_and_fewer_operations(channe
     cfg, phase = replace(PRESETS["dsprites"], width=4, hidden=8, batch_size=4), Phase(2.0, 0.0, False, False)
     x, reports, counts, between = torch.rand(4, channels, 16, 16), [], [], {}
     for impl in ("ref", "triton"):
-        monkeypatch.setattr(ops, "_choose_kernel", lambda *given, impl=impl: impl)
+        monkeypatch.setattr(ops, "_compiled", lambda *given, impl=impl: impl == "triton")
         model = build_model(cfg, (channels, 16, 16))
         optimisers = make_optimisers(model, cfg)
         for step in range(2):
@@ -565,6 +565,10 @@ def test_fit_trains_own_networks_on_a_preset_or_a_configuration(tmp_path, small_
 def test_an_interrupt_saves_and_passes_through(tmp_path, small_scores):
     with pytest.raises(KeyboardInterrupt):
         fit(TINY, tmp_path / "run", "cpu", stopped=Mock(side_effect=[*[0] * 9, KeyboardInterrupt]))
+    with pytest.MonkeyPatch.context() as patch:  # again, before another step is done
+        patch.setattr(data.RealImages, "fetch", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fit(TINY, tmp_path / "run", "cpu")
     assert checkpoint.latest(tmp_path / "run").name == "step-000000010"
     fit(TINY, tmp_path / "run", "cpu")
     fit(TINY, tmp_path / "straight", "cpu")

@@ -131,10 +131,11 @@ class Dataset:
 
     def _checked(self, x: Tensor) -> Tensor:
         """Return indices [n] or factors [n, F], whose values are in range where they are on the CPU."""
-        sizes = {"index": self.num_images} if x.dim() == 1 else dict(zip(self.factor_names, self.factor_sizes))
+        factors = list(zip(self.factor_names, self.factor_sizes))
+        sizes = [("index", self.num_images)] if x.dim() == 1 else factors
         columns = (x[:, None] if x.dim() == 1 else x).unbind(1)
         expect(f"{self.name}: number of factors", len(columns), len(sizes))
-        for (name, size), column in zip(sizes.items(), columns):
+        for (name, size), column in zip(sizes, columns):
             if x.device.type == "cpu":  # reading a value back would stall a device
                 check_range(f"{self.name}: {name}", column, size - 1)
         return x

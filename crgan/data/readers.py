@@ -147,15 +147,21 @@ def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> D
         labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
         stored = read_raw(path, 16, "u1", (MNIST_IMAGES, 28, 28))
         digits = read_raw(labels, 8, "u1", (MNIST_IMAGES,))
-    stored = np.pad(stored, _BORDER)
-    stored = np.stack([np.rot90(stored, k, (1, 2)) for k in range(turns)], 1).repeat(blocks, 1)
-    for b in range(blocks if blocks > 1 else 0):
-        y, x = 6 + 10 * (b // 2), 6 + 10 * (b % 2)
-        stored[:, b::blocks, y : y + 10, x : x + 10] = 128
+
+    def variants() -> Iterator[np.ndarray]:
+        for start in range(0, len(stored), 1_000):
+            digit = np.pad(stored[start : start + 1_000], _BORDER)
+            turned = np.stack([np.rot90(digit, k, (1, 2)) for k in range(turns)], 1).repeat(blocks, 1)
+            for b in range(blocks if blocks > 1 else 0):
+                y, x = 6 + 10 * (b // 2), 6 + 10 * (b % 2)
+                turned[:, b::blocks, y : y + 10, x : x + 10] = 128
+            yield turned.reshape(-1, 32, 32)
+
     image, turn, block = np.indices((len(digits), turns, blocks)).reshape(3, -1)
     factors = {"digit": 10} | {name: n for name, n in (("angle", turns), ("block", blocks)) if n > 1}
     table = np.stack([digits[image], turn, block], 1)[:, : len(factors)]
-    return from_stored(name, stored.reshape(-1, 32, 32), factors, table)
+    found = cached(name, [path], (len(table), 32, 32), variants()) if turns > 1 else next(variants())
+    return from_stored(name, found, factors, table)
 
 
 def adrenalmnist3d(path: Path) -> Dataset:
@@ -234,12 +240,12 @@ def folder(root: Path) -> Dataset:
     Follows links. Leaves out what is hidden, and what this library wrote: pictures of runs and selections.
     """
     files, seen = [], set()
-    for place, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if (real := os.path.realpath(place)) in seen:
+        if (real := os.path.realpath(folder)) in seen:
             folders.clear()  # a link led back
         elif not {"metrics.jsonl", "ranking.json"} & {*names}:
-            found = (Path(place, name) for name in names if not name.startswith("."))
+            found = (Path(folder, name) for name in names if not name.startswith("."))
             files += [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]
         seen.add(real)
     if not files:

@@ -109,7 +109,8 @@ class Samples:
         if values.is_floating_point() and (values != values.round()).any():
             raise InputError("groups of images that share a factor need its classes, and some factors are fractions")
         other = self.draw(len(index), stream)
-        if getattr(dataset, "table", None) is None and prod(dataset.factor_sizes) == dataset.num_images:
+        grid = hasattr(dataset, "index") and getattr(dataset, "table", None) is None
+        if grid and prod(dataset.factor_sizes) == dataset.num_images:
             return dataset.index(self.factors(other).scatter(1, factor[:, None], values))
         table = self.factors(torch.arange(dataset.num_images, device="cpu"))
         for f, value in {*zip(factor.tolist(), values[:, 0].tolist())}:

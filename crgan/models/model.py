@@ -72,13 +72,14 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def _evaluate(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Return `function(*inputs)` of this model in eval mode, and put it back into its own mode."""
-        training = self.training
+        """Return `function(*inputs)` of this model in eval mode, and put its parts back into their own modes."""
+        training = [module for module in self.modules() if module.training]
         try:
             self.eval()
             return function(*inputs)
         finally:
-            self.train(training)
+            for module in training:
+                module.training = True
 
 
 def gaussian(uniform: Tensor) -> Tensor:  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)

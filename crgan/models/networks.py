@@ -102,7 +102,7 @@ def _spectral(layer: nn.Conv2d | nn.Linear, on: bool) -> nn.Module:
 
 
 def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None, norm_first: bool = False) -> list[nn.Module]:
-    """The paper's conv4 nets activate before batch norm, its dcgan nets after."""
+    """Return activation and batch norm in the paper's order: conv4 nets activate first, dcgan nets last."""
     if norm is None:
         return [activation]
     return [norm, activation] if norm_first or cfg.network == "dcgan" else [activation, norm]

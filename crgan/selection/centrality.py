@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product, repeat
+from itertools import repeat
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -73,7 +73,8 @@ def cross_scores(
 
     The draws for generator j depend on the seed and j's cache key alone: a larger pool repeats every value of a smaller
     one. Torch modules are in eval mode meanwhile. `batch_size` is the number of images encoded at once.
-    Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
+    Raises InputError for fewer than 2 models, one model twice, images of unlike shape, and models that break the
+    contract.
     """
     sizes = Sizes(groups, group_size, scale_samples, seed)
     pool = Pool(open_models(models), sizes, batch_size)
@@ -132,6 +133,7 @@ class Pool:
         self.device = str(models[0].device)
         self.known: dict[tuple[str, str], PairVotes] = {}
         self.B = np.full((len(models), len(models)), np.nan)
+        self.scored: dict[tuple[int, int], Array] = {}  # the votes [m] of (encoder, generator) behind each value of B
         self.progress: Progress = lambda encodes: None
         self.on_votes: Callable[[], None] = lambda: None  # called when votes were added
 
@@ -139,11 +141,6 @@ class Pool:
         """Return the pairs [N, N] whose votes in the first `groups` groups, or exact ones (None), are not known."""
         enough = {pair: found.exact or len(found.votes) >= (groups or np.inf) for pair, found in self.known.items()}
         return np.array([[not enough.get((encoder, generator)) for generator in self.keys] for encoder in self.keys])
-
-    def votes(self) -> dict[tuple[int, int], Array]:
-        """Return the votes [m] that are known of each pair (encoder, generator)."""
-        pairs = product(enumerate(self.keys), enumerate(self.keys))
-        return {(i, j): self.known[a, b].votes for (i, a), (j, b) in pairs if (a, b) in self.known}
 
     def measure(self, pairs: Array, groups: int | None = None) -> Array:
         """Fill in and return B, where `pairs` [N, N] is True: on the first `groups` groups, or exactly (None)."""
@@ -155,8 +152,9 @@ class Pool:
             self.known |= {(self.keys[i], self.keys[j]): votes for i, votes in zip(encoders, taken)}
             self.on_votes()
         for i, j in np.argwhere(pairs).tolist():
-            votes = self.known[self.keys[i], self.keys[j]].votes[None, :groups]
-            self.B[i, j] = vote_score(vote_tables(votes, self.models[i].num_codes, self.models[j].num_codes))[0]
+            votes = self.scored[i, j] = self.known[self.keys[i], self.keys[j]].votes[:groups]
+            table = vote_tables(votes[None], self.models[i].num_codes, self.models[j].num_codes)
+            self.B[i, j] = vote_score(table)[0]
         return self.B
 
     def _take(self, work: Work, groups: int | None) -> Iterator[tuple[int, Iterable[int], list[PairVotes]]]:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
@@ -117,4 +118,6 @@ def save(path: Path, pool: Pool) -> None:
 
 
 def _padded(rows: Sequence[Array]) -> Array:
+    if len({len(row) for row in rows}) == 1:
+        return np.stack(rows)
     return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=PAD).numpy()

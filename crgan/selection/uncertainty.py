@@ -25,7 +25,7 @@ def bootstrap(votes: Votes, num_codes: Sequence[int], mask: Array, seed: int = 0
             cell = found % rows * factors + np.arange(len(found)) % factors
             drawn = weights[:, : len(found)]
             drawn = np.where(drawn.any(1, keepdims=True), drawn, 1)  # where none of a few groups was: all of them
-            tables = drawn @ np.eye(rows * factors, dtype=np.float32)[cell]  # [replicates, cells]
+            tables = drawn @ (cell[:, None] == np.arange(rows * factors)).astype(np.float32)  # [replicates, cells]
             score = vote_score(tables.reshape(-1, rows, factors))
             total[:, i] += score / 2
             total[:, j] += score / 2
