@@ -106,3 +106,12 @@ def test_links_lead_to_files(name):
     for target in re.findall(r'\]\(([^)#]+)[^)]*\)|src="([^"]+)"', text):
         path = "".join(target)
         assert path.startswith("http") or (ROOT / path).exists(), path
+
+
+def test_published_tables_are_those_of_the_results():
+    results = json.loads((ROOT / "benchmarks" / "results" / "evidence-squares.json").read_text())
+    blocks = runpy.run_path(str(ROOT / "benchmarks" / "evidence.py"))["blocks"](results)
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs" / "results.md").read_text()
+    published = re.findall(r"<!-- (\w+) -->\n(.*?)\n<!-- end \1 -->", text, re.DOTALL)
+    assert [(name, "\n".join(blocks[name])) for name, _ in published] == published
+    assert {name for name, _ in published} == {"claims", "scores"}
