@@ -192,7 +192,8 @@ def collect(out: Path, pools: dict[str, list[Path]], selections: dict[str, dict[
         "machine": f"{os.cpu_count()} cores, {processor[1] if processor else platform.machine()}",
         "hours_of_one_core": seconds / 3600,
         "date": time.strftime("%Y-%m-%d"),
-        "command": f"python -m benchmarks.evidence {shlex.join(sys.argv[1:])}",
+        "command": "python -m benchmarks.evidence "
+        + shlex.join("DIR" if Path(a).exists() else a for a in sys.argv[1:]),
         "pools": {name: [run.name for run in pool] for name, pool in pools.items()},
         "scores": scores,
         "curves": curves,
@@ -253,7 +254,7 @@ def selection_table(results: dict) -> list[str]:
     return lines
 
 
-PAPER = ("0.82 to 0.88", "0.92 where the mean is 0.88", "VAEs: 0.84, UDR (Lasso) 0.81", "0.92, FactorVAE 0.84")
+PAPER = ("0.82 to 0.88", "0.92, mean 0.88", "VAEs 0.84, UDR 0.81", "0.92, FactorVAE 0.84")
 
 
 def claims(results: dict) -> list[tuple[str, str, str, str]]:
@@ -265,8 +266,14 @@ def claims(results: dict) -> list[tuple[str, str, str, str]]:
     pools = list(results["pools"])
     best = {pool: results["selection"][pool]["centrality"]["best"] for pool in pools}
     close = sum(best[pool] - chosen[pool]["centrality"] <= 0.05 for pool in pools)
-    lead = [chosen[pool]["centrality"] - max(chosen[pool][m] for m in METHODS if m != "centrality") for pool in pools]
-    ahead, behind = sum(value > 0 for value in lead), sum(value < 0 for value in lead)
+    against = {}
+    for method in ("udr-lasso", "udr-spearman"):
+        lead = [chosen[pool]["centrality"] - chosen[pool][method] for pool in pools]
+        against[method.removeprefix("udr-").title()] = (
+            sum(value > 0 for value in lead),
+            sum(value < 0 for value in lead),
+        )
+    won = [ahead > behind for ahead, behind in against.values()]
     found = [
         (
             "the regularizer helps",
@@ -276,12 +283,12 @@ def claims(results: dict) -> list[tuple[str, str, str, str]]:
         (
             "ModelCentrality picks well",
             "holds" if close == len(pools) else f"in {close} of {len(pools)} pools",
-            "; ".join(f"{chosen[pool]['centrality']:.3f} of at most {best[pool]:.3f}" for pool in pools),
+            ", ".join(f"{chosen[pool]['centrality']:.3f} of {best[pool]:.3f}" for pool in pools),
         ),
         (
             "it picks better than UDR",
-            "holds" if ahead == len(pools) else "not shown" if not behind else "does not hold",
-            f"ahead of both UDR variants in {ahead} of {len(pools)} pools, behind one in {behind}",
+            "holds" if all(won) else "mixed" if any(won) else "does not hold",
+            "; ".join(f"{m}: {ahead} better, {behind} worse" for m, (ahead, behind) in against.items()),
         ),
     ]
     if "FactorVAE" in pools:
@@ -333,10 +340,10 @@ def publish(results: dict, root: Path = Path(__file__).parents[1]) -> None:
     for path in (root / "README.md", root / "docs" / "results.md"):
         text = path.read_text()
         for name, lines in blocks(results).items():
-            begin, end = f"<!-- {name} -->\n", f"\n<!-- end {name} -->"
+            begin, end = f"<!-- {name} -->\n", f"<!-- end {name} -->"
             if begin in text:
                 before, _, rest = text.partition(begin)
-                text = before + begin + "\n".join(lines) + end + rest.partition(end)[2]
+                text = before + begin + "\n".join([*lines, end]) + rest.partition(end)[2]
         path.write_text(text)
 
 
