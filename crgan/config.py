@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from .errors import InputError
+from .errors import InputError, check_name
 
 
 class Phase(NamedTuple):
@@ -161,8 +161,8 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":
         """Return the configuration; raise InputError for an unknown field and for a value that does not fit."""
-        for name in values.keys() - {field.name for field in fields(cls)}:
-            raise InputError(f"the configuration has the unknown field {name}; expected those of crgan.Config")
+        for name in values:
+            check_name("field of the configuration", name, [field.name for field in fields(cls)])
         return cls(**values)
 
 

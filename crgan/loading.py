@@ -127,7 +127,9 @@ def open_models(models: Any, device: str | torch.device = "cpu") -> list[LoadedM
         raise InputError(f"{', '.join(map(str, given.values()))} hold no model; expected runs that have trained")
     for one, other in combinations(opened, 2):
         if one.cache_key == other.cache_key:
-            raise InputError(f"{one.name} and {other.name} are the same model; name each model of a pool once")
+            raise InputError(
+                f"{one.name} and {other.name} behave the same; leave one out, or give each a fingerprint of its own"
+            )
         if one.name == other.name:
             raise InputError(f"two models are called {one.name}; give them names of their own")
     return opened

@@ -20,7 +20,7 @@ from .loading import LoadedModel, open_models
 from .metrics.arrays import Array
 from .selection.budget import sequential_halving
 from .selection.centrality import Pool, Sizes, similarity
-from .selection.scores import restore, save
+from .selection.scores import restore, save, short_names
 from .selection.udr import common_codes, udr
 from .selection.uncertainty import Votes, bootstrap, confidence_gap, split
 
@@ -153,8 +153,10 @@ class Ranking:
         axes = figure.subplots()
         picture = axes.imshow(self.similarity[np.ix_(self.order, self.order)], vmin=0, vmax=1, cmap="magma")
         if len(self.order) <= 60:
-            names = [f"{self.names[i][-40:]}  {rank}" for rank, i in enumerate(self.order, 1)]
+            short = short_names(self.names)
+            names = [f"{short[i][-40:]}  {rank}" for rank, i in enumerate(self.order, 1)]
             axes.set_yticks(range(len(names)), names, fontsize=8, parse_math=False)
+            axes.set_xticks(range(len(names)), [str(rank + 1) for rank in range(len(names))], fontsize=8)
         axes.set_title("similarity of the models, by rank")
         figure.colorbar(picture, shrink=0.7)
         figure.savefig(path, dpi=120)

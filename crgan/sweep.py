@@ -189,7 +189,7 @@ def sweep(
         text = run.log.read_text(errors="replace") if run.log.exists() else ""
         *_, line = ["no word", *text.strip().splitlines()]
         print(f"failed: {run.out.name}: {line} (ended with {run.result}; log: {run.log})", file=sys.stderr)
-    print(f"{len(runs) - len(failed)} of {len(runs)} runs are done; `crgan select {out}/* --out choice` ranks them")
+    print(f"{len(runs) - len(failed)} of {len(runs)} runs are done; `crgan select {out} --out choice` ranks them")
     if failed:
         sys.exit(1)
 

@@ -190,7 +190,7 @@ def test_damage_locks_and_permissions_are_told_apart(pool, capsys, monkeypatch):
         (["--method", "guess"], "guess"),
         (["--budget", "1.5"], "budget is 1.5"),
         (["--budget", "0.01", *FLAGS], "too small for 4 models"),
-        (["pool:models"], "are the same model"),
+        (["pool:models"], "behave the same"),
         (["--method", "udr-lasso", "--budget", "0.5"], "--budget and --ray serve ModelCentrality"),
         (["--batch-size", "0"], "--batch-size is 0"),
         (["--with-labels"], "--data NAME"),

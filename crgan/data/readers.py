@@ -249,7 +249,8 @@ def folder(root: Path) -> Dataset:
             files += [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]
         seen.add(real)
     if not files:
-        raise InputError(f"{root} holds no images ({', '.join(sorted(_SUFFIXES))})")
+        what = "holds no images" if os.path.isdir(root) else "is no folder; expected one with images"
+        raise InputError(f"{root} {what} ({', '.join(sorted(_SUFFIXES))})")
     files.sort()
 
     def pictures() -> Iterator[np.ndarray]:
