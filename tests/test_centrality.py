@@ -189,7 +189,7 @@ def test_mistakes_name_the_models():
         ([linear], {}, "at least 2 models, got 1"),
         ([linear, Linear(torch.eye(3), pixels=4)], {}, r"models\[0\].*\[1, 1, 3\].*models\[1\].*\[1, 1, 4\]"),
         ([linear, object()], {}, r"models\[1\] has no sample"),
-        ([linear] * 2, {}, r"models\[0\] and models\[1\] are the same model"),
+        ([linear] * 2, {}, r"models\[0\] and models\[1\] behave the same"),
         ([linear] * 2, {"groups": 0}, "groups is 0"),
         ([linear] * 2, {"groups": 1.5}, "groups is 1.5"),
         ({"a": linear, "short": short}, SMALL, r"short.encode gave a tensor \[63, 3\]"),

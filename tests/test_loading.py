@@ -111,7 +111,7 @@ def test_runs_are_known_by_their_weights(run_folders, tmp_path):
     twin = tmp_path / "twin"  # of other settings, but the same weights
     shutil.copytree(run_folders[0], twin)
     checkpoint.write_config(twin, replace(cfg, cr_weight=0.0), shape)
-    with pytest.raises(InputError, match="are the same model"):
+    with pytest.raises(InputError, match="behave the same"):
         open_models([run_folders[0], twin])
 
 
