@@ -21,7 +21,7 @@ from dispatch import READ_BACK, operations
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, ops, pictures
+from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, metrics, ops, pictures
 from crgan.config import Phase
 from crgan.device import exact_arithmetic
 from crgan.files import lock
@@ -539,6 +539,9 @@ def test_the_callers_defaults_do_not_matter(run, odd_defaults):
     assert {p.dtype for p in again.parameters()} == {torch.float32}
     assert torch.equal(model.sample(2, 0), again.sample(2, 0))
     assert tensors_of(run) == tensors_of(run.with_name("odd"))
+    sizes = {"groups": 10, "group_size": 10, "scale_samples": 100, "points": 100}
+    scores = metrics.evaluate(again, data.load("squares"), ("factor_vae", "mig"), **sizes)
+    assert 0 <= scores["mig"]["score"] <= scores["factor_vae"]["score"] <= 1
 
 
 def test_fit_trains_own_networks_on_a_preset_or_a_configuration(tmp_path, small_scores):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..device import exact_arithmetic
+from ..device import exact_arithmetic, plain_defaults
 from ..errors import InputError, check_name
 from ..loading import LoadedModel, eval_mode
 from . import images, information, prediction
@@ -216,6 +216,7 @@ def rows(metric: str) -> list[tuple[str, str, str]]:
 
 
 @exact_arithmetic()  # scores must not depend on the caller's settings
+@plain_defaults()
 @torch.no_grad()
 def evaluate(
     model: Any,
