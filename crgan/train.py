@@ -43,15 +43,17 @@ def fit(
 ) -> Model:
     """Train a model and return it in eval mode.
 
-    preset: the name of a preset, the path of a config.json, or a Config. `overrides` replace its fields.
-    out: the run folder; default `runs/<preset>...-seed<seed>`. The same call continues from its last checkpoint, and
-    ends with the same bits as a run that was not interrupted, on the same machine and build.
-    data: a data set of `crgan.data`; default: the one that the configuration names.
-    build: `build(cfg, image_shape)` returns an untrained model with networks of your own.
-    start_from: a run folder; training starts from its state before the regularizer.
-    checkpoint_every: steps between two checkpoints.
-    cuda_graph: replay the whole step as one captured graph, on CUDA.
-    stopped: called after every step; a number above 0 saves, and ends the process with exit code 128 plus that number.
+    Args:
+        preset: Name of a preset, path of a config.json, or a Config. `overrides` replace its fields.
+        out: Run folder; default `runs/<preset>...-seed<seed>`. The same call continues from its last checkpoint, and
+            ends with the same bits as a run that was not interrupted, on the same machine and build.
+        device: auto, cpu, cuda or cuda:<number>.
+        data: A data set of `crgan.data`; default: the one that the configuration names.
+        build: `build(cfg, image_shape)` returns an untrained model with networks of your own.
+        start_from: A run folder; training starts from its state before the regularizer.
+        checkpoint_every: Steps between two checkpoints.
+        cuda_graph: Replay the whole step as one captured graph, on CUDA.
+        stopped: Called after every step; a number above 0 saves, and ends the process with exit code 128 plus it.
 
     KeyboardInterrupt saves and passes through. Raises InputError for unknown presets, fields and values, OSError where
     the folder or the disk refuse.
