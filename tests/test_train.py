@@ -315,6 +315,7 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
 
 
 def test_a_signal_is_kept_for_who_looks_and_else_ends_the_process():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with cli.stop_signal(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)  # data are still read: nobody looks
     with cli.stop_signal() as stopped:
