@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from crgan import metrics
 from crgan.data import Dataset
-from crgan.metrics import PROTOCOLS, information, prediction
+from crgan.metrics import PROTOCOLS, evaluation, information, prediction
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import plain_metrics as plain
@@ -62,7 +62,8 @@ class Encoder:
 def arrays(metric, protocol):
     """The function that computes a metric, and the arguments that it gets."""
     function = metric.split("_")[0] if metric.startswith("dci") else metric
-    module, sizes = information if hasattr(information, function) else prediction, tuple(FACTORS.values())
+    module = next(m for m in (information, prediction, evaluation) if hasattr(m, function))  # which calls it
+    sizes = tuple(FACTORS.values())
     dataset = Dataset(
         "grid", (5, 1, 1), prod(sizes), tuple(FACTORS), sizes, render=lambda x: x[..., None, None].float()
     )
