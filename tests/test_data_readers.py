@@ -163,6 +163,15 @@ def test_mnist_rmnist_and_rbmn(tmp_path, form):
     assert blocked.factors(blocked.index(torch.tensor([[9, 2, 3]]))).tolist() == [[9, 2, 3]]
 
 
+@pytest.mark.parametrize(("name", "each"), [("mnist", 1), ("rmnist", 4)])
+def test_digits_beyond_the_first_thousand_are_read(tmp_path, name, each):
+    digits = np.random.default_rng(0).integers(0, 256, (1_001, 28, 28), np.uint8)
+    np.savez(tmp_path / "mnist.npz", x_train=digits, y_train=np.arange(1_001) % 10)
+    dataset = load(name, tmp_path)
+    assert len(dataset) == 1_001 * each
+    assert torch.equal(dataset[1_000 * each][:, 2:-2, 2:-2], as_float(digits)[1_000])
+
+
 def test_adrenalmnist3d(tmp_path):
     contents = files.write_adrenal(tmp_path)
     dataset = load("adrenalmnist3d", tmp_path)

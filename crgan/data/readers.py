@@ -160,8 +160,7 @@ def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> D
     image, turn, block = np.indices((len(digits), turns, blocks)).reshape(3, -1)
     factors = {"digit": 10} | {name: n for name, n in (("angle", turns), ("block", blocks)) if n > 1}
     table = np.stack([digits[image], turn, block], 1)[:, : len(factors)]
-    found = cached(name, [path], (len(table), 32, 32), variants()) if turns > 1 else next(variants())
-    return from_stored(name, found, factors, table)
+    return from_stored(name, cached(name, [path], (len(table), 32, 32), variants()), factors, table)
 
 
 def adrenalmnist3d(path: Path) -> Dataset:
