@@ -232,13 +232,11 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[
         if f"{name}.0.step" not in saved or name in skip:  # H has none while the regularizer is off
             continue
         for i, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
-            try:
-                step, *moments = (saved[f"{name}.{i}.{key}"] for key in MOMENTS)
-                # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
-                assert all(value.shape == parameter.shape for value in moments)
-                moments = [torch.empty_like(parameter).copy_(value) for value in moments]
-            except (KeyError, AssertionError):
-                raise InputError(f"{path} is of another model: its {name}.{i} differs; give a new --out") from None
+            step, *moments = (saved.get(f"{name}.{i}.{key}", torch.empty(0)) for key in MOMENTS)
+            if any(value.shape != parameter.shape for value in moments):
+                raise InputError(f"{path} is of another model: its {name}.{i} differs; give a new --out")
+            # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
+            moments = [torch.empty_like(parameter).copy_(value) for value in moments]
             optimiser.state[parameter] = dict(zip(MOMENTS, [step.to(parameter.device), *moments]))
     state = read(folder / "state.json")
     if not all(isinstance(state.get(name), int) for name in ("step", "metrics_bytes")):

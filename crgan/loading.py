@@ -6,7 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .device import exact_arithmetic
+from .device import evaluating, exact_arithmetic
 from .errors import InputError
 
 
@@ -96,18 +96,10 @@ class LoadedModel:
         raise InputError(f"{self.name}.{verb} gave a {what}, expected a torch.Tensor {expected} of floats")
 
 
-@contextmanager
-def eval_mode(models: Iterable[LoadedModel]) -> Iterator[None]:
+def eval_mode(models: Iterable[LoadedModel]) -> AbstractContextManager[None]:
     """Put models that are torch modules, or hold some as attributes, into eval mode, and restore their modes after."""
-    held = [part for m in models for part in (m.model, *getattr(m.model, "__dict__", {}).values())]
-    modes = {part: part.training for whole in held if isinstance(whole, nn.Module) for part in whole.modules()}
-    try:
-        for part in modes:
-            part.training = False
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    held = (part for m in models for part in (m.model, *getattr(m.model, "__dict__", {}).values()))
+    return evaluating(*(part for part in held if isinstance(part, nn.Module)))
 
 
 def open_models(models: Any, device: str | torch.device = "cpu") -> list[LoadedModel]:

@@ -168,14 +168,16 @@ def sweep(
     for run in due:
         run.log.unlink(missing_ok=True)
     with cli.stop_signal() as stopped, cli.progress() as progress, closing(ends):
-        progress.start("sweep", sum(run.cfg.steps for run in runs), sum(run.step for run in runs), "steps")
+        steps = {run: run.step for run in runs}
+        progress.start("sweep", sum(run.cfg.steps for run in runs), sum(steps.values()), "steps")
         for ended in ends:
             if stopped():
                 break
+            steps |= {run: run.step for run in due if run.result is None}
             if ended is not None:
                 run, run.result = ended
             counts = Counter(run.state for run in runs)
-            progress.update(sum(run.step for run in runs), ", ".join(f"{n} {state}" for state, n in counts.items()))
+            progress.update(sum(steps.values()), ", ".join(f"{n} {state}" for state, n in counts.items()))
         number = stopped()
     for run in runs:
         name, state = run.out.name, run.state.replace("running", "stopped")
@@ -186,9 +188,11 @@ def sweep(
         sys.exit(128 + number)
     failed = [run for run in runs if run.result]
     for run in failed:
-        text = run.log.read_text(errors="replace") if run.log.exists() else ""
-        *_, line = ["no word", *text.strip().splitlines()]
-        print(f"failed: {run.out.name}: {line} (ended with {run.result}; log: {run.log})", file=sys.stderr)
+        lines = run.log.read_text(errors="replace").strip().splitlines() if run.log.exists() else []
+        print(
+            f"failed: {run.out.name}: {lines[-1] if lines else 'no word'} (ended with {run.result}; log: {run.log})",
+            file=sys.stderr,
+        )
     print(f"{len(runs) - len(failed)} of {len(runs)} runs are done; `crgan select {out} --out choice` ranks them")
     if failed:
         sys.exit(1)

@@ -177,8 +177,8 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                         rate = progress.task.speed or 0.0
                         if cfg.threads > 1 and 0 < rate < best_rate / 3:
                             print(
-                                f"{best_rate / rate:.0f} times slower than before: other work stalls {cfg.threads} "
-                                "threads; --threads 1 suffers less, in a new run"
+                                f"{best_rate / rate:.0f} times slower than before: other work stalls the "
+                                f"{cfg.threads} threads; a new run with --threads 1 is slowed less"
                             )
                             rate = best_rate = 0.0
                         best_rate = max(rate, best_rate)

@@ -96,8 +96,8 @@ def test_commands_take_their_flags(page, runs, monkeypatch, capsys):
 def test_lines_are_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 120
     assert len((ROOT / "docs" / "notebook.md").read_text().splitlines()) <= 120
-    pages = [page for page in PAGES if page.name != "results.md"]  # whose tables are generated
-    assert not [f"{page.name}:{n}" for page in pages for n, line in enumerate(page.open(), 1) if len(line) > 121]
+    long = [f"{page.name}:{n}" for page in PAGES for n, line in enumerate(page.open(), 1) if len(line.rstrip()) > 120]
+    assert not long
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])  # mkdocs checks those of docs/

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..config import Config
+from ..device import evaluating
 from ..errors import InputError
 from .networks import Shape
 
@@ -34,6 +35,7 @@ class Model(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
+    @torch.no_grad()
     def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:  # [n, C, H, W]
         """Generate images from codes [n, K] and noise [n, Z] in [-1, 1].
 
@@ -43,13 +45,15 @@ class Model(nn.Module):
         if noise is None and self.num_noise:
             _, noise = ops.sample_latents(len(codes), self.num_codes, self.num_noise, seed, 0, device=self.device)
         noise = codes[:, :0] if noise is None else self._checked("noise", noise, self.num_noise)
-        return self._evaluate(self.decode, codes, noise)
+        with evaluating(self):
+            return self.decode(codes, noise)
 
     def sample(self, n: int, seed: int = 0) -> Tensor:  # [n, C, H, W] in [0, 1]
         """Generate n images from codes and noise drawn from the prior."""
         codes, _ = ops.sample_latents(n, self.num_codes, self.num_noise, seed, 0, device=self.device)
         return self.generate(codes if self.prior == "uniform" else gaussian(codes), seed)
 
+    @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:  # [n, C, H, W] in [0, 1] -> [n, K]
         """Return the estimate of the codes. Raises InputError for images of another type, shape or range."""
         checked = self._checked("images", images, *self.image_shape)
@@ -57,7 +61,8 @@ class Model(nn.Module):
         traced = torch.compiler.is_compiling() or images.is_cuda or not images.numel()
         if not traced and (high := images.amax().item()) > 2:
             raise InputError(f"images reach {high:g}; expected values in [0, 1]: divide 8-bit values by 255")
-        return self._evaluate(self.code_mean, checked)
+        with evaluating(self):
+            return self.code_mean(checked)
 
     def for_use(self) -> "Model":
         """Return what is saved for users: this model in eval mode, or a copy of it that is cheaper to run."""
@@ -69,17 +74,6 @@ class Model(nn.Module):
             found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             raise InputError(f"{what} are {found}; expected a float tensor [n, {', '.join(map(str, shape))}]")
         return value.to(self.device, torch.float32)
-
-    @torch.no_grad()
-    def _evaluate(self, function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-        """Return `function(*inputs)` of this model in eval mode, and put its parts back into their own modes."""
-        training = [module for module in self.modules() if module.training]
-        try:
-            self.eval()
-            return function(*inputs)
-        finally:
-            for module in training:
-                module.training = True
 
 
 def gaussian(uniform: Tensor) -> Tensor:  # uniform on the grid of 2^24 values of `ops.sample_latents`, in [-1, 1)

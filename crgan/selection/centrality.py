@@ -204,8 +204,8 @@ class Images:
             points: Any = repeat(None)
             if groups is None:
                 blocks = range(ceil(self.sizes.scale_samples / POINTS_BLOCK))
-                points = self.encoded(self.points, blocks, encoders[part])
-            codes = self.encoded(self.group, range(known, stop), encoders[part])
+                points = self.encoded(self.points, POINTS_BLOCK, blocks, encoders[part])
+            codes = self.encoded(self.group, size, range(known, stop), encoders[part])
             for held, free, old in zip(codes, points, before[part]):
                 if free is not None:
                     variance, mean = torch.var_mean(free.double(), 0, correction=0)
@@ -241,14 +241,14 @@ class Images:
         text = f"{self.sizes.seed} {self.generator.cache_key} {stream} {number}"
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
-    def encoded(self, make: Callable[[int], Tensor], blocks: range, encoders: Sequence[LoadedModel]) -> list[Tensor]:
-        """Return the codes [n, K_i] that each encoder gives to the images of some blocks, of `points` or `group`.
+    def encoded(self, make: Callable, images: int, blocks: range, encoders: Sequence[LoadedModel]) -> list[Tensor]:
+        """Return the codes [n, K_i] that each encoder gives to some blocks, which `make` makes of that many images.
 
         The next chunk of images is made while one is encoded. On a CPU the encoders run side by side, a thread each:
         that keeps cores busy which the layers of one small network would not.
         """
         encode = torch.inference_mode()(LoadedModel.encode)
-        size = max(1, self.batch // (POINTS_BLOCK if make == self.points else self.sizes.group_size))
+        size = max(1, self.batch // images)  # blocks in a chunk
 
         @torch.inference_mode()
         def make_chunk(start: int) -> Tensor:
@@ -258,10 +258,10 @@ class Images:
         with eval_mode([self.generator, *encoders]), _thread_pool(self.generator.device) as threads:
             chunk = threads.submit(make_chunk, 0)
             for start in range(0, len(blocks), size):
-                images = chunk.result()
+                made = chunk.result()
                 if start + size < len(blocks):
                     chunk = threads.submit(make_chunk, start + size)
-                for part, found in zip(codes, threads.map(encode, encoders, repeat(images))):
+                for part, found in zip(codes, threads.map(encode, encoders, repeat(made))):
                     part.append(found)
                     self.progress(len(found))
         return [torch.cat(part) for part in codes]

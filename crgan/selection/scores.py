@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import InputError
 from ..files import write_atomically
@@ -118,6 +116,7 @@ def save(path: Path, pool: Pool) -> None:
 
 
 def _padded(rows: Sequence[Array]) -> Array:
-    if len({len(row) for row in rows}) == 1:
-        return np.stack(rows)
-    return pad_sequence([torch.from_numpy(row) for row in rows], batch_first=True, padding_value=PAD).numpy()
+    padded = np.full((len(rows), max(map(len, rows))), PAD, rows[0].dtype)
+    for line, row in zip(padded, rows):
+        line[: len(row)] = row
+    return padded

@@ -52,9 +52,10 @@ def udr(
     for i in range(N):
         for j in range(N):
             if i != j and x[i].shape[1] and x[j].shape[1]:
-                R = x[i].T @ x[j] / n
                 if method == "udr-lasso":
-                    R = Lasso(alpha, fit_intercept=False, tol=1e-8).fit(x[i], x[j]).coef_.reshape(R.T.shape).T
+                    R = Lasso(alpha, fit_intercept=False, tol=1e-8).fit(x[i], x[j]).coef_.reshape(-1, x[i].shape[1]).T
+                else:
+                    R = x[i].T @ x[j] / n
                 R = np.abs(R)
                 best = [R.max(axis) ** 2 / np.where(R.any(axis), R.sum(axis), 1) for axis in (0, 1)]
                 pairs[i, j] = (best[0].mean() + best[1].mean()) / 2
