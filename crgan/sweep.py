@@ -188,11 +188,9 @@ def sweep(
         sys.exit(128 + number)
     failed = [run for run in runs if run.result]
     for run in failed:
-        lines = run.log.read_text(errors="replace").strip().splitlines() if run.log.exists() else []
-        print(
-            f"failed: {run.out.name}: {lines[-1] if lines else 'no word'} (ended with {run.result}; log: {run.log})",
-            file=sys.stderr,
-        )
+        text = run.log.read_text(errors="replace").strip() if run.log.exists() else ""
+        line = (text or "no word").splitlines()[-1]
+        print(f"failed: {run.out.name}: {line} (ended with {run.result}; log: {run.log})", file=sys.stderr)
     print(f"{len(runs) - len(failed)} of {len(runs)} runs are done; `crgan select {out} --out choice` ranks them")
     if failed:
         sys.exit(1)

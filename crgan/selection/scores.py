@@ -116,7 +116,5 @@ def save(path: Path, pool: Pool) -> None:
 
 
 def _padded(rows: Sequence[Array]) -> Array:
-    padded = np.full((len(rows), max(map(len, rows))), PAD, rows[0].dtype)
-    for line, row in zip(padded, rows):
-        line[: len(row)] = row
-    return padded
+    longest = max(map(len, rows))
+    return np.stack([np.pad(row, (0, longest - len(row)), constant_values=PAD) for row in rows])
