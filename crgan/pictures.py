@@ -18,13 +18,15 @@ from .loading import draw_codes
 
 def image_grid(images: Tensor, labels: Sequence[str] = (), gutter: int = 2, shortest: int = 64) -> Image.Image:
     """Arrange images [rows, columns, C, H, W] in [0, 1], each enlarged to at least `shortest`, with labels of rows."""
+    from matplotlib import get_data_path  # for its font: Pillow's has no dash
+
     channels, height, width = images.shape[2:]
     zoom = max(1, -(-shortest // min(height, width)))
     pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     pixels = pixels[:, :, :3] if channels >= 3 else pixels[:, :, :1].expand(-1, -1, 3, -1, -1)
     pixels = pixels.repeat_interleave(zoom, 3).repeat_interleave(zoom, 4)
     tiles = functional.pad(pixels, (0, gutter, 0, gutter), value=255).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
-    font = ImageFont.load_default(13)
+    font = ImageFont.truetype(get_data_path() + "/fonts/ttf/DejaVuSans.ttf", 13)
     margin = max((int(font.getlength(label)) + 12 for label in labels), default=gutter)
     grid = Image.new("RGB", (margin + tiles.shape[1], gutter + tiles.shape[0]), "white")
     grid.paste(Image.fromarray(tiles.numpy()), (margin, gutter))

@@ -176,10 +176,8 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
                         run.log.write(run.step, values)
                         rate = progress.task.speed or 0.0
                         if cfg.threads > 1 and 0 < rate < best_rate / 3:
-                            print(
-                                f"{best_rate / rate:.0f} times slower than before: other work stalls the "
-                                f"{cfg.threads} threads; a new run with --threads 1 is slowed less"
-                            )
+                            slower = f"{best_rate / rate:.0f} times slower"
+                            print(f"{slower}: threads wait for other work; --threads 1 waits less, in a new run")
                             rate = best_rate = 0.0
                         best_rate = max(rate, best_rate)
                 if run.step % cfg.eval_every == 0 or run.step == cfg.steps:

@@ -172,6 +172,13 @@ def test_digits_beyond_the_first_thousand_are_read(tmp_path, name, each):
     assert torch.equal(dataset[1_000 * each][:, 2:-2, 2:-2], as_float(digits)[1_000])
 
 
+def test_images_of_another_shape_are_converted_anew(tmp_path):
+    source = tmp_path / "source"
+    source.touch()
+    for side in (28, 32):  # as another version of a reader may want them
+        assert readers.cached("digits", [source], (1, side), [np.ones((1, side), np.uint8)]).shape == (1, side)
+
+
 def test_adrenalmnist3d(tmp_path):
     contents = files.write_adrenal(tmp_path)
     dataset = load("adrenalmnist3d", tmp_path)

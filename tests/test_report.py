@@ -60,6 +60,12 @@ def test_a_row_names_a_factor_only_where_the_votes_exceed_chance():
     assert pictures.followed_factors(votes, ["x", "y", "z"]) == ["x 90 %", "–", "–", "x 48 %"]
 
 
+def test_a_label_without_a_factor_is_a_dash():
+    dash, missing = (pictures.image_grid(torch.ones(1, 1, 1, 8, 8), [label]) for label in ("–", "\uffff"))
+    dark = [(np.asarray(picture).min(2) < 128).any(1).sum() for picture in (dash, missing)]
+    assert dark[0] <= 3 < dark[1]  # a line, not the box of a character that the font does not have
+
+
 def test_an_animation_moves_to_and_fro_for_ever(model, tmp_path):
     pictures.save(tmp_path / "traversal.gif", *pictures.traversal_frames(model, ["posX 99 %"] * 4))
     with Image.open(tmp_path / "traversal.gif") as gif:

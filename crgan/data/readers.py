@@ -88,12 +88,12 @@ def cached(
 ) -> np.ndarray:
     """Map uint8 images of `shape` [N, ...] from a file that is made on first use of the images that `blocks` yields.
 
-    Floats in [0, 1] become 0..max_value. The file's name depends on the paths, sizes and times of `sources`, so that
-    changed ones are converted anew. One process converts while others wait.
+    Floats in [0, 1] become 0..max_value. The file's name depends on `shape` and on the paths, sizes and times
+    of `sources`, so that changed ones are converted anew. One process converts while others wait.
     """
     stats = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
     folder = Path(os.path.expanduser(os.environ.get("CRGAN_CACHE") or "~/.cache/crgan"))
-    target = folder / f"{name}-{sha256(repr(stats).encode()).hexdigest()[:16]}.uint8"
+    target = folder / f"{name}-{sha256(repr((stats, shape)).encode()).hexdigest()[:16]}.uint8"
 
     def write(temporary: Path) -> None:
         done = 0
