@@ -21,8 +21,8 @@ if TYPE_CHECKING:  # at run time, help(crgan) would print all that __all__ names
     from .exporting import export
     from .models import InfoGAN
     from .ops import contrastive_loss, group_votes, traversal_pairs, vote_table
-    from .select import Ranking, rank
     from .selection.centrality import cross_scores, model_centrality, similarity
+    from .selection.ranking import Ranking, rank
     from .selection.udr import udr
     from .train import fit
 
@@ -36,7 +36,7 @@ _PUBLIC = (
     "checkpoint.load config.Config config.PRESETS errors.InputError exporting.export models.InfoGAN "
     "ops.contrastive_loss ops.group_votes ops.traversal_pairs ops.vote_table "
     "selection.centrality.cross_scores selection.centrality.model_centrality selection.centrality.similarity "
-    "select.Ranking select.rank selection.udr.udr train.fit"
+    "selection.ranking.Ranking selection.ranking.rank selection.udr.udr train.fit"
 )
 _MODULES = {name: module for module, _, name in (path.rpartition(".") for path in _PUBLIC.split())}
 

@@ -1,4 +1,4 @@
-"""The selection command and crgan.rank: what is written, kept, continued and refused, and which models they open."""
+"""Selection by the command and by crgan.rank: what is written, kept, continued and refused, and which models they open."""
 
 import errno
 import fcntl
@@ -21,9 +21,9 @@ from linear_models import Linear, known_pool
 import crgan
 from crgan import InputError, select
 from crgan.files import lock
-from crgan.select import gap_sentence
 from crgan.selection import scores
 from crgan.selection.centrality import cross_scores, vote_score, vote_tables
+from crgan.selection.ranking import gap_sentence
 
 SIZES = {"groups": 40, "group_size": 20, "scale_samples": 500}
 FLAGS = [part for name, size in SIZES.items() for part in (f"--{name.replace('_', '-')}", str(size))]
