@@ -29,7 +29,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FAST = "bfloat16" if has_bfloat16(torch.device(DEVICE)) else "float32"  # emulated, bfloat16 takes 12 times as long
 PROVIDERS = list(dict.fromkeys(["plain", "float32", FAST]))
 if DEVICE == "cuda":
-    PROVIDERS += ["float32-graph", "bfloat16-graph"]
+    PROVIDERS += ["float32-graph", "bfloat16-graph", "bfloat16-graph-compile"]
 seconds: dict[tuple[str, str], float] = {}
 flops: dict[tuple[str, bool], int] = {}  # of a step, by the regularizer and whether it is plain
 
@@ -113,6 +113,9 @@ def make_step(provider, cr_weight):
     precision, _, graph = provider.partition("-")
     cfg, phase = replace(PAPER, precision=precision), Phase(cr_weight, 0.0, False, False)
     model = build_model(cfg, dataset.image_shape).to(DEVICE).train()
+    if "compile" in provider:
+        for network in model.children():
+            network.compile()
     optimisers = make_optimisers(model, cfg)
 
     def eager(phase):

@@ -33,7 +33,7 @@ def fit(
     out: str | Path | None = None,
     device: str = "auto",
     *,
-    data: datasets.Dataset | None = None,
+    data: datasets.Dataset | str | None = None,
     build: Build | None = None,
     start_from: str | Path | None = None,
     checkpoint_every: int = 1_000,
@@ -48,7 +48,7 @@ def fit(
         out: Run folder; default `runs/<preset>...-seed<seed>`. The same call continues from its last checkpoint, and
             ends with the same bits as a run that was not interrupted, on the same machine and build.
         device: auto, cpu, cuda or cuda:<number>.
-        data: A data set of `crgan.data`; default: the one that the configuration names.
+        data: A data set of `crgan.data`, or its name; default: the one that the configuration names.
         build: `build(cfg, image_shape)` returns an untrained model with networks of your own.
         start_from: A run folder; training starts from its state before the regularizer.
         checkpoint_every: Steps between two checkpoints.
@@ -61,10 +61,10 @@ def fit(
     cli.at_least(1, checkpoint_every=checkpoint_every)
     name, cfg = base_config(preset)
     if data is not None:
-        overrides.setdefault("data", data.name)
+        overrides["data"] = data if isinstance(data, str) else data.name
     cfg = Config.from_json(cfg.to_json() | overrides)
     torch_device, out = cli.device(device), Path(out or default_out(name, cfg)).expanduser()
-    dataset = datasets.load(cfg.data, cfg.root) if data is None else data
+    dataset = datasets.load(cfg.data, cfg.root) if data is None or isinstance(data, str) else data
     cfg = checkpoint.resolve(checkpoint.continued_config(out, cfg, dataset.identity), torch_device, dataset.image_shape)
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -109,6 +109,9 @@ class Run:
         self.cfg, self.out, self.device, self.dataset, self.begun = cfg, out, device, dataset, time.monotonic()
         self.model = build_model(cfg, dataset.image_shape, build).to(device)
         self.optimisers = ALGORITHMS[cfg.model].make_optimisers(self.model, cfg)
+        if cfg.compile:
+            for network in self.model.children():
+                network.compile()
         state: dict[str, Any] = {"step": 0, "metrics_bytes": 0}
         about, folder = checkpoint.describe(cfg, device, dataset), checkpoint.latest(out)
         if folder is not None:

@@ -1,4 +1,4 @@
-"""Selection by the command and by crgan.rank: what is written, kept, continued and refused, and which models they open."""
+"""The selection command and crgan.rank: what is written, kept, continued and refused, and which models they open."""
 
 import errno
 import fcntl

@@ -236,6 +236,22 @@ def test_captured_steps_equal_eager_ones(precision, tmp_path, small_scores, monk
     assert rows[1] == [pytest.approx(row, rel=2e-2 if precision == "bfloat16" else 1e-3) for row in rows[0]]
 
 
+@pytest.mark.slow
+def test_compiled_networks_train_as_eager_ones_and_are_compiled_once(tmp_path, small_scores, monkeypatch):
+    small = {"data": "squares", "width": 4, "hidden": 8, "batch_size": 4, "threads": 1, "cr_start": 1}
+    monkeypatch.setattr("crgan.train.LOG_EVERY", 1)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    rows = []
+    for compiled in (False, True):
+        fit("dsprites", tmp_path / str(compiled), "cpu", compile=compiled, steps=3, **small)
+        lines = map(json.loads, (tmp_path / str(compiled) / "metrics.jsonl").read_text().splitlines())
+        rows.append([row for row in lines if "factor_vae" not in row])
+    assert rows[1] == [pytest.approx(row, rel=1e-2) for row in rows[0]]
+    assert 3 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8
+    fit("dsprites", tmp_path / "True", "cpu", compile=True, steps=4, **small)  # a checkpoint has the same names
+
+
 def test_a_run_leaves_all_that_it_promises(tmp_path, small_scores):
     out, mask = tmp_path / "run", os.umask(0o022)
     model = fit(TINY, out, "cpu")
@@ -475,6 +491,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(run):
         ("factorvae-dsprites", {"num_noise": 5}, "num_noise is 5; expected 0: a factor-vae does not use it"),
         ("factorvae-dsprites", {"gamma": math.nan}, "gamma is nan"),
         ("factorvae-dsprites", {"model": "factorvae"}, "model is 'factorvae'; expected one of infogan-cr, factor-vae"),
+        ("quick", {"compile": True}, r"r1_weight is 0\.005; expected 0 with compile"),
         ("dsprites", {"lambda": 1}, "no field of the configuration"),
     ],
 )
