@@ -93,8 +93,8 @@ def continued_config(out: Path, cfg: Config, data_identity: str) -> Config:
     something else, a run of another configuration, or one on other data.
     """
     if latest(out) is None:  # new, or it failed before its first checkpoint
-        found = out.iterdir() if out.is_dir() else [out] * out.exists()
-        if any(path.name[0] != "." for path in found) and not (out / "config.json").exists():
+        found = [out] if out.is_file() else [*out.glob("[!.]*")]
+        if found and not (out / "config.json").exists():
             raise InputError(f"{out} exists and is no run folder; move it away, or give another --out")
         return cfg
     before, _ = read_config(out)

@@ -190,7 +190,7 @@ class _Exported:
 
     def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:
         noise = self._draw(len(codes), self.num_noise, seed) if noise is None else noise
-        return self._generate(codes, *[noise] * bool(self.num_noise))
+        return self._generate(codes, noise) if self.num_noise else self._generate(codes)
 
     def sample(self, n: int, seed: int) -> Tensor:
         return self._generate(*self._draw(n, sum(self.sizes), seed).split(self.sizes, 1))

@@ -211,7 +211,8 @@ def contrastive_loss(
     differentiable once: a second derivative raises RuntimeError.
     """
     shapes = [list(t.shape) for t in (features, weight, bias, index)]
-    (batch, width), codes = [*features.shape, 0, 0][:2], [*weight.shape, 0][0]
+    batch, width = features.shape if features.ndim == 2 else (0, 0)
+    codes = bias.numel()
     if shapes != [[batch, width], [codes, width], [codes], [batch]] or not (2 <= codes <= 256 and width >= 1):
         raise InputError(
             f"contrastive_loss: features, weight, bias and index have shapes {shapes}; "

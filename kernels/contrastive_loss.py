@@ -157,7 +157,7 @@ def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int
     rows = 64 * triton.cdiv(max(num_codes, triton.cdiv(batch, 1024)), 64)
     programs = triton.cdiv(batch, rows)
     chunks = triton.cdiv(width, tiles["BLOCK_D"]) if kernel is backward_kernel else 1
-    n1, n2 = [*(out.numel() for out in outs), 0][:2]
+    n1, n2 = outs[0].numel(), outs[1].numel() if len(outs) > 1 else 0
     stride, targets = 16 * triton.cdiv(n1 + n2, 16), outs
     if programs > 1:
         sums = torch.empty(programs, stride, dtype=torch.float32, device=inputs[0].device)

@@ -571,7 +571,7 @@ def test_fit_trains_own_networks_on_a_preset_or_a_configuration(tmp_path, small_
         torch.manual_seed(cfg.seed)
         return InfoGAN(cfg, image_shape, generator=Mine(cfg.num_codes + cfg.num_noise, 768))
 
-    model = fit(TINY, out=tmp_path / "mine", device="cpu", build=build, seed=3)
+    model = fit(TINY, out=tmp_path / "mine", device="cpu", data="squares", build=build, seed=3)
     assert isinstance(model.generator, Mine)
     again = load(tmp_path / "mine", build=build)
     assert torch.equal(model.sample(2), again.sample(2))
@@ -579,6 +579,8 @@ def test_fit_trains_own_networks_on_a_preset_or_a_configuration(tmp_path, small_
         load(tmp_path / "mine")
     with pytest.raises(InputError, match="did you mean quick"):
         fit("quik")
+    with pytest.raises(InputError, match="did you mean squares"):
+        fit("quick", data="squres")
     with pytest.raises(InputError, match="did you mean lr_"):
         fit("quick", lr=1)
 
