@@ -3,13 +3,15 @@
 import ctypes
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -109,6 +111,15 @@ def follow_parent() -> None:
 
     if PARENT in os.environ:
         threading.Thread(target=watch, args=(int(os.environ.pop(PARENT)),), daemon=True).start()
+
+
+def start_python(arguments: Sequence[str], log: str | Path, environment: Mapping[str, str]) -> subprocess.Popen:
+    """Start `python ARGUMENTS`, its output appended to `log`; it ends, as at SIGTERM, when this process is gone."""
+    with open(log, "ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", *arguments], stdin=subprocess.DEVNULL, stdout=file,
+            stderr=subprocess.STDOUT, env=os.environ | environment | {PARENT: str(os.getpid())},
+        )  # fmt: skip
 
 
 @contextmanager

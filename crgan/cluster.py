@@ -6,8 +6,6 @@ What a worker runs lives here, so that it is found by name on every machine that
 import logging
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -65,15 +63,6 @@ def scatter(
         yield None
 
 
-def start_python(arguments: Sequence[str], log: str | Path, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start `python ARGUMENTS`, its output appended to `log`; it ends, as at SIGTERM, when this process is gone."""
-    with open(log, "ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-X", "faulthandler", *arguments], stdin=subprocess.DEVNULL, stdout=file,
-            stderr=subprocess.STDOUT, env=os.environ | environment | {cli.PARENT: str(os.getpid())},
-        )  # fmt: skip
-
-
 def run_python(threads: int, arguments: Sequence[str], log: str) -> int:
     """Run `python ARGUMENTS` as a child of this worker and return its exit code.
 
@@ -82,7 +71,7 @@ def run_python(threads: int, arguments: Sequence[str], log: str) -> int:
     with open(log, "a") as file:
         file.write(f"on {os.uname().nodename}, process {os.getpid()}\n")
     # As many threads as in a local run give its bits: sums are split among them.
-    process = start_python(arguments, log, {"OMP_NUM_THREADS": str(threads)})
+    process = cli.start_python(arguments, log, {"OMP_NUM_THREADS": str(threads)})
     try:
         code = process.wait()
     finally:  # where this task is cancelled

@@ -86,8 +86,6 @@ def run_here(runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) 
 
     Yields each run that has ended with its exit code, and None in between. When it is closed, the runs save and end.
     """
-    from .cluster import start_python
-
     waiting, active = list(runs), dict[int, tuple[Run, Any]]()
     try:
         while waiting or active:
@@ -95,7 +93,10 @@ def run_here(runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) 
                 if slot not in active and waiting:
                     run = waiting.pop(0)
                     gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-                    active[slot] = run, start_python(run.arguments, run.log, {"OMP_NUM_THREADS": str(threads)} | gpu)
+                    active[slot] = (
+                        run,
+                        cli.start_python(run.arguments, run.log, {"OMP_NUM_THREADS": str(threads)} | gpu),
+                    )
             yield None
             time.sleep(0.2)
             for slot, (run, process) in list(active.items()):

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from crgan import PRESETS, checkpoint, cluster, report, sweep
+from crgan import PRESETS, checkpoint, cli, report, sweep
 from crgan.sweep import Run, expand, main
 from crgan.train import fit as train
 from crgan.train import parse
@@ -148,7 +148,7 @@ def test_runs_share_the_gpus_and_tell_their_exit_codes(tmp_path, monkeypatch):
         seen.append(environment)
         return subprocess.Popen(["sh", "-c", "kill -9 $$" if len(seen) == 2 else "true"])
 
-    monkeypatch.setattr(cluster, "start_python", start)
+    monkeypatch.setattr(cli, "start_python", start)
     runs = expand("quick", tmp_path, ["seed=0:3"])
     ends = dict(end for end in sweep.run_here(runs, jobs=3, threads=2, gpus=["2", "5"]) if end)
     assert [ends[run] for run in runs] == [0, -9, 0]
