@@ -58,11 +58,6 @@ CRGAN_INLINE void group_votes(const GroupVotes& t, int64_t begin, int64_t end) {
   }
 }
 
-template <int FIXED>
-void baseline(const GroupVotes& t, int64_t begin, int64_t end) {
-  group_votes<FIXED>(t, begin, end);
-}
-
 // The baseline of x86-64 is that of 2003, so AVX2 is compiled beside it and chosen at run time. AVX-512 gains nothing.
 #ifdef __x86_64__
 template <int FIXED>
@@ -79,7 +74,7 @@ auto choose(int64_t num_codes, std::integer_sequence<int, K...>) {
   static constexpr decltype(&avx2<0>) fast[] = {avx2<K>...};
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return fast[fixed];
 #endif
-  static constexpr decltype(&baseline<0>) plain[] = {baseline<K>...};
+  static constexpr decltype(&group_votes<0>) plain[] = {group_votes<K>...};
   return plain[fixed];
 }
 
