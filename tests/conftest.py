@@ -8,9 +8,34 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """A test that draws draws the same each time."""
+def torch_settings():
+    """A test that draws draws the same each time, and may change the defaults of torch."""
     torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
+@pytest.fixture
+def refused(capsys):
+    """Calls a command with arguments that it must refuse, and returns what it wrote to stderr, on one line."""
+
+    def call(command, *args):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            command([str(arg) for arg in args])
+        assert stop.value.code == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert "Traceback" not in error
+        return error
+
+    return call
 
 
 @pytest.fixture

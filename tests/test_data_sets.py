@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dispatch import READ_BACK, operations
+from op_checks import READ_BACK, operations
 from PIL import Image, ImageDraw
 from torch.utils.data import DataLoader, TensorDataset
 

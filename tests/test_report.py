@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from report_folders import CFG, write_run, write_selection
+from run_folders import CFG, write_run, write_selection
 
 from crgan import checkpoint, pictures
 from crgan.figures import curves, schedule_marks

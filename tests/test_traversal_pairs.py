@@ -10,7 +10,6 @@ from _crgan_kernels._triton import jit, tl
 from crgan import InputError, ops
 from crgan.ops import random_index, sample_latents, traversal_pairs
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 GAPS = [0, 1e-9, 0.1, 0.5, 1, 1.5, 1.9, 1.999, 1.9999999, math.nextafter(2, 0)]
 
 # counter, key, output of Philox 4x32-10: the vectors published with the algorithm
@@ -39,7 +38,6 @@ def words_kernel(out, block, stream, seed, step, N: tl.constexpr):
         tl.store(out + i * N + tl.arange(0, N), words[i].to(tl.int64))
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
 def test_philox_known_answers(counter, key, expected, device):
     """Block, stream, step low and step high are the counter's four words."""
@@ -52,7 +50,6 @@ def test_philox_known_answers(counter, key, expected, device):
     assert out[:, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("inputs", sample_inputs(), ids=str)
 def test_kernel_gives_the_bits_of_the_reference(inputs, device):
     """On any device, with the step as a number or in memory; the reference runs on the CPU."""
