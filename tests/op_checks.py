@@ -1,7 +1,6 @@
 """What tests of several ops share: how exact a kernel is, and which operations a call makes."""
 
 from collections import Counter
-from collections.abc import Callable
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,8 +9,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 READ_BACK = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero", "unique_dim"}
 
 
-def operations(call: Callable[[], object]) -> Counter[str]:
-    """How often `call` makes each operation that does work, in its backward passes too."""
+def recorded(call, *args):
+    """What a call returns, and how often it makes each operation that does work, in its backward passes too."""
     called: Counter[str] = Counter()
 
     class Record(TorchDispatchMode):
@@ -21,8 +20,7 @@ def operations(call: Callable[[], object]) -> Counter[str]:
             return function(*args, **(kwargs or {}))
 
     with Record():
-        call()
-    return called
+        return call(*args), called
 
 
 def assert_as_exact(kernel, reference, truth, name, rounding=4, atol=2.0**-24):  # float16 has no smaller step

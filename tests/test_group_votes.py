@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from _crgan_kernels.group_votes import _load as load_extension
 
-from crgan import InputError, group_votes, ops, vote_table
+from crgan import group_votes, ops, vote_table
 from crgan.ops import group_votes_ref
 
 ROOT = Path(__file__).parents[1]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @pytest.fixture(params=["ref", "ext"])
 def impl(request):
+    return request.param
+
+
+@pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)
+def dtype(request):
     return request.param
 
 
@@ -50,7 +53,6 @@ def test_auto_takes_the_extension_which_is_built(monkeypatch):
     group_votes(*sample_inputs())
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_codes", [*range(1, 18), 24, 33, 64, 65, 70, 300])
 def test_finds_the_least_spread(num_codes, dtype, device):
     for size in (2, 3, 7, 8, 9, 15, 16, 17, 40, 65, 1000):
@@ -155,38 +157,9 @@ def test_the_table_counts_the_votes(impl, device):
     assert table.sum(dim=(-2, -1)).tolist() == [191, 200, 200, 200]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype, device):
     for shape in ({"lead": (2,)}, {"lead": (0,)}, {"groups": 1, "size": 3, "num_codes": 21}):
         torch.library.opcheck(torch.ops.crgan.group_votes.default, sample_inputs(**shape, dtype=dtype, device=device))
-
-
-@pytest.mark.parametrize("impl", ["auto", "ref", "ext"])
-def test_compiles_without_a_graph_break_and_gives_no_gradients(impl):
-    inputs = *(t.requires_grad_() for t in sample_inputs((2,))), torch.arange(6) % 3, 3
-    table = torch.compile(vote_table, fullgraph=True, backend="aot_eager")(*inputs, impl=impl)
-    assert torch.equal(table, vote_table(*inputs, impl="ref"))
-    assert not group_votes(*inputs[:2], impl=impl).requires_grad
-
-
-@pytest.mark.parametrize(
-    ("change", "value"),
-    [
-        ({"codes": torch.zeros(9, 5)}, r"\[9, 5\]"),
-        ({"scale": torch.ones(4)}, r"\[4\], expected \[5\]"),
-        ({"scale": torch.ones(3, 5)}, r"\[3, 5\], expected \[5\]"),
-        ({"factor": torch.zeros(5, dtype=torch.int64)}, r"\[5\].*expected int64 of shape \[6\]"),
-        ({"factor": torch.zeros(6)}, "torch.float32"),
-        ({"codes": torch.zeros(6, 9, 5, dtype=torch.int64)}, "torch.int64"),
-        ({"num_factors": 5}, "factor holds 5"),
-        ({"factor": torch.tensor([0, 1, -1, 2, 3, 4])}, "factor holds -1"),
-        ({"scale": torch.ones(5, device="meta")}, "meta"),
-    ],
-)
-def test_mistakes_are_named(change, value):
-    arguments = dict(zip(("codes", "scale"), sample_inputs(size=9))) | {"factor": torch.arange(6), "num_factors": 6}
-    with pytest.raises(InputError, match=value):
-        vote_table(**arguments | change)
 
 
 def test_the_op_itself_checks_what_could_touch_foreign_memory():
@@ -195,24 +168,6 @@ def test_the_op_itself_checks_what_could_touch_foreign_memory():
     for arguments in ((codes, scale[:4]), (codes, scale.double()), (codes[0, 0], scale)):
         with pytest.raises(RuntimeError, match="group_votes: "):
             torch.ops.crgan.group_votes(*arguments)
-
-
-def test_a_named_implementation_never_falls_back_and_auto_says_so_once(monkeypatch):
-    codes, scale = sample_inputs()
-    with pytest.raises(InputError, match=r"impl='ext'.*float64"):
-        group_votes(codes.double(), scale, impl="ext")
-    with pytest.raises(InputError, match=r"impl='triton'.*auto, ext, ref"):
-        group_votes(codes, scale, impl="triton")
-    assert torch.equal(group_votes(codes.double(), scale), group_votes(codes, scale))
-
-    monkeypatch.setitem(ops.EXTENSION_MISSING, "cpu", load_extension("no_such_module"))  # once, at import
-    ops._said.clear()
-    with pytest.raises(InputError, match=r"no_such_module.*pip install"):
-        group_votes(codes, scale, impl="ext")
-    with pytest.warns(UserWarning, match=r"pip install.*reference") as caught:
-        votes = [group_votes(codes, scale), group_votes(codes, scale), group_votes(codes.double(), scale)]
-    assert len(caught) == 1
-    assert all(torch.equal(v, group_votes_ref(codes, scale)) for v in votes)
 
 
 @pytest.mark.slow
@@ -237,7 +192,7 @@ def test_extension_under_sanitizers(tmp_path):
     code = (
         "import sys, torch, _crgan_C, pytest\n"  # loaded here, before pytest adds to the path
         "assert _crgan_C.__file__ == sys.argv[1], _crgan_C.__file__\n"
-        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'not compiles', sys.argv[2]]))"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', sys.argv[2]]))"
     )
     command = [sys.executable, "-c", code, module, __file__]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)

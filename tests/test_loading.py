@@ -46,8 +46,9 @@ def test_an_exported_model_is_the_model(tmp_path, num_noise):
     """A run by the command, and a model of the user's own from Python; with and without noise."""
     run = write_run(tmp_path / "run", replace(CFG, num_noise=num_noise, spectral_norm="all"))
     main(["export", str(run), str(tmp_path / "a")])
-    export(Noisy(num_noise, 0), tmp_path / "b")
-    models, found = (load(run), Noisy(num_noise, 0)), open_models([tmp_path / "a", str(tmp_path / "b")])
+    for name, seed in (("b", 0), ("c", 1)):
+        export(Noisy(num_noise, seed), tmp_path / name)
+    models, found = (load(run), Noisy(num_noise, 0)), open_models([str(tmp_path / name) for name in "abc"])
     for model, opened in zip(models, found):
         codes, noise = torch.rand(5, 4), torch.rand(5, num_noise)
         images = model.generate(codes, noise=noise)
@@ -62,7 +63,7 @@ def test_an_exported_model_is_the_model(tmp_path, num_noise):
     pictures = [traversal_picture(model).tobytes() for model in (models[0], found[0].model)]
     assert pictures[0] == pictures[1]
     assert "[64, 3, 16, 16]" in (tmp_path / "a" / "README.md").read_text()
-    B = cross_scores([found[1].model, Noisy(num_noise, 1)], groups=20, group_size=10, scale_samples=300)
+    B = cross_scores([opened.model for opened in found[1:]], groups=20, group_size=10, scale_samples=300)
     assert (B.diagonal() == 1).all()
 
 
