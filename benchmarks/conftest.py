@@ -75,19 +75,5 @@ def measure(benchmark):
 
 
 def pytest_configure(config):
-    if hasattr(config.option, "benchmark_quiet"):
-        config.option.benchmark_quiet = True  # its own table is 200 columns wide
-
-
-def pytest_terminal_summary(terminalreporter, config):
-    """Close with one table that fits 100 columns: time, speed over the baseline, share of the machine's limit."""
-    rows = getattr(getattr(config, "_benchmarksession", None), "benchmarks", [])
-    if not rows:
-        return
-    terminalreporter.write_line(f"\n{'benchmark':60} {'median':>12} {'speed-up':>12} {'of limit':>10}")
-    for row in rows:
-        ratio = next((f"{value:.3g}x" for key, value in row.extra_info.items() if "speedup" in key), "")
-        share = next((f"{value:.0%}" for key, value in row.extra_info.items() if key.startswith("share_of")), "")
-        name, median = row.name.removeprefix("test_")[:60], row.stats.median
-        taken = f"{median:.3g} s" if median >= 1 else f"{1e3 * median:.4g} ms"
-        terminalreporter.write_line(f"{name:60} {taken:>12} {ratio:>12} {share:>10}")
+    if hasattr(config.option, "benchmark_columns"):
+        config.option.benchmark_columns = ["min", "median", "rounds"]  # its whole table is 200 columns wide

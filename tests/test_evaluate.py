@@ -30,7 +30,9 @@ def paint(factors):
 
 GRID = Dataset("grid", (1, 2, 2), prod(FACTOR_SIZES), NAMES, FACTOR_SIZES, render=paint)
 # The same without a grid: some cells hold many images, others none.
-ROWS = GRID.factors(torch.randint(100, (500,), generator=torch.Generator().manual_seed(0)))
+DRAW = torch.Generator().manual_seed(0)
+CELLS = torch.randperm(len(GRID), generator=DRAW)[:100]
+ROWS = GRID.factors(CELLS[torch.randint(100, (500,), generator=DRAW)])
 TABLE = Dataset("table", (1, 2, 2), 500, NAMES, FACTOR_SIZES, read=lambda index: paint(ROWS[index]), table=ROWS)
 
 
@@ -260,12 +262,10 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(run_folder, tmp_path, mo
         (("test_evaluate:Disc", "--out", "scores"), "give --data NAME"),
         (("test_evaluate:Disc", "--out", "scores", "--data", "cats"), "'cats'"),
         (("run", "--data", "squares"), "takes images [1, 64, 64], those of squares are [3, 16, 16]"),
-        (("run", "--metrics", "fid"), "'fid'"),
         (("run", "--data", "folder", "--root", ""), "got ''"),
         (("run", "--metrics", ","), "no metric is given"),
         (("run", "--metrics", "inception"), "'inception'"),
         (("run", "--device", "abacus"), "'abacus'"),
-        (("run", "--batch-size", "0"), "batch_size is 0"),
     ):
         assert sentence in refused(main, *args)
         assert not (run_folder / "metrics.json").exists()

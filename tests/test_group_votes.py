@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
@@ -173,15 +172,10 @@ def test_the_op_itself_checks_what_could_touch_foreign_memory():
 @pytest.mark.slow
 def test_extension_under_sanitizers(tmp_path):
     """The tests of this file once more, with the extension compiled with the sanitizers."""
-    from torch.utils import cpp_extension
-
-    flags = "-O1 -g -fPIC -shared -std=c++20 -Wno-psabi -fvisibility=hidden -fsanitize=address,undefined "
-    flags += "-fno-sanitize-recover=all -DPy_LIMITED_API=0x030A0000 -DTORCH_TARGET_VERSION=0x020b000000000000 "
-    include = [f"-I{path}" for path in (sysconfig.get_paths()["include"], *cpp_extension.include_paths())]
-    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-ltorch", "-lc10"]
-    module = tmp_path / "_crgan_C.abi3.so"
-    source = ROOT / "csrc/group_votes.cpp"
-    subprocess.run(["g++", *flags.split(), *include, source, "-o", module, *libraries], check=True)
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+    build = [sys.executable, "setup.py", "build_ext", f"--build-lib={tmp_path}", f"--build-temp={tmp_path / 'build'}"]
+    environment = os.environ | dict.fromkeys(("CFLAGS", "CXXFLAGS", "LDFLAGS"), flags) | {"CRGAN_CUDA": "0"}
+    subprocess.run(build, env=environment, cwd=ROOT, check=True, capture_output=True)
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
     runtime = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
     environment = os.environ | {
@@ -194,6 +188,6 @@ def test_extension_under_sanitizers(tmp_path):
         "assert _crgan_C.__file__ == sys.argv[1], _crgan_C.__file__\n"
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', sys.argv[2]]))"
     )
-    command = [sys.executable, "-c", code, module, __file__]
+    command = [sys.executable, "-c", code, tmp_path / "_crgan_C.abi3.so", __file__]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

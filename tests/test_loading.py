@@ -67,14 +67,11 @@ def test_an_exported_model_is_the_model(tmp_path, num_noise):
     assert (B.diagonal() == 1).all()
 
 
-def test_what_cannot_be_exported_is_named(tmp_path):
+def test_what_cannot_be_exported_or_opened_is_named(tmp_path):
     run = write_run(tmp_path / "run")
     for model, folder, message in ((run, run, "run folder"), (object(), tmp_path, "object")):
         with pytest.raises(InputError, match=message):
             export(model, folder)
-
-
-def test_exports_that_cannot_serve_are_refused(tmp_path):
     for name in ("generate", "encode"):
         (tmp_path / f"{name}.pt2").write_bytes(b"damaged")
     for run, value in ((tmp_path, r"torch\.export\.load"), (tmp_path / "encode.pt2", r"encode\.pt2 is no model")):

@@ -72,9 +72,8 @@ def check_exactness(op, inputs, device, **tolerances):
     """Values and gradients of the kernel, and of the reference, against the reference in float64."""
     inputs = changed(inputs, lambda t: t.to(device))
     exact = changed(inputs, lambda t: t.double() if t.is_floating_point() else t)
-    for n, values in enumerate(
-        zip(results(op, inputs, "triton"), results(op, inputs, "ref"), results(op, exact, "ref"), strict=True)
-    ):
+    found = results(op, inputs, "triton"), results(op, inputs, "ref"), results(op, exact, "ref")
+    for n, values in enumerate(zip(*found, strict=True)):
         assert_as_exact(*values, f"{op.__name__}, result {n}", **tolerances)
 
 
@@ -84,7 +83,7 @@ DSPRITES = [(32, 16), (32, 512), (64, 512), (64, 1024), (128, 1024), (1, 128), (
 LAYERS = [[(1, 1)], [(3, 5)], [(1, 300), (300, 1)], [(65, 130), (7, 1), (33, 257)], [(1030, 6)], DSPRITES]
 
 
-@pytest.mark.parametrize(("size", "types"), product(SIZES, TYPES), ids=str)
+@pytest.mark.parametrize(("size", "types"), [*product(SIZES, TYPES)], ids=str)
 def test_the_loss_is_as_exact_as_its_reference(size, types, device):
     check_exactness(contrastive_loss, loss_inputs(*size, *types), device)
 
@@ -116,11 +115,10 @@ def test_strides_do_not_matter(op, impl):
 def test_the_checks_of_torch_library():
     """Schema, fake tensors, autograd and dispatch; those of the votes are in test_group_votes."""
     for features in (torch.float32, torch.bfloat16):
-        floats = loss_inputs(9, 8, features=features)
-        torch.library.opcheck(torch.ops.crgan.contrastive_loss.default, (*floats.values(),))
-        detached = changed(floats, torch.clone).values()
-        arguments = torch.tensor(1.5), *(t.detach() for t in detached)
-        torch.library.opcheck(torch.ops.crgan.contrastive_loss_backward.default, arguments)
+        inputs = loss_inputs(9, 8, features=features).values()
+        torch.library.opcheck(torch.ops.crgan.contrastive_loss.default, (*inputs,))
+        gradient = torch.tensor(1.5), *(t.detach() for t in inputs)
+        torch.library.opcheck(torch.ops.crgan.contrastive_loss_backward.default, gradient)
     torch.library.opcheck(torch.ops.crgan.spectral_norm.default, (*sample_inputs(spectral_norm).values(),))
 
 

@@ -304,23 +304,19 @@ def test_a_signal_is_kept_for_who_looks_and_else_ends_the_process():
             signal.raise_signal(signal.SIGINT)  # the second
 
 
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file")])
-def test_a_checkpoint_that_may_not_be_read_or_has_just_been_replaced_is_no_damage(run, monkeypatch, error):
+def test_a_checkpoint_that_may_not_be_read_or_has_just_been_replaced_is_no_damage(run, monkeypatch):
     folder, whole = checkpoint.latest(run), Path.read_bytes
 
     def read(path):
-        if path.parent == folder:
-            if isinstance(error, FileNotFoundError):  # training is faster than this reader
-                folder.rename(folder.with_name("step-000000025"))
-            raise error
+        if folder.exists():  # training is faster than this reader
+            folder.rename(folder.with_name("step-000000025"))
         return whole(path)
 
     monkeypatch.setattr(Path, "read_bytes", read)
-    if isinstance(error, PermissionError):
-        with pytest.raises(PermissionError):
-            load(run)
-    else:
-        assert load(run).sample(1).isfinite().all()
+    assert load(run).sample(1).isfinite().all()
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionError):
+        load(run)
 
 
 def test_mistakes_end_in_one_sentence(tmp_path, refused):
@@ -444,10 +440,10 @@ def test_runs_with_and_without_the_regularizer_share_a_trunk(tmp_path, train):
 
 
 def test_what_the_machine_decided_stays_when_a_run_continues(tmp_path, train, monkeypatch):
-    recorded = train("run", precision="auto").cfg
-    assert recorded.threads == 1
-    monkeypatch.setattr("crgan.checkpoint.has_bfloat16", lambda device: recorded.precision == "float32")
-    assert train("run", precision="auto", steps=30).cfg == replace(recorded, steps=30)
+    cfg = train("run", precision="auto").cfg
+    assert cfg.threads == 1
+    monkeypatch.setattr("crgan.checkpoint.has_bfloat16", lambda device: cfg.precision == "float32")
+    assert train("run", precision="auto", steps=30).cfg == replace(cfg, steps=30)
 
 
 def test_images_may_move_but_not_change(tmp_path, train):
