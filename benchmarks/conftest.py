@@ -65,7 +65,7 @@ def measure(benchmark):
         best = benchmark.stats["min"] / CALLS[device]
         rate = rates[group, provider] = num_bytes / best / 1e9
         notes = {"us_per_call": best * 1e6, "gb_per_s": rate, "share_of_copy_bandwidth": rate / copy_bandwidth(device)}
-        for baseline in ("reference", "compile", "numpy loop", "read once"):
+        for baseline in ("reference", "compile", "numpy loop", "read once", "copy"):
             if provider != baseline and (group, baseline) in rates:
                 notes[f"speedup_over_{baseline.replace(' ', '_')}"] = rate / rates[group, baseline]
         benchmark.extra_info |= {key: float(f"{value:.4g}") for key, value in notes.items()}

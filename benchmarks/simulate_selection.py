@@ -22,6 +22,7 @@ from crgan.selection.centrality import Sizes, vote_tables
 from crgan.selection.uncertainty import bootstrap
 
 L, K, BANK = 100, 5, 2048
+SPREAD, ENCODER_ERROR = 0.8, 0.1
 
 
 def covariance_bank(rng: np.random.Generator) -> np.ndarray:
@@ -36,12 +37,12 @@ def covariance_bank(rng: np.random.Generator) -> np.ndarray:
 
 
 class LinearPool:
-    def __init__(self, num_models: int, seed: int, sizes: Sizes, spread: float, encoder_error: float):
+    def __init__(self, num_models: int, seed: int, sizes: Sizes):
         rng = np.random.default_rng(seed)
         skew = rng.normal(size=(num_models, K, K)) / np.sqrt(2)
-        turns = rng.gamma(2.0, spread / 2, num_models)  # how far each model is from disentangled
+        turns = rng.gamma(2.0, SPREAD / 2, num_models)  # how far each model is from disentangled
         self.W = expm(turns[:, None, None] * (skew - skew.swapaxes(1, 2)))
-        noise = rng.normal(size=(num_models, K, K)) * encoder_error
+        noise = rng.normal(size=(num_models, K, K)) * ENCODER_ERROR
         self.decode = (np.eye(K) + noise) @ self.W.swapaxes(1, 2)  # E_i W_i^-1
         self.sizes, self.seed, self.bank = sizes, seed, covariance_bank(rng)
         self.race_votes: dict[int, np.ndarray] = {}  # of generator j [N, groups], -1: not yet
@@ -91,20 +92,12 @@ class LinearPool:
         return float(bootstrap(votes, [K] * N, mask, self.sizes.seed)[:, model].std())
 
 
-def simulate(
-    models: int = 50,
-    budget: float = 0.1,
-    pools: int = 5,
-    trials: int = 20,
-    spread: float = 0.8,
-    encoder_error: float = 0.1,
-    first: int = 15,
-) -> None:
+def simulate(models: int = 50, budget: float = 0.1, pools: int = 5, trials: int = 20, first: int = 15) -> None:
     """Print how often the race over pools of linear models finds their exact winner, and what it costs."""
     found, close, regret, share, seconds = [], [], [], [], []
     for p in range(pools):
         sizes = Sizes(seed=p)
-        pool = LinearPool(models, 1000 + p, sizes, spread, encoder_error)
+        pool = LinearPool(models, 1000 + p, sizes)
         B = np.stack([vote_score(vote_tables(pool.votes(j), K, K)) for j in range(models)], 1)
         s = ((B.sum(0) + B.sum(1)) / 2 - B.diagonal()) / (models - 1)
         best = int(s.argmax())

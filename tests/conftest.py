@@ -41,14 +41,10 @@ def refused(capsys):
 @pytest.fixture
 def small_scores(monkeypatch):
     """Evaluations on few images: what they score is tested with the metrics."""
-    import crgan.train as module
+    import crgan.metrics
 
-    whole = module.metrics.evaluate
-
-    def few(*args, **sizes):
-        return whole(*args, **{**sizes, "groups": 20, "group_size": 10, "scale_samples": 100})
-
-    monkeypatch.setattr(module.metrics, "evaluate", few)
+    evaluate, small = crgan.metrics.evaluate, {"groups": 20, "group_size": 10, "scale_samples": 100}
+    monkeypatch.setattr(crgan.metrics, "evaluate", lambda *args, **sizes: evaluate(*args, **{**sizes, **small}))
 
 
 def pytest_configure(config):

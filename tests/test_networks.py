@@ -7,18 +7,9 @@ import pytest
 import torch
 
 from crgan import PRESETS, InputError, ops
-from crgan.models import InfoGAN, build_model, infogan
+from crgan.models import InfoGAN, build_model, infogan, networks
 from crgan.models.infogan import make_optimisers, restart_h
-from crgan.models.networks import (
-    BlockConv2d,
-    BlockConvTranspose2d,
-    ContrastiveDiscriminator,
-    Discriminator,
-    Generator,
-    fold_spectral_norm,
-    gaussian_blur,
-    normalise,
-)
+from crgan.models.networks import ContrastiveDiscriminator, Discriminator, Generator, normalise
 
 PAPER = PRESETS["dsprites"]
 DSPRITES = (1, 64, 64)
@@ -52,8 +43,8 @@ def test_shapes_and_ranges(preset, shape):
 def test_convolutions_on_blocks_of_pixels_are_those_of_torch(channels):
     """Values and all gradients, in float64."""
     for block, plain, sizes in (
-        (BlockConv2d, torch.nn.Conv2d, (channels, 5)),
-        (BlockConvTranspose2d, torch.nn.ConvTranspose2d, (5, channels)),
+        (networks.BlockConv2d, torch.nn.Conv2d, (channels, 5)),
+        (networks.BlockConvTranspose2d, torch.nn.ConvTranspose2d, (5, channels)),
     ):
         x, results = torch.randn(3, sizes[0], 12, 8, dtype=torch.float64, requires_grad=True), []
         layers = [kind(*sizes, 4, 2, 1, dtype=torch.float64) for kind in (block, plain)]
@@ -97,7 +88,7 @@ def test_normalised_weights_are_those_of_their_layers():
         torch.testing.assert_close(weight, truth, rtol=1e-2, atol=1e-3)
     images, index = torch.rand(2, 4, *DSPRITES), torch.tensor([0, 1, 2, 3])
     loss = normalise(network)(*images, index)
-    fold_spectral_norm(network)
+    networks.fold_spectral_norm(network)
     assert not normalise(network).weights
     torch.testing.assert_close(loss, network(*images, index), rtol=1e-3, atol=1e-3)
 
@@ -147,13 +138,13 @@ def test_noise_is_fixed_by_the_seed_and_drawn_for_each_row():
 def test_blur_keeps_the_sum_inside_and_vanishes_with_its_deviation():
     image = torch.zeros(1, 1, 32, 32)
     image[0, 0, 16, 16] = 1.0
-    blurred = gaussian_blur(image, torch.tensor(2.0))
+    blurred = networks.gaussian_blur(image, torch.tensor(2.0))
     assert blurred.sum().item() == pytest.approx(1.0, abs=1e-4)
     rows = blurred.sum((0, 1, 3))
     variance = (rows * (torch.arange(32) - 16.0).square()).sum()
     assert variance.item() == pytest.approx(4.0, rel=1e-3)
     image = torch.rand(2, 3, 16, 16)
-    torch.testing.assert_close(gaussian_blur(image, torch.tensor(0.0)), image)
+    torch.testing.assert_close(networks.gaussian_blur(image, torch.tensor(0.0)), image)
 
 
 @pytest.mark.parametrize("preset", ["quick", "dsprites", "factorvae-dsprites"])
