@@ -93,7 +93,7 @@ def disc_and_blind():
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-@pytest.mark.parametrize("dataset", [GRID, TABLE, bare()], ids=["grid", "table", "bare"])
+@pytest.mark.parametrize("dataset", [GRID, TABLE, bare(), bare(index=None)], ids=["grid", "table", "bare", "cells"])
 def test_groups_share_one_factor_and_pairs_one_value_each(dataset, protocol):
     model, sizes = LoadedModel("identity", Identity(), "unhashed"), replace(PROTOCOLS[protocol], group_size=50)
     s = Samples(model, dataset, sizes, 0, 64, lambda *_: None)

@@ -99,9 +99,10 @@ REFERENCES = [(op, "ref") for op in (traversal_pairs, contrastive_loss, spectral
 
 @pytest.mark.parametrize(("op", "impl"), [*REFERENCES, *KERNELS])
 def test_compiles_without_a_graph_break(op, impl):
-    """Forward and backward trace as one graph and give what the reference gives."""
+    """Forward and backward trace as one graph and give what the reference gives; of the sampler, its bits."""
     inputs, compiled = sample_inputs(op), torch.compile(op, backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(results(compiled, inputs, impl), results(op, inputs, "ref"))
+    tolerances = {"rtol": 0, "atol": 0} if op is traversal_pairs else {}
+    torch.testing.assert_close(results(compiled, inputs, impl), results(op, inputs, "ref"), **tolerances)
 
 
 @pytest.mark.parametrize("op", [contrastive_loss, spectral_norm])
