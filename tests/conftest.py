@@ -15,6 +15,7 @@ def torch_settings():
     torch.set_default_dtype(torch.float32)
     torch.set_default_device(None)
     torch.use_deterministic_algorithms(False)
+    torch.backends.cuda.matmul.fp32_precision = "none"
 
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -152,9 +152,9 @@ def test_h_and_its_optimiser_restart_in_place_and_keep_the_singular_vectors():
     assert state["step"] == 1
 
 
-def test_products_are_not_rounded_and_the_callers_settings_stay(monkeypatch):
+def test_products_are_not_rounded_and_the_callers_settings_stay():
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    monkeypatch.setattr(matmul, "fp32_precision", "tf32")
+    matmul.fp32_precision = "tf32"
     before = cudnn.deterministic, cudnn.conv.fp32_precision
     with exact_arithmetic():
         assert cudnn.deterministic
