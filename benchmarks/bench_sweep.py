@@ -1,11 +1,9 @@
 """A pool from end to end on two cores: eight short runs, their selection, and what handing work to Ray costs.
 
-Each provider trains and scores the same pool; the results are compared bit for bit before a time counts.
+Each provider trains and scores the same pool; the results are compared bit for bit.
 """
 
 import os
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +14,7 @@ import pytest
 from crgan import checkpoint, cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from ray_nodes import ENVIRONMENT, Nodes
+from processes import ENVIRONMENT, Nodes, finish, start
 
 pytestmark = pytest.mark.slow
 RUNS, CORES = 8, 2
@@ -28,12 +26,8 @@ seconds: dict[str, float] = {}
 
 @pytest.fixture(scope="module")
 def nodes():
-    pytest.importorskip("ray")
-    nodes = Nodes()
-    try:
+    with Nodes() as nodes:
         yield nodes
-    finally:
-        nodes.stop()
 
 
 @pytest.fixture(scope="module")
@@ -41,57 +35,50 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sweep")
 
 
-def timed(benchmark, provider, threads, module, *flags):
-    """Run a command once and return its seconds."""
-
-    def command():
-        words = [sys.executable, "-m", f"crgan.{module}", *map(str, flags)]
-        environment = ENVIRONMENT | {"OMP_NUM_THREADS": threads}
-        process = subprocess.run(words, env=environment, capture_output=True, text=True)
-        assert process.returncode == 0, process.stdout + process.stderr
-
-    start = time.perf_counter()
-    benchmark.pedantic(command, rounds=1, iterations=1)
-    seconds[provider] = time.perf_counter() - start
+def time_command(benchmark, provider, *command, threads=1):
+    """Run a command once, note its seconds and return them."""
+    benchmark.pedantic(lambda: finish(start(*command, threads=threads)), rounds=1, iterations=1)
+    seconds[provider] = benchmark.stats["min"]
     return seconds[provider]
 
 
 @pytest.mark.parametrize("provider", ["local", "ray"])
 def test_sweep(benchmark, provider, nodes, folder):
-    benchmark.group = "sweep of 8 runs on 2 cores"
     flags = ["--jobs", CORES]
     if provider == "ray":
         for name in ("a", "b"):
             nodes.start(name)
         flags = ["--ray", nodes.address]
-    taken = timed(benchmark, provider, "1", "sweep", *GRID, "--out", folder / provider, *flags)
+    taken = time_command(benchmark, provider, "sweep", *GRID, "--out", folder / provider, *flags)
     for run in (folder / "local").glob("[!.]*"):
         a, b = (checkpoint.latest(folder / pool / run.name) / "model.safetensors" for pool in ("local", provider))
         assert a.read_bytes() == b.read_bytes()
-    ratio, overhead = taken / seconds["local"], (taken - seconds["local"]) * CORES / RUNS
-    benchmark.extra_info |= {"ratio_to_local": ratio, "overhead_s_per_run": overhead}
-    print(f"\nsweep, {provider}: {taken:.1f} s, {ratio:.2f} x local, {overhead:+.2f} s a run")
+    benchmark.extra_info["speedup_over_local"] = seconds["local"] / taken
+    benchmark.extra_info["overhead_s_per_run"] = (taken - seconds["local"]) * CORES / RUNS
+    print(f"\nsweep, {provider}: {benchmark.extra_info}")
 
 
 @pytest.mark.parametrize("provider", ["local-2-threads", "local-1-thread", "ray-2-workers", "ray-1-worker"])
 def test_selection(benchmark, provider, nodes, folder):
-    benchmark.group = "selection among 8 models, all pairs"
-    out, is_ray = folder / f"scores-{provider}", provider.startswith("ray")
+    """Among 8 models, all pairs."""
+    out, flags = folder / f"scores-{provider}", []
+    if provider.startswith("ray"):
+        flags = ["--ray", nodes.address]
     if provider == "ray-1-worker":
         nodes.kill("b")
         time.sleep(5)
-    flags = [folder / "local", "--out", out, *SIZES, *(["--ray", nodes.address] if is_ray else [])]
-    taken = timed(benchmark, provider, "2" if provider == "local-2-threads" else "1", "select", *flags)
-    if is_ray:
+    command = ["select", folder / "local", "--out", out, *SIZES, *flags]
+    taken = time_command(benchmark, provider, *command, threads=2 if provider == "local-2-threads" else 1)
+    if provider.startswith("ray"):
         with h5py.File(folder / "scores-local-1-thread" / "scores.h5") as a, h5py.File(out / "scores.h5") as b:
             assert (a["B"][:] == b["B"][:]).all()
-    ratio = taken / seconds["local-2-threads"]
-    benchmark.extra_info |= {"encodes_per_s": ENCODES / taken, "ratio_to_local": ratio}
-    print(f"\nselection, {provider}: {taken:.1f} s, {ENCODES / taken:,.0f} encodes/s, {ratio:.2f} x local")
+    benchmark.extra_info["encodes_per_s"] = ENCODES / taken
+    benchmark.extra_info["speedup_over_local_2_threads"] = seconds["local-2-threads"] / taken
+    print(f"\nselection, {provider}: {benchmark.extra_info}")
 
 
 def test_dispatch(benchmark, nodes):
-    """What a block costs beside its work: one that does nothing, on a worker that is there."""
+    """What a block costs beside its work: 200 that do nothing, on a worker that is there."""
     os.environ |= ENVIRONMENT
     cluster.connect(nodes.address)
 
@@ -102,7 +89,6 @@ def test_dispatch(benchmark, nodes):
         ended = [piece for piece in cluster.scatter(nothing, {n: () for n in range(200)}, 1) if piece is not None]
         assert sorted(ended) == [(n, 1) for n in range(200)]
 
-    blocks()
-    benchmark.pedantic(blocks, rounds=5, iterations=1)
-    benchmark.extra_info["ms_per_block"] = statistics.median(benchmark.stats.stats.data) / 200 * 1e3
-    print(f"\ndispatch: {benchmark.extra_info['ms_per_block']:.2f} ms a block")
+    benchmark.pedantic(blocks, rounds=5, iterations=1, warmup_rounds=1)
+    benchmark.extra_info["ms_per_block"] = benchmark.stats["median"] / 200 * 1e3
+    print(f"\ndispatch: {benchmark.extra_info}")

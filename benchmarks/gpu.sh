@@ -50,7 +50,7 @@ timeout -s INT -k 10 100 $python -m pytest -q $workers --continue-on-collection-
 tail -n 5 "$out/tests.log"
 
 # Each file by itself, as one that is interrupted may write no figures. Those that matter most come first.
-for name in training_step group_votes contrastive_loss spectral_norm traversal_pairs render; do
+for name in training_step group_votes ops render; do
     left=$((limit - SECONDS - 40))
     [ $left -gt 5 ] || { echo "== no time for $name"; failed=1; continue; }
     echo "== $name, after ${SECONDS} s"

@@ -9,11 +9,12 @@ S_j random and skew: t_j = 0 is a perfect model.
     python benchmarks/simulate_selection.py --models 50 --budget 0.1 --pools 10 --trials 20
 """
 
-import argparse
 import json
 import time
 
 import numpy as np
+import tyro
+from scipy.linalg import expm
 
 from crgan.metrics import vote_score
 from crgan.selection.budget import sequential_halving
@@ -21,6 +22,7 @@ from crgan.selection.centrality import Sizes, vote_tables
 from crgan.selection.uncertainty import bootstrap
 
 L, K, BANK = 100, 5, 2048
+SPREAD, ENCODER_ERROR = 0.8, 0.1
 
 
 def covariance_bank(rng: np.random.Generator) -> np.ndarray:
@@ -34,18 +36,13 @@ def covariance_bank(rng: np.random.Generator) -> np.ndarray:
     return bank.reshape(K, BANK, K * K)
 
 
-def expm(X: np.ndarray) -> np.ndarray:  # of skew matrices [..., K, K]
-    values, vectors = np.linalg.eigh(1j * X)
-    return np.real((vectors * np.exp(-1j * values)[..., None, :]) @ vectors.conj().swapaxes(-1, -2))
-
-
 class LinearPool:
-    def __init__(self, num_models: int, seed: int, sizes: Sizes, spread: float, encoder_error: float):
+    def __init__(self, num_models: int, seed: int, sizes: Sizes):
         rng = np.random.default_rng(seed)
         skew = rng.normal(size=(num_models, K, K)) / np.sqrt(2)
-        turns = rng.gamma(2.0, spread / 2, num_models)  # how far each model is from disentangled
+        turns = rng.gamma(2.0, SPREAD / 2, num_models)  # how far each model is from disentangled
         self.W = expm(turns[:, None, None] * (skew - skew.swapaxes(1, 2)))
-        noise = rng.normal(size=(num_models, K, K)) * encoder_error
+        noise = rng.normal(size=(num_models, K, K)) * ENCODER_ERROR
         self.decode = (np.eye(K) + noise) @ self.W.swapaxes(1, 2)  # E_i W_i^-1
         self.sizes, self.seed, self.bank = sizes, seed, covariance_bank(rng)
         self.race_votes: dict[int, np.ndarray] = {}  # of generator j [N, groups], -1: not yet
@@ -95,39 +92,36 @@ class LinearPool:
         return float(bootstrap(votes, [K] * N, mask, self.sizes.seed)[:, model].std())
 
 
-def simulate(args: argparse.Namespace) -> dict:
+def simulate(models: int = 50, budget: float = 0.1, pools: int = 5, trials: int = 20, first: int = 15) -> None:
+    """Print how often the race over pools of linear models finds their exact winner, and what it costs."""
     found, close, regret, share, seconds = [], [], [], [], []
-    for p in range(args.pools):
+    for p in range(pools):
         sizes = Sizes(seed=p)
-        pool = LinearPool(args.models, 1000 + p, sizes, args.spread, args.encoder_error)
-        B = np.stack([vote_score(vote_tables(pool.votes(j), K, K)) for j in range(args.models)], 1)
-        s = ((B.sum(0) + B.sum(1)) / 2 - B.diagonal()) / (args.models - 1)
+        pool = LinearPool(models, 1000 + p, sizes)
+        B = np.stack([vote_score(vote_tables(pool.votes(j), K, K)) for j in range(models)], 1)
+        s = ((B.sum(0) + B.sum(1)) / 2 - B.diagonal()) / (models - 1)
         best = int(s.argmax())
         error = pool.standard_error(best)
-        for trial in range(args.trials):
+        for trial in range(trials):
             begin = time.perf_counter()
-            trial_sizes = Sizes(seed=trial)
             pool.race_votes.clear()
-            result = sequential_halving(pool.race, args.models, args.budget, sizes=trial_sizes, first_groups=args.first)
+            result = sequential_halving(pool.race, models, budget, sizes=Sizes(seed=trial), first_groups=first)
             seconds.append(time.perf_counter() - begin)
             chosen = int(result.ranking[0])
             found.append(chosen == best)
             regret.append(float(s[best] - s[chosen]))
             close.append(regret[-1] <= error)
-            share.append(result.encodes / (args.models**2 * sizes.encodes))
-    return vars(args) | {
-        "exact_winner": float(np.mean(found)),
-        "within_one_standard_error": float(np.mean(close)),
-        "mean_regret": float(np.mean(regret)),
-        "worst_regret": float(np.max(regret)),
-        "share_of_encodes": float(np.mean(share)),
-        "seconds_per_selection": float(np.mean(seconds)),
+            share.append(result.encodes / (models**2 * sizes.encodes))
+    results = {
+        "exact_winner": np.mean(found),
+        "within_one_standard_error": np.mean(close),
+        "mean_regret": np.mean(regret),
+        "worst_regret": np.max(regret),
+        "share_of_encodes": np.mean(share),
+        "seconds_per_selection": np.mean(seconds),
     }
+    print(json.dumps({name: float(value) for name, value in results.items()}, indent=2))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = {"models": 50, "budget": 0.1, "pools": 5, "trials": 20, "spread": 0.8, "encoder-error": 0.1, "first": 15}
-    for name, value in defaults.items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    print(json.dumps(simulate(parser.parse_args()), indent=2))
+    tyro.cli(simulate)

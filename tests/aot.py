@@ -5,7 +5,6 @@
 Prints registers and spilled bytes per kernel and target, and ends with exit code 1 where a kernel spills.
 """
 
-import argparse
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import triton
+import tyro
 from _crgan_kernels import contrastive_loss as loss
 from _crgan_kernels import samplers
 from _crgan_kernels import spectral_norm as norm
@@ -72,16 +72,12 @@ def compile_kernel(kernel: Any, types: dict[str, str], settings: dict[str, Any],
     return registers, stack + local
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--targets", type=int, nargs="+", default=[80, 90, 100], help="compute capabilities, times 10")
-    parser.add_argument("--only", default="", help="a regular expression that the names to compile match")
-    args = parser.parse_args()
-    targets = args.targets
+def main(targets: tuple[int, ...] = (80, 90, 100), only: str = "") -> int:
+    """Compile the kernels whose names match the regular expression `only`, for compute capabilities times 10."""
     failed = 0
     print(f"{'registers (spilled bytes)':60}" + "".join(f"{f'sm_{t}':>12}" for t in targets))
     for name, kernel, types, settings in variants():
-        if not re.search(args.only, name):
+        if not re.search(only, name):
             continue
         line = f"{name:60}"
         for arch in targets:
@@ -95,4 +91,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tyro.cli(main))

@@ -8,22 +8,44 @@ import torch
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    """A test that draws draws the same each time."""
+def torch_settings():
+    """A test that draws draws the same each time, and may change the defaults of torch."""
     torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.use_deterministic_algorithms(False)
+    torch.backends.cuda.matmul.fp32_precision = "none"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request):
+    return request.param
+
+
+@pytest.fixture
+def refused(capsys):
+    """Calls a command with arguments that it must refuse, and returns what it wrote to stderr, on one line."""
+
+    def call(command, *args):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            command([str(arg) for arg in args])
+        assert stop.value.code == 2
+        error = " ".join(capsys.readouterr().err.split())
+        assert "Traceback" not in error
+        return error
+
+    return call
 
 
 @pytest.fixture
 def small_scores(monkeypatch):
     """Evaluations on few images: what they score is tested with the metrics."""
-    import crgan.train as module
+    import crgan.metrics
 
-    whole = module.metrics.evaluate
-
-    def few(*args, **sizes):
-        return whole(*args, **{**sizes, "groups": 20, "group_size": 10, "scale_samples": 100})
-
-    monkeypatch.setattr(module.metrics, "evaluate", few)
+    evaluate, small = crgan.metrics.evaluate, {"groups": 20, "group_size": 10, "scale_samples": 100}
+    monkeypatch.setattr(crgan.metrics, "evaluate", lambda *args, **sizes: evaluate(*args, **{**sizes, **small}))
 
 
 def pytest_configure(config):

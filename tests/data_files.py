@@ -1,4 +1,4 @@
-"""Small files of the published schemas, as the tests write them, and readers that expect them so small."""
+"""Small files of the published schemas, as the tests write them."""
 
 import gzip
 import io
@@ -14,7 +14,7 @@ import scipy.io
 import torch
 from PIL import Image
 
-from crgan.data import READERS, load, readers
+from crgan.data import READERS, load
 from crgan.errors import InputError
 
 SMALL = {
@@ -28,29 +28,14 @@ BINARY = ("dsprites", "circular_dsprites")
 RNG = np.random.default_rng(0)
 
 
-def use_small_files(monkeypatch, cache):
-    """Make the readers expect small files, and convert them into `cache`."""
-    for name, factors in SMALL.items():
-        monkeypatch.setitem(READERS, name, READERS[name]._replace(read=partial(READERS[name].read, factors=factors)))
-    monkeypatch.setattr(readers, "CARS3D", {"elevation": 2, "azimuth": 3, "object": 4})
-    for name, count in (("NORB_IMAGES", 60), ("CELEBA_IMAGES", 5), ("MNIST_IMAGES", 12)):
-        monkeypatch.setattr(readers, name, count)
-    monkeypatch.setenv("CRGAN_CACHE", str(cache))
-    return cache
-
-
 def as_float(images, max_value=255):
     images = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return torch.from_numpy(images.astype(np.float32) / max_value)
 
 
-def everything(dataset):
-    return dataset.images(torch.arange(dataset.num_images))
-
-
 def refused(name, root, *parts):
     with pytest.raises(InputError) as error:
-        everything(load(name, root))
+        load(name, root)[:]
     assert all(str(part) in str(error.value) for part in (root, *parts)), error.value
     assert "\n" not in str(error.value)
 
@@ -116,15 +101,15 @@ def write_teapots(folder, images=TEAPOTS, values=TEAPOT_VALUES):
     np.savez_compressed(folder / "teapots.npz", images=images, gts=values)
 
 
-def write_celeba(folder, size=(178, 218), count=5, damage=False, rows=5):
+def write_celeba(folder, size=(178, 218), damage=False):
     with zipfile.ZipFile(folder / "img_align_celeba.zip", "w") as archive:
-        for i in range(1, count + 1):
+        for i in range(1, 6):
             picture, data = Image.new("RGB", size, (255, 255, 255)), io.BytesIO()
             picture.paste((40 * i, 0, 0), (25, 45, 153, 173))  # what the crop keeps
             picture.save(data, "jpeg", quality=95)
             archive.writestr(f"img_align_celeba/{i:06}.jpg", data.getvalue()[: 300 if damage else None])
-    lines = [f"{i:06}.jpg  {'-1 1' if i % 2 else '1  1'}" for i in range(1, rows + 1)]
-    (folder / "list_attr_celeba.txt").write_text("\n".join([str(rows), "Smiling Young ", *lines]) + "\n")
+    lines = [f"{i:06}.jpg  {'-1 1' if i % 2 else '1  1'}" for i in range(1, 6)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join(["5", "Smiling Young ", *lines]) + "\n")
 
 
 def write_folder(folder):
@@ -154,8 +139,7 @@ def write_adrenal(folder, **changes):
     return contents
 
 
-WRITERS = {name: partial(write_grid, name=name) for name in SMALL} | dict.fromkeys(
-    ("mnist", "rmnist", "rbmn"), write_mnist
-)
+WRITERS = {name: partial(write_grid, name=name) for name in SMALL}
+WRITERS |= dict.fromkeys(("mnist", "rmnist", "rbmn"), write_mnist)
 WRITERS |= {"cars3d": write_cars, "smallnorb": write_norb, "teapots": write_teapots, "celeba": write_celeba}
 WRITERS |= {"adrenalmnist3d": write_adrenal, "folder": write_folder}

@@ -24,9 +24,9 @@ def factor_vae(groups, factor, points, heldout=None, min_std=0.0, ddof=0):
 
     votes = table(groups, factor)
     if heldout is None:
-        return votes, votes.max(1).sum() / votes.sum()
+        return {"votes": votes, "score": votes.max(1).sum() / votes.sum()}
     held = table(*heldout)
-    return votes, sum(held[d, votes[d].argmax()] for d in range(len(std))) / held.sum()
+    return {"votes": votes, "score": sum(held[d, votes[d].argmax()] for d in range(len(std))) / held.sum()}
 
 
 def beta_vae(pairs, factor, heldout=None):

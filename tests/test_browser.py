@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from report_folders import write_run, write_selection
+from run_folders import write_run, write_selection
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.service import Service

@@ -4,14 +4,11 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import time
 from itertools import product
 
 import h5py
 import pytest
-from ray_nodes import ENVIRONMENT, Nodes
+from processes import Nodes, finish, start, wait_for
 
 from crgan import InputError, checkpoint, cluster
 from crgan.selection import scores
@@ -21,38 +18,18 @@ SETTINGS = {"data": "circular_dsprites", "num-codes": 2, "width": 4, "hidden": 8
 SIZES = "--groups 200 --group-size 20 --scale-samples 20000 --device cpu".split()  # noqa: SIM905
 
 
-def command(module, *flags):
-    full = [sys.executable, "-m", f"crgan.{module}", *map(str, flags)]
-    return subprocess.Popen(full, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ENVIRONMENT)
-
-
 def sweep(out, *flags):
     settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
     common = ["--seeds", "0:3", "--steps", 400, "--checkpoint-every", 50, "--out", out]
-    return command("sweep", "quick", *settings, *common, *flags)
-
-
-def finish(process, limit=400):
-    output, _ = process.communicate(timeout=limit)
-    assert process.returncode == 0, output
-
-
-def wait_for(what, limit=200):
-    deadline = time.monotonic() + limit
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    return start("sweep", "quick", *settings, *common, *flags)
 
 
 @pytest.fixture(scope="module")
 def nodes():
-    nodes = Nodes()
-    try:
+    with Nodes() as nodes:
         nodes.start("a")
         nodes.start("b")
         yield nodes
-    finally:
-        nodes.stop()
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +86,8 @@ def test_a_selection_outlives_a_node(nodes, local_pool, tmp_path):
     nodes.start("c")
     runs = runs_of(local_pool)
     here, there = tmp_path / "here", tmp_path / "there"
-    finish(command("select", *runs, "--out", here, *SIZES))
-    process = command("select", *runs, "--out", there, *SIZES, "--ray", nodes.address)
+    finish(start("select", *runs, "--out", here, *SIZES))
+    process = start("select", *runs, "--out", there, *SIZES, "--ray", nodes.address)
     wait_for(lambda: pairs_in(there / "scores.h5") > 0)
     nodes.kill("b")
     assert pairs_in(there / "scores.h5") < 9  # some pairs are in, others in flight
@@ -124,7 +101,7 @@ def test_a_selection_outlives_a_node(nodes, local_pool, tmp_path):
     assert a["encodes"] == b["encodes"] == 9 * (200 * 20 + 20_000)
     race = [tmp_path / "race here", tmp_path / "race there"]
     for out, more in zip(race, ([], ["--ray", nodes.address])):
-        finish(command("select", *runs, "--out", out, *SIZES, "--budget", 0.1, *more))
+        finish(start("select", *runs, "--out", out, *SIZES, "--budget", 0.1, *more))
     a, b = (json.loads((folder / "ranking.json").read_text()) for folder in race)
     assert a["models"] == b["models"]
     assert a["encodes"] == b["encodes"] > 0

@@ -9,45 +9,26 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
+from processes import wait_for
+from run_folders import write_run
 
 import crgan
-from crgan import InputError, __main__, cli, pictures
-from crgan.loading import open_models
-
-TINY = "--data circular_dsprites --num-codes 3 --width 4 --hidden 8 --batch-size 4 --steps 2 --cr-start 1 --device cpu"
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A home folder with two runs, one of which has noise."""
-    folder = tmp_path_factory.mktemp("home")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(folder))
-        __main__.main(["train", *TINY.split(), "--out=~/plain"])
-        __main__.main(["train", *TINY.split(), "--out=~/run", "--num-noise=2", "--spectral-norm=all"])
-        yield folder
-
-
-def refused(capsys, *words):
-    with pytest.raises(SystemExit, match="2"):
-        __main__.main([str(word) for word in words])
-    return capsys.readouterr().err
+from crgan import __main__, cli
 
 
 def python(code):
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
 
 
-def test_every_command_is_there(capsys):
+def test_every_command_is_there(capsys, refused):
     __main__.main([])
     said = capsys.readouterr().out
     for name in __main__.COMMANDS:
         assert f"\n  {name} " in said
         with pytest.raises(SystemExit, match="0"):
             __main__.main([name, "--help"])
-    assert "did you mean evaluate" in refused(capsys, "evalute")
+    assert "did you mean evaluate" in refused(__main__.main, "evalute")
 
 
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in ("sweep", "traverse", "export", "data"))])
@@ -63,15 +44,11 @@ def test_public_names_are_all_there():
         crgan.nothing  # noqa: B018
 
 
-def test_commands_are_imported_where_the_system_offers_less_and_run_by_runpy():
-    """As on macOS and Windows, without fcntl and sched_getaffinity."""
-    modules = ", ".join(f"crgan.{name}" for name in (*__main__.COMMANDS[:5], "cluster", "exporting", "__main__"))
-    code = f"import os, sys\nsys.modules['fcntl'] = None\ndel os.sched_getaffinity\nimport {modules}\n"
-    code += "from pathlib import Path\nwith crgan.train.lock(Path('/nowhere')) as acquired: assert acquired\n"
-    assert (done := python(code)).returncode == 0, done.stderr
-    code = "import runpy, sys; sys.argv[1:] = ['--dry-run']; runpy.run_module('crgan.train', run_name='__main__')"
-    assert (done := python(code)).returncode == 0, done.stderr
-    assert json.loads(done.stdout)["device"] == "auto"
+def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, capsys):
+    __main__.main(["train", "dsprites", "--dry-run", "--cr-weight", "3", "--out", str(tmp_path / "run")])
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["config"] == {**crgan.PRESETS["dsprites"].to_json(), "cr_weight": 3.0}
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
@@ -99,10 +76,7 @@ def test_a_child_ends_with_its_parent():
     parent += f"p = subprocess.Popen([sys.executable, '-c', {child!r}], stdout=subprocess.PIPE); p.stdout.readline()\n"
     parent += "print(p.pid, flush=True); os._exit(0)"
     done = subprocess.run([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, timeout=60)
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{int(done.stdout)}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_for(lambda: not Path(f"/proc/{int(done.stdout)}").exists(), seconds=10)
 
 
 def test_progress_without_a_terminal_is_a_line_every_minute_that_leaves_out_what_is_aside(capsys):
@@ -120,14 +94,22 @@ def test_progress_without_a_terminal_is_a_line_every_minute_that_leaves_out_what
     assert bar.task.speed > 50 / 0.1
 
 
-def test_data_sets_are_listed(capsys):
+def test_data_sets_are_listed(capsys, refused):
     __main__.main(["data"])
     said = capsys.readouterr().out
     assert "dsprites: 737,280 images 1 x 64 x 64" in said
     assert "3dshapes.h5" in said
     assert all(name in said for name in crgan.data.NAMES)
-    assert "dsprites" in refused(capsys, "data", "dsprite")
-    assert "/nowhere" in refused(capsys, "data", "mnist", "--root", "/nowhere")
+    assert "dsprites" in refused(__main__.main, "data", "dsprite")
+    assert "/nowhere" in refused(__main__.main, "data", "mnist", "--root", "/nowhere")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """A home folder with a run."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "run")
+    return tmp_path
 
 
 @pytest.mark.parametrize("flags", [["--steps", "4"], ["--steps", "3", "--codes", "3", "1", "--base", "7"]])
@@ -142,36 +124,6 @@ def test_a_traversal_is_drawn(home, flags):
         assert still.width > moving.width
 
 
-def test_what_is_no_traversal_is_refused(home, capsys):
-    for flags, named in (
-        ("x.jpg", "x.jpg"),
-        ("x.png --codes 4", "--codes holds 4"),
-        ("x.gif --steps 0", "steps is 0"),
-    ):
-        assert named in refused(capsys, "traverse", home / "run", "--out", *flags.split())
-
-
-@pytest.mark.parametrize("name", ["run", "plain"])
-def test_an_exported_model_is_the_model(home, name):
-    """With noise and from the command line; without noise and from Python."""
-    folder, source = home / f"exported-{name}", home / name
-    if name == "run":
-        __main__.main(["export", "~/run", f"~/{folder.name}"])
-    else:
-        crgan.export(crgan.load(source), folder)
-    model, (opened,) = crgan.load(source), open_models([str(folder)])
-    codes, noise = torch.rand(5, 3), torch.rand(5, model.num_noise)
-    images = model.generate(codes, noise=noise)
-    program = torch.export.load(folder / "generate.pt2").module()
-    assert torch.equal(program(*[codes, noise][: 1 + (model.num_noise > 0)]), images)
-    assert torch.equal(opened.encode(images), model.encode(images))
-    assert (opened.num_codes, opened.num_noise, opened.prior) == (3, model.num_noise, "uniform")
-    assert pictures.traversal_picture(opened.model).tobytes() == pictures.traversal_picture(model).tobytes()
-    assert "[64, 1, 64, 64]" in (folder / "README.md").read_text()
-
-
-def test_what_cannot_be_exported_is_named(home, tmp_path):
-    with pytest.raises(InputError, match="run folder"):
-        crgan.export(home / "run", home / "run")
-    with pytest.raises(InputError, match="object"):
-        crgan.export(object(), tmp_path)
+def test_what_is_no_traversal_is_refused(home, refused):
+    for flags, named in (("x.jpg", "x.jpg"), ("x.png --codes 5", "--codes holds 5"), ("x.gif --steps 0", "steps is 0")):
+        assert named in refused(__main__.main, "traverse", "~/run", "--out", *flags.split())

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from data_files import as_float, everything, refused, stored, use_small_files, write_grid
+from data_files import as_float, refused, stored, write_grid
 from PIL import Image
 
 from crgan import checkpoint, ops, train
@@ -27,23 +27,30 @@ from crgan.files import write_atomically
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path_factory):
-    return use_small_files(monkeypatch, tmp_path_factory.mktemp("data") / "cache")
+    """The readers expect small files, and convert them into this folder."""
+    for name, factors in files.SMALL.items():
+        monkeypatch.setitem(READERS, name, READERS[name]._replace(read=partial(READERS[name].read, factors=factors)))
+    monkeypatch.setattr(readers, "CARS3D", {"elevation": 2, "azimuth": 3, "object": 4})
+    for name, count in (("NORB_IMAGES", 60), ("CELEBA_IMAGES", 5), ("MNIST_IMAGES", 12)):
+        monkeypatch.setattr(readers, name, count)
+    folder = tmp_path_factory.mktemp("data") / "cache"
+    monkeypatch.setenv("CRGAN_CACHE", str(folder))
+    return folder
 
 
 @pytest.mark.parametrize("compressed", [True, False])
 @pytest.mark.parametrize("name", files.SMALL)
 def test_grid_files_map_index_and_factors_to_their_images(tmp_path, cache, name, compressed):
     path = write_grid(tmp_path, name, compressed=compressed)
-    expected, times = as_float(stored(name), 1 if name in files.BINARY else 255), []
-    for root in (tmp_path, path):
-        dataset = load(name, root)
-        assert torch.equal(everything(dataset), expected)
-        times.append([file.stat().st_mtime_ns for file in cache.glob("*.uint8")])
+    expected, dataset = as_float(stored(name), 1 if name in files.BINARY else 255), load(name, tmp_path)
+    assert torch.equal(dataset[:], expected)
+    assert torch.equal(dataset.images(dataset.factors(torch.arange(len(dataset)))), expected)
     assert (dataset.image_shape, dataset.source) == (expected.shape[1:], str(path))
-    assert torch.equal(dataset.images(dataset.factors(torch.arange(dataset.num_images))), expected)
     # Plain uint8 of an npz file is mapped where it lies; anything else through one cache, which the next load reuses.
-    assert times[0] == times[1]
-    assert len(times[0]) == (compressed or path.suffix == ".h5")
+    cached = {file: file.stat().st_mtime_ns for file in cache.glob("*.uint8")}
+    assert len(cached) == (compressed or path.suffix == ".h5")
+    assert torch.equal(load(name, path)[:], expected)
+    assert cached == {file: file.stat().st_mtime_ns for file in cache.glob("*.uint8")}
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -51,7 +58,7 @@ def test_grid_files_map_index_and_factors_to_their_images(tmp_path, cache, name,
 def test_binary_images_of_any_type(tmp_path, file, dtype):
     images = stored("dsprites")
     write_grid(tmp_path, "dsprites", file, images=images.astype(dtype))
-    assert torch.equal(everything(load("dsprites", tmp_path)), as_float(images, 1))
+    assert torch.equal(load("dsprites", tmp_path)[:], as_float(images, 1))
 
 
 def test_cars3d(tmp_path):
@@ -59,7 +66,7 @@ def test_cars3d(tmp_path):
     dataset = load("cars3d", tmp_path)
     elevation, azimuth, car = dataset.factors(torch.arange(24)).T
     expected = ((azimuth * 2 + elevation) * 10 + car).float() / 255
-    torch.testing.assert_close(everything(dataset), expected[:, None, None, None].expand(24, 3, 64, 64))
+    torch.testing.assert_close(dataset[:], expected[:, None, None, None].expand(24, 3, 64, 64))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -67,7 +74,7 @@ def test_smallnorb(tmp_path, zipped):
     parts = files.write_norb(tmp_path, zipped)
     dataset = load("smallnorb", tmp_path)
     grey = np.concatenate([part["dat"][:, 0, 0, 0] for part in parts])
-    torch.testing.assert_close(everything(dataset)[:, 0, 32, 32], torch.from_numpy(grey / np.float32(255)))
+    torch.testing.assert_close(dataset[:][:, 0, 32, 32], torch.from_numpy(grey / np.float32(255)))
     table = np.concatenate([np.c_[p["cat"], p["info"][:, 1], p["info"][:, 2] // 2, p["info"][:, 3]] for p in parts])
     factors = dataset.factors(torch.arange(120))
     assert torch.equal(factors, torch.from_numpy(table).long())
@@ -77,7 +84,7 @@ def test_smallnorb(tmp_path, zipped):
 def test_teapots(tmp_path):
     files.write_teapots(tmp_path)
     dataset = load("teapots", tmp_path)
-    assert torch.equal(everything(dataset), as_float(files.TEAPOTS))
+    assert torch.equal(dataset[:], as_float(files.TEAPOTS))
     assert torch.equal(dataset.continuous_factors, torch.from_numpy(files.TEAPOT_VALUES))
 
 
@@ -85,7 +92,7 @@ def test_celeba(tmp_path):
     files.write_celeba(tmp_path)
     dataset = load("celeba", tmp_path)
     expected = torch.tensor([[40 * i / 255, 0, 0] for i in range(1, 6)])  # and nothing of the white border
-    torch.testing.assert_close(everything(dataset).mean((2, 3)), expected, atol=0.02, rtol=0)
+    torch.testing.assert_close(dataset[:].mean((2, 3)), expected, atol=0.02, rtol=0)
     assert dataset.factor_names == ("Smiling", "Young")
     assert dataset.factors(torch.arange(5))[:, 0].tolist() == [0, 1, 0, 1, 0]
     with pytest.raises(InputError, match=r"\[1, 0\]"):
@@ -110,7 +117,7 @@ def test_folder(tmp_path):
         (tmp_path / place / mark).write_text("{}")
         Image.new("RGB", (64, 64)).save(tmp_path / place / "not-data.png")
     dataset = load("folder", tmp_path)
-    grey, below = [0.2, 0.2, 0.2], everything(dataset)[:, :, 50, 32]
+    grey, below = [0.2, 0.2, 0.2], dataset[:][:, :, 50, 32]
     torch.testing.assert_close(below, torch.tensor([[1, 0, 0], grey, [0, 0, 1.0], [1, 1, 1], [1, 1, 1], grey]))
     assert (dataset.image_shape, dataset.source) == ((3, 64, 64), str(tmp_path))
     with pytest.raises(InputError, match="no factors"):
@@ -129,7 +136,7 @@ def test_folder_follows_links_and_takes_any_name(tmp_path):
     (data / "link").symlink_to(elsewhere)
     (elsewhere / "deep" / "loop").symlink_to(data)
     (data / "broken.png").symlink_to(tmp_path / "nowhere")
-    torch.testing.assert_close(everything(load("folder", data)), torch.full((3, 3, 64, 64), 0.2))
+    torch.testing.assert_close(load("folder", data)[:], torch.full((3, 3, 64, 64), 0.2))
 
 
 def test_broken_folder(tmp_path, monkeypatch):
@@ -149,13 +156,13 @@ def test_broken_folder(tmp_path, monkeypatch):
 def test_mnist_rmnist_and_rbmn(tmp_path, form):
     files.write_mnist(tmp_path, form)
     dataset, turned, blocked = (load(name, tmp_path) for name in ("mnist", "rmnist", "rbmn"))
-    plain = everything(dataset)
+    plain = dataset[:]
     assert torch.equal(plain, as_float(np.pad(files.DIGITS, ((0, 0), (2, 2), (2, 2)))))
     assert dataset.factors(torch.arange(12))[:, 0].tolist() == files.LABELS.tolist()
-    images = everything(turned).view(12, 4, 1, 32, 32)
+    images = turned[:].view(12, 4, 1, 32, 32)
     assert torch.equal(images, torch.stack([plain.rot90(k, (2, 3)) for k in range(4)], 1))
     assert turned.factors(torch.tensor([4 * 7 + 3])).tolist() == [[7, 3]]
-    under = everything(blocked).view(12, 4, 4, 32, 32)
+    under = blocked[:].view(12, 4, 4, 32, 32)
     for b, (y, x) in enumerate([(6, 6), (6, 16), (16, 6), (16, 16)]):
         expected = images[:, :, 0].clone()
         expected[:, :, y : y + 10, x : x + 10] = 128 / 255
@@ -183,7 +190,7 @@ def test_adrenalmnist3d(tmp_path):
     contents = files.write_adrenal(tmp_path)
     dataset = load("adrenalmnist3d", tmp_path)
     volumes = np.concatenate([contents[f"{part}_images"] for part in ("train", "val", "test")])
-    assert torch.equal(everything(dataset)[:, :, 2:-2, 2:-2], as_float(volumes.reshape(-1, 28, 28)))
+    assert torch.equal(dataset[:][:, :, 2:-2, 2:-2], as_float(volumes.reshape(-1, 28, 28)))
     assert dataset.factors(torch.tensor([6 * 28 + 11])).tolist() == [[contents["val_labels"][1, 0], 11]]
 
 
@@ -201,13 +208,12 @@ RUNS = [("mpi3d_toy", "cpu"), ("rbmn", "cpu"), ("folder", "cpu"), pytest.param("
 
 
 @pytest.mark.parametrize(("name", "device"), RUNS)
-def test_trains_on_it_and_scores_it(tmp_path, monkeypatch, name, device):
+def test_trains_on_it_and_scores_it(tmp_path, small_scores, name, device):
     """With steps enough for a captured CUDA graph, after three that are not."""
     root, run = tmp_path / "files", tmp_path / "run"
     root.mkdir()
     files.WRITERS[name](root)
     flags = f"--data {name} --root {root} --steps 6 --width 2 --hidden 8 --batch-size 4 --cr-start 1 --out {run}"
-    monkeypatch.setattr(train.metrics, "evaluate", partial(train.metrics.evaluate, scale_samples=64, groups=10))
     train.main([*flags.split(), "--device", device])
     assert checkpoint.latest(run).name == "step-000000006"
     several = sum(size > 1 for size in load(name, root).factor_sizes) > 1
@@ -314,7 +320,7 @@ def test_the_cache(tmp_path, monkeypatch):
         for seed in (0, 1):
             images = stored("mpi3d_toy", seed)
             write_grid(tmp_path, "mpi3d_toy", images=images)
-            assert torch.equal(everything(load("mpi3d_toy", tmp_path)), as_float(images))
+            assert torch.equal(load("mpi3d_toy", tmp_path)[:], as_float(images))
             assert len(list(folder.glob("mpi3d_toy-*"))) == seed + 1
     for file in folder.glob("mpi3d_toy-*"):
         file.write_bytes(file.read_bytes()[:-1])
@@ -338,6 +344,6 @@ def test_many_that_load_at_once_convert_once(tmp_path, monkeypatch):
     made = Mock(side_effect=write_atomically)
     monkeypatch.setattr(readers, "write_atomically", made)
     with ThreadPoolExecutor(4) as threads:
-        loaded = list(threads.map(lambda _: everything(load("mpi3d_toy", tmp_path)), range(4)))
+        loaded = list(threads.map(lambda _: load("mpi3d_toy", tmp_path)[:], range(4)))
     made.assert_called_once()
     assert torch.equal(torch.stack(loaded), loaded[0].expand(4, -1, -1, -1, -1))

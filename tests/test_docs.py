@@ -33,10 +33,9 @@ def runs(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(crgan.PRESETS, "quick", cfg)
         patch.setitem(metrics.PROTOCOLS, "paper", small)
-        for function in (crgan.rank, crgan.cross_scores):
-            patch.setitem(function.__kwdefaults__, "groups", 12)
-            patch.setitem(function.__kwdefaults__, "group_size", 10)
-            patch.setitem(function.__kwdefaults__, "scale_samples", 200)
+        for name, size in (("groups", 12), ("group_size", 10), ("scale_samples", 200)):
+            patch.setitem(crgan.rank.__kwdefaults__, name, size)
+            patch.setitem(crgan.cross_scores.__kwdefaults__, name, size)
         crgan.fit(cfg, out=folder / "runs" / "quick-seed0")
         for w, s in ((0, 0), (0, 1), (1, 0), (1, 1)):
             out = folder / "runs" / "pool" / f"cr_weight={w},seed={s}"
@@ -44,10 +43,7 @@ def runs(tmp_path_factory):
         yield folder
 
 
-PYTHON = [pytest.param(page, id=page.stem) for page in PAGES if blocks(page, "python")]
-
-
-@pytest.mark.parametrize("page", PYTHON)
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in PAGES if blocks(page, "python")])
 def test_python_blocks_run(page, runs, monkeypatch):
     monkeypatch.chdir(runs)
     for text in blocks(page, "python"):

@@ -3,20 +3,25 @@
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
-from _crgan_kernels.group_votes import _load as load_extension
 
-from crgan import InputError, group_votes, ops, vote_table
+from crgan import group_votes, ops, vote_table
 from crgan.ops import group_votes_ref
 
 ROOT = Path(__file__).parents[1]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-IMPLS = ["ref", "ext"]
+
+
+@pytest.fixture(params=["ref", "ext"])
+def impl(request):
+    return request.param
+
+
+@pytest.fixture(params=[torch.float32, torch.float16, torch.bfloat16], ids=str)
+def dtype(request):
+    return request.param
 
 
 def sample_inputs(lead=(), groups=6, size=100, num_codes=5, dtype=torch.float32, mean=0.0, device="cpu", seed=0):
@@ -47,8 +52,6 @@ def test_auto_takes_the_extension_which_is_built(monkeypatch):
     group_votes(*sample_inputs())
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_codes", [*range(1, 18), 24, 33, 64, 65, 70, 300])
 def test_finds_the_least_spread(num_codes, dtype, device):
     for size in (2, 3, 7, 8, 9, 15, 16, 17, 40, 65, 1000):
@@ -58,7 +61,6 @@ def test_finds_the_least_spread(num_codes, dtype, device):
             assert_right(*inputs, "ref")
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("outlier", [0.0, 5.0])
 @pytest.mark.parametrize("mean", [0.0, 1e4, -1e5])
 @pytest.mark.parametrize(("size", "num_codes"), [(100, 2), (100, 5), (100, 12), (100, 40), (10_000, 5), (10_000, 40)])
@@ -73,7 +75,6 @@ def test_large_means_and_outliers_cost_no_digits(size, num_codes, mean, outlier,
     assert group_votes(codes.to(device), scale.float().to(device), impl="ext")[:, 0].tolist() == least.tolist()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
 def test_leading_dimensions_broadcast_and_strides(impl):
     codes, scale = sample_inputs((2, 3), 4, 9, 5)
     expected = group_votes_ref(codes, scale)
@@ -89,8 +90,6 @@ def test_leading_dimensions_broadcast_and_strides(impl):
     assert torch.equal(one, group_votes(codes, torch.ones(2, 3, 5), impl=impl))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("shape", [(0, 4, 3, 5), (2, 0, 3, 5), (2, 4, 0, 5), (2, 4, 3, 0), (2, 4, 0, 20)])
 def test_nothing_to_vote_on(shape, impl, device):
     codes, scale = torch.zeros(shape, device=device), torch.ones(shape[-1], device=device)
@@ -102,8 +101,6 @@ def test_nothing_to_vote_on(shape, impl, device):
     assert table.sum() == 0
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("impl", IMPLS)
 def test_equal_spreads_vote_for_the_lowest_dimension(impl, device):
     """In the extension like codes have like spreads, to the last bit; in the reference where the sums are exact."""
     for num_codes in (*range(1, 19), 33, 70):
@@ -118,8 +115,6 @@ def test_equal_spreads_vote_for_the_lowest_dimension(impl, device):
     assert group_votes(codes, torch.tensor([0.0, 2, 3, 1, 1]).to(device), impl=impl).tolist() == [1] * 6
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("num_codes", [5, 16, 40])
 @pytest.mark.parametrize("broken", [torch.nan, torch.inf, -torch.inf, 1e30])
 def test_codes_that_are_not_finite_never_win(broken, num_codes, impl, device):
@@ -134,8 +129,6 @@ def test_codes_that_are_not_finite_never_win(broken, num_codes, impl, device):
     assert_right(codes, scale, impl)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("num_codes", [5, 16, 40])
 def test_scales_of_no_use_never_win(num_codes, impl, device):
     codes, scale = sample_inputs((6,), num_codes=num_codes, device=device)
@@ -152,8 +145,6 @@ def test_scales_of_no_use_never_win(num_codes, impl, device):
     assert torch.equal(group_votes(codes * tiny, scale * tiny, impl=impl)[:5], votes[:5])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("impl", IMPLS)
 def test_the_table_counts_the_votes(impl, device):
     codes, scale = sample_inputs((4,), 200, 20, 5, device=device)
     codes[0, :9] = torch.nan
@@ -165,39 +156,9 @@ def test_the_table_counts_the_votes(impl, device):
     assert table.sum(dim=(-2, -1)).tolist() == [191, 200, 200, 200]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype, device):
     for shape in ({"lead": (2,)}, {"lead": (0,)}, {"groups": 1, "size": 3, "num_codes": 21}):
         torch.library.opcheck(torch.ops.crgan.group_votes.default, sample_inputs(**shape, dtype=dtype, device=device))
-
-
-@pytest.mark.parametrize("impl", ["auto", *IMPLS])
-def test_compiles_without_a_graph_break_and_gives_no_gradients(impl):
-    inputs = *(t.requires_grad_() for t in sample_inputs((2,))), torch.arange(6) % 3, 3
-    table = torch.compile(vote_table, fullgraph=True, backend="aot_eager")(*inputs, impl=impl)
-    assert torch.equal(table, vote_table(*inputs, impl="ref"))
-    assert not group_votes(*inputs[:2], impl=impl).requires_grad
-
-
-@pytest.mark.parametrize(
-    ("change", "value"),
-    [
-        ({"codes": torch.zeros(9, 5)}, r"\[9, 5\]"),
-        ({"scale": torch.ones(4)}, r"\[4\], expected \[5\]"),
-        ({"scale": torch.ones(3, 5)}, r"\[3, 5\], expected \[5\]"),
-        ({"factor": torch.zeros(5, dtype=torch.int64)}, r"\[5\].*expected int64 of shape \[6\]"),
-        ({"factor": torch.zeros(6)}, "torch.float32"),
-        ({"codes": torch.zeros(6, 9, 5, dtype=torch.int64)}, "torch.int64"),
-        ({"num_factors": 5}, "factor holds 5"),
-        ({"factor": torch.tensor([0, 1, -1, 2, 3, 4])}, "factor holds -1"),
-        ({"scale": torch.ones(5, device="meta")}, "meta"),
-    ],
-)
-def test_mistakes_are_named(change, value):
-    arguments = dict(zip(("codes", "scale"), sample_inputs(size=9))) | {"factor": torch.arange(6), "num_factors": 6}
-    with pytest.raises(InputError, match=value):
-        vote_table(**arguments | change)
 
 
 def test_the_op_itself_checks_what_could_touch_foreign_memory():
@@ -208,36 +169,13 @@ def test_the_op_itself_checks_what_could_touch_foreign_memory():
             torch.ops.crgan.group_votes(*arguments)
 
 
-def test_a_named_implementation_never_falls_back_and_auto_says_so_once(monkeypatch):
-    codes, scale = sample_inputs()
-    with pytest.raises(InputError, match=r"impl='ext'.*float64"):
-        group_votes(codes.double(), scale, impl="ext")
-    with pytest.raises(InputError, match=r"impl='triton'.*auto, ext, ref"):
-        group_votes(codes, scale, impl="triton")
-    assert torch.equal(group_votes(codes.double(), scale), group_votes(codes, scale))
-
-    monkeypatch.setitem(ops.EXTENSION_MISSING, "cpu", load_extension("no_such_module"))  # once, at import
-    ops._said.clear()
-    with pytest.raises(InputError, match=r"no_such_module.*pip install"):
-        group_votes(codes, scale, impl="ext")
-    with pytest.warns(UserWarning, match=r"pip install.*reference") as caught:
-        votes = [group_votes(codes, scale), group_votes(codes, scale), group_votes(codes.double(), scale)]
-    assert len(caught) == 1
-    assert all(torch.equal(v, group_votes_ref(codes, scale)) for v in votes)
-
-
 @pytest.mark.slow
 def test_extension_under_sanitizers(tmp_path):
     """The tests of this file once more, with the extension compiled with the sanitizers."""
-    from torch.utils import cpp_extension
-
-    flags = "-O1 -g -fPIC -shared -std=c++20 -Wno-psabi -fvisibility=hidden -fsanitize=address,undefined "
-    flags += "-fno-sanitize-recover=all -DPy_LIMITED_API=0x030A0000 -DTORCH_TARGET_VERSION=0x020b000000000000 "
-    include = [f"-I{path}" for path in (sysconfig.get_paths()["include"], *cpp_extension.include_paths())]
-    libraries = [f"-L{path}" for path in cpp_extension.library_paths()] + ["-ltorch_cpu", "-ltorch", "-lc10"]
-    module = tmp_path / "_crgan_C.abi3.so"
-    source = ROOT / "csrc/group_votes.cpp"
-    subprocess.run(["g++", *flags.split(), *include, source, "-o", module, *libraries], check=True)
+    flags = "-fsanitize=address,undefined -fno-sanitize-recover=all"
+    build = [sys.executable, "setup.py", "build_ext", f"--build-lib={tmp_path}", f"--build-temp={tmp_path / 'build'}"]
+    environment = os.environ | dict.fromkeys(("CFLAGS", "CXXFLAGS", "LDFLAGS"), flags) | {"CRGAN_CUDA": "0"}
+    subprocess.run(build, env=environment, cwd=ROOT, check=True, capture_output=True)
     names = ("libasan.so", "libubsan.so", "libstdc++.so")
     runtime = [subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip() for name in names]
     environment = os.environ | {
@@ -248,8 +186,8 @@ def test_extension_under_sanitizers(tmp_path):
     code = (
         "import sys, torch, _crgan_C, pytest\n"  # loaded here, before pytest adds to the path
         "assert _crgan_C.__file__ == sys.argv[1], _crgan_C.__file__\n"
-        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', '-k', 'not compiles', sys.argv[2]]))"
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', sys.argv[2]]))"
     )
-    command = [sys.executable, "-c", code, module, __file__]
+    command = [sys.executable, "-c", code, tmp_path / "_crgan_C.abi3.so", __file__]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]

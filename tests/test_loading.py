@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from linear_models import Linear, known_pool, rotation
-from test_select import fails
+from run_folders import CFG, write_run
 from torch import nn
 
-from crgan import InputError, checkpoint, cross_scores, export, select
-from crgan.config import PRESETS
+from crgan import PRESETS, InputError, checkpoint, cross_scores, export, load, select
+from crgan.__main__ import main
 from crgan.loading import LoadedModel, open_models
+from crgan.pictures import traversal_picture
 
 KNOWN = known_pool()
 
@@ -41,25 +42,36 @@ class Noisy(nn.Module):
 
 
 @pytest.mark.parametrize("num_noise", [0, 2])
-def test_exported_programs_give_the_scores_of_their_models(tmp_path, num_noise):
-    for seed in range(2):
-        export(Noisy(num_noise, seed), tmp_path / str(seed))
-    found = open_models([str(tmp_path / "0"), tmp_path / "1"])
-    for loaded in found:
-        assert (loaded.num_codes, loaded.num_noise, loaded.prior) == (4, num_noise, "uniform")
-        assert loaded.image_shape == (1, 1, 4 + num_noise)
-        codes = torch.rand(7, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
-        with torch.inference_mode():
-            images = loaded.generate(codes, 3)
-            torch.testing.assert_close(loaded.encode(images), codes, atol=1e-5, rtol=0)
-            assert torch.equal(images, loaded.generate(codes, 3))
-            assert torch.equal(images, loaded.generate(codes, 4)) == (num_noise == 0)
-            assert loaded.sample(9, 1).shape == (9, 1, 1, 4 + num_noise)
-    B = cross_scores([loaded.model for loaded in found], groups=20, group_size=10, scale_samples=300)
+def test_an_exported_model_is_the_model(tmp_path, num_noise):
+    """A run by the command, and a model of the user's own from Python; with and without noise."""
+    run = write_run(tmp_path / "run", replace(CFG, num_noise=num_noise, spectral_norm="all"))
+    main(["export", str(run), str(tmp_path / "a")])
+    for name, seed in (("b", 0), ("c", 1)):
+        export(Noisy(num_noise, seed), tmp_path / name)
+    models, found = (load(run), Noisy(num_noise, 0)), open_models([str(tmp_path / name) for name in "abc"])
+    for model, opened in zip(models, found):
+        codes, noise = torch.rand(5, 4), torch.rand(5, num_noise)
+        images = model.generate(codes, noise=noise)
+        assert (opened.num_codes, opened.num_noise, opened.prior) == (4, num_noise, "uniform")
+        assert opened.image_shape == images.shape[1:]
+        assert torch.equal(opened.encode(images), model.encode(images))
+        program = torch.export.load(Path(opened.name) / "generate.pt2").module()
+        assert torch.equal(program(*[codes, noise][: 1 + (num_noise > 0)]), images)
+        assert torch.equal(opened.generate(codes, 3), opened.generate(codes, 3))
+        assert torch.equal(opened.generate(codes, 3), opened.generate(codes, 4)) == (num_noise == 0)
+        assert opened.sample(9, 1).shape == (9, *opened.image_shape)
+    pictures = [traversal_picture(model).tobytes() for model in (models[0], found[0].model)]
+    assert pictures[0] == pictures[1]
+    assert "[64, 3, 16, 16]" in (tmp_path / "a" / "README.md").read_text()
+    B = cross_scores([opened.model for opened in found[1:]], groups=20, group_size=10, scale_samples=300)
     assert (B.diagonal() == 1).all()
 
 
-def test_exports_that_cannot_serve_are_refused(tmp_path):
+def test_what_cannot_be_exported_or_opened_is_named(tmp_path):
+    run = write_run(tmp_path / "run")
+    for model, folder, message in ((run, run, "run folder"), (object(), tmp_path, "object")):
+        with pytest.raises(InputError, match=message):
+            export(model, folder)
     for name in ("generate", "encode"):
         (tmp_path / f"{name}.pt2").write_bytes(b"damaged")
     for run, value in ((tmp_path, r"torch\.export\.load"), (tmp_path / "encode.pt2", r"encode\.pt2 is no model")):
@@ -75,21 +87,17 @@ def run_folders(tmp_path_factory):
     """Two untrained runs on circular dSprites in one folder, as a sweep leaves them."""
     sweep = tmp_path_factory.mktemp("sweep")
     (sweep / ".sweep").mkdir()
-    for seed in range(2):
-        (folder := sweep / f"seed={seed}").mkdir()
-        cfg = replace(PRESETS["circular_dsprites"], seed=seed, width=4, hidden=16)
-        checkpoint.write_config(folder, cfg, (1, 64, 64))
-        checkpoint.save(folder, checkpoint.build_model(cfg, (1, 64, 64)), {}, {"step": 0})
-    return [str(sweep / "seed=0"), str(sweep / "seed=1")]
+    cfg = replace(PRESETS["circular_dsprites"], width=4, hidden=16)
+    return [str(write_run(sweep / f"seed={seed}", cfg, (1, 64, 64), seed, step=0)) for seed in range(2)]
 
 
-def test_run_folders_with_labels(run_folders, tmp_path, capsys):
+def test_run_folders_with_labels(run_folders, tmp_path, capsys, refused):
     out = str(tmp_path / "out")
     sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
     (failed := tmp_path / "failed").mkdir()  # before its first checkpoint
     checkpoint.write_config(failed, *checkpoint.read_config(Path(run_folders[0])))
-    fails(capsys, str(failed), "--out", out, match="hold no model")
-    fails(capsys, *run_folders, "--out", run_folders[0], match="is a run folder")
+    assert "hold no model" in refused(select.main, failed, "--out", out)
+    assert "is a run folder" in refused(select.main, *run_folders, "--out", run_folders[0])
     select.main([str(Path(run_folders[0]).parent), str(failed), "--out", out, *sizes, "--with-labels"])
     error = capsys.readouterr().err
     assert f"{run_folders[0]} has trained 0 of its 288,000 steps" in error
@@ -153,7 +161,7 @@ class Pixels(nn.Module):
         return (codes, None) if self.pair else codes
 
 
-def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, capsys):
+def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, refused):
     module = SimpleNamespace(
         models=lambda: {"a": Pixels(1), "b": Pixels(2), 3: Pixels(3), "broken": Pixels(4, True)},
         pair=lambda: Pixels(1, pair=True),
@@ -173,4 +181,4 @@ def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, capsys):
         (["labelled:pair"], "labelled:pair.encode gave a tuple"),
         (["labelled:models", "labelled:twice"], "two models are called a"),
     ):
-        fails(capsys, *runs, "--out", "new", match=value)
+        assert value in refused(select.main, *runs, "--out", "new")

@@ -192,10 +192,11 @@ def test_factor_vae_equals_the_definition(heldout, min_std, ddof):
     weight = np.random.default_rng(1).normal(size=(6, 4)) * [[1], [0.02], [3], [0.01], [1], [1]]  # two to prune
     groups, label, points = draw(weight, 400, 20)
     held = draw(weight, 300, 20, seed=2)[:2] if heldout else None
-    votes, score = plain.factor_vae(groups, label, points, held, min_std, ddof)
+    expected = plain.factor_vae(groups, label, points, held, min_std, ddof)
     result = metrics.factor_vae(groups, label, torch.tensor(points), heldout=held, min_std=min_std, ddof=ddof)
-    assert (result["votes"] == votes).all()
-    assert (result["score"], result["num_active"]) == (pytest.approx(score, abs=1e-12), 4 if heldout else 6)
+    assert (result["votes"] == expected["votes"]).all()
+    assert result["score"] == pytest.approx(expected["score"], abs=1e-12)
+    assert result["num_active"] == (4 if heldout else 6)
     assert np.allclose(result["scale"], np.std(points, 0, ddof=ddof), rtol=1e-12)
     assert metrics.vote_score([[[3, 1], [0, 4]], [[2, 2], [2, 2]]]).tolist() == [7 / 8, 1 / 2]
 
@@ -210,7 +211,7 @@ def test_factor_vae_of_scaled_rotated_merged_and_repeated_codes():
     assert metrics.factor_vae(*draw([[1, 0, 0], [2, 0, 0], [0, 1, 0], [0, 0, 1]]))["score"] == 1.0
 
 
-def test_constant_codes_do_not_vote_and_tiny_ones_do():
+def test_constant_codes_do_not_vote():
     groups, label, points = draw(np.eye(3))
     for value in (0.0, 0.1, 1e4, float(np.float32(1) / 3)):
         beside, all_points = (np.insert(x, 1, value, axis=-1).astype(np.float32) for x in (groups, points))
@@ -218,10 +219,6 @@ def test_constant_codes_do_not_vote_and_tiny_ones_do():
         assert (result["score"], result["votes"][1].sum(), result["num_active"]) == (1.0, 0, 3)
         constant = metrics.factor_vae(beside[..., [1, 1]], label, all_points[:, [1, 1]])
         assert (constant["score"], constant["votes"].sum()) == (np.bincount(label).max() / 200, 0)
-    for size, counts in ((1e-15, True), (1e-25, False)):  # as long as their squares are numbers
-        small, small_points = ((x * [size, 1, 1]).astype(np.float32) for x in (groups, points))
-        votes = metrics.factor_vae(small, label, small_points)["votes"]
-        assert votes[0].tolist() == [(label == 0).sum() * counts, 0, 0]
 
 
 def test_codes_that_are_pruned_score_zero_with_a_warning_that_names_them():

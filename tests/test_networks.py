@@ -1,31 +1,27 @@
-"""The networks against the paper's numbers, and spectral norm against the singular value."""
+"""The networks against the paper's numbers, spectral norm against the singular value, losses against known values."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 from crgan import PRESETS, InputError, ops
-from crgan.models import InfoGAN, build_model
+from crgan.models import InfoGAN, build_model, infogan, networks
 from crgan.models.infogan import make_optimisers, restart_h
-from crgan.models.networks import (
-    BlockConv2d,
-    BlockConvTranspose2d,
-    ContrastiveDiscriminator,
-    Discriminator,
-    Generator,
-    fold_spectral_norm,
-    gaussian_blur,
-    normalise,
-)
+from crgan.models.networks import ContrastiveDiscriminator, Discriminator, Generator, normalise
 
 PAPER = PRESETS["dsprites"]
 DSPRITES = (1, 64, 64)
 
 
-def test_parameter_counts_are_those_of_the_original():
+def test_networks_are_those_of_the_original():
     for network, count in ((Generator, 251_393), (Discriminator, 263_878), (ContrastiveDiscriminator, 247_749)):
         assert sum(p.numel() for p in network(PAPER, DSPRITES).parameters()) == count
+    kinds = [type(layer).__name__ for layer in Generator(PAPER, DSPRITES).convolutions]
+    assert kinds == ["ConvTranspose2d", "LeakyReLU", "BatchNorm2d"] * 3 + ["BlockConvTranspose2d"]
+    with pytest.raises(InputError, match="28 x 28; expected squares whose side is a power of two"):
+        InfoGAN(PAPER, (1, 28, 28))
 
 
 @pytest.mark.parametrize(
@@ -43,17 +39,12 @@ def test_shapes_and_ranges(preset, shape):
     assert features.shape == (6, model.contrastive.head.in_features)
 
 
-def test_the_generator_activates_before_batch_norm():
-    kinds = [type(layer).__name__ for layer in Generator(PAPER, DSPRITES).convolutions]
-    assert kinds == ["ConvTranspose2d", "LeakyReLU", "BatchNorm2d"] * 3 + ["BlockConvTranspose2d"]
-
-
 @pytest.mark.parametrize("channels", [1, 2, 3])
 def test_convolutions_on_blocks_of_pixels_are_those_of_torch(channels):
     """Values and all gradients, in float64."""
     for block, plain, sizes in (
-        (BlockConv2d, torch.nn.Conv2d, (channels, 5)),
-        (BlockConvTranspose2d, torch.nn.ConvTranspose2d, (5, channels)),
+        (networks.BlockConv2d, torch.nn.Conv2d, (channels, 5)),
+        (networks.BlockConvTranspose2d, torch.nn.ConvTranspose2d, (5, channels)),
     ):
         x, results = torch.randn(3, sizes[0], 12, 8, dtype=torch.float64, requires_grad=True), []
         layers = [kind(*sizes, 4, 2, 1, dtype=torch.float64) for kind in (block, plain)]
@@ -97,7 +88,7 @@ def test_normalised_weights_are_those_of_their_layers():
         torch.testing.assert_close(weight, truth, rtol=1e-2, atol=1e-3)
     images, index = torch.rand(2, 4, *DSPRITES), torch.tensor([0, 1, 2, 3])
     loss = normalise(network)(*images, index)
-    fold_spectral_norm(network)
+    networks.fold_spectral_norm(network)
     assert not normalise(network).weights
     torch.testing.assert_close(loss, network(*images, index), rtol=1e-3, atol=1e-3)
 
@@ -136,30 +127,24 @@ def test_he_weights_allow_for_the_activation_that_follows():
         assert layer.weight.square().mean().item() * layer.weight[0].numel() == pytest.approx(gain, rel=0.1)
 
 
-def test_images_of_unfit_size_are_refused():
-    with pytest.raises(InputError, match="28 x 28; expected squares whose side is a power of two"):
-        InfoGAN(PAPER, (1, 28, 28))
-
-
 def test_noise_is_fixed_by_the_seed_and_drawn_for_each_row():
-    model = InfoGAN(replace(PRESETS["quick"], num_noise=4), (3, 32, 32))
-    codes = torch.zeros(3, 4)
-    assert torch.equal(model.generate(codes, seed=5), model.generate(codes, seed=5))
-    assert not torch.equal(model.generate(codes, seed=5), model.generate(codes, seed=6))
+    model, codes = InfoGAN(replace(PRESETS["quick"], num_noise=4), (3, 32, 32)), torch.zeros(3, 4)
     rows = model.generate(codes, seed=5)
+    assert torch.equal(rows, model.generate(codes, seed=5))
+    assert not torch.equal(rows, model.generate(codes, seed=6))
     assert not torch.equal(rows[0], rows[1])
 
 
 def test_blur_keeps_the_sum_inside_and_vanishes_with_its_deviation():
     image = torch.zeros(1, 1, 32, 32)
     image[0, 0, 16, 16] = 1.0
-    blurred = gaussian_blur(image, torch.tensor(2.0))
+    blurred = networks.gaussian_blur(image, torch.tensor(2.0))
     assert blurred.sum().item() == pytest.approx(1.0, abs=1e-4)
     rows = blurred.sum((0, 1, 3))
     variance = (rows * (torch.arange(32) - 16.0).square()).sum()
     assert variance.item() == pytest.approx(4.0, rel=1e-3)
     image = torch.rand(2, 3, 16, 16)
-    torch.testing.assert_close(gaussian_blur(image, torch.tensor(0.0)), image)
+    torch.testing.assert_close(networks.gaussian_blur(image, torch.tensor(0.0)), image)
 
 
 @pytest.mark.parametrize("preset", ["quick", "dsprites", "factorvae-dsprites"])
@@ -177,3 +162,35 @@ def test_every_seed_has_first_weights_of_its_own(preset):
             assert all((one[name] != other[name]).any() for name in one)
     again = first_weights(1)
     assert all(torch.equal(again[name], models[1][name]) for name in again)
+
+
+def test_losses_have_their_known_values():
+    zero, weight = torch.zeros(8), torch.arange(6.0).view(1, 2, 3)
+    assert infogan.discriminator_loss(zero, zero).item() == pytest.approx(2 * math.log(2))
+    assert infogan.generator_loss(zero).item() == pytest.approx(math.log(2))
+    codes = torch.tensor([[1.0, 0.0], [0.0, 0.0]])  # summed over codes, averaged over the batch
+    assert infogan.info_loss(codes, torch.zeros(2, 2)).item() == pytest.approx(0.25)
+    images = torch.rand(5, 1, 2, 3, requires_grad=True)  # of a linear discriminator: half its squared weight
+    assert infogan.r1_penalty((images * weight).sum((1, 2, 3)), images).item() == pytest.approx(0.5 * 55.0)
+
+
+@pytest.mark.parametrize("q_std", ["one", "fitted"])
+def test_info_loss_counts_each_code_by_its_weight(q_std):
+    g = torch.Generator().manual_seed(0)
+    codes, predicted = torch.rand(2, 16, 3, generator=g)
+    each = [infogan.info_loss(codes[:, [k]], predicted[:, [k]], q_std).item() for k in range(3)]
+    weighted = infogan.info_loss(codes, predicted, q_std, torch.tensor([1.0, 0.25, 0.0])).item()
+    assert weighted == pytest.approx(each[0] + each[1] / 4)
+
+
+def test_info_loss_with_fitted_deviations_prefers_the_axes():
+    """Two factors seen with errors of .4 and .1: each code alone costs less than both codes turned by 45 degrees."""
+    codes, errors = torch.zeros(64, 2), torch.randn(64, 2, dtype=torch.float64) * torch.tensor([0.4, 0.1])
+    errors = errors - errors.mean(0)
+    squares = errors.square().mean(0) + 1e-3
+    straight = infogan.info_loss(codes, errors, "fitted").item()
+    assert straight == pytest.approx(0.5 * squares.log().sum().item())
+    turned = errors @ torch.tensor([[1.0, 1.0], [-1.0, 1.0]], dtype=torch.float64) / 2**0.5
+    assert infogan.info_loss(codes, turned).item() == pytest.approx(infogan.info_loss(codes, errors).item())
+    assert infogan.info_loss(codes, turned, "fitted").item() > straight + 0.3
+    assert math.isfinite(infogan.info_loss(codes, codes, "fitted").item())

@@ -95,13 +95,14 @@ def test_an_old_setuptools_is_named():
 def test_imports_without_what_other_systems_lack():
     """Triton and fcntl are Linux's or Unix's, os.sched_getaffinity is Linux's, and the extension may not be built."""
     code = """
-import os, sys, pkgutil, importlib
+import importlib, os, pathlib, pkgutil, sys
 sys.modules |= dict.fromkeys(["triton", "fcntl", "_crgan_C", "_crgan_cuda"])
 del os.sched_getaffinity
 import torch, crgan
 for module in pkgutil.walk_packages(crgan.__path__, "crgan."):
-    if module.name not in ("crgan.__main__", "crgan.cluster"):
-        importlib.import_module(module.name)
+    importlib.import_module(module.name)
+with crgan.files.lock(pathlib.Path("/nowhere")) as acquired:
+    assert acquired
 c1, c2, z, index = crgan.traversal_pairs(4, 3, 2, 0.5, 1, 1, device="cpu")
 assert crgan.contrastive_loss(c1, torch.eye(3), torch.zeros(3), index).isfinite()
 for call in (

@@ -5,20 +5,21 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import chain, repeat
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, PropertyMock
 
 import numpy as np
 import pytest
 import torch
-from dispatch import READ_BACK, operations
+from op_checks import READ_BACK, recorded
 from PIL import Image
+from processes import finish, start, wait_for
 from safetensors.torch import load_file, save
 
 from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, metrics, ops, pictures
@@ -33,20 +34,10 @@ from crgan.train import fit, main
 SMALL = {"precision": "float32", "num_noise": 2, "width": 4, "hidden": 8, "batch_size": 4, "steps": 24, "cr_start": 8}
 SMALL |= {"eval_every": 12, "ema": 0.9, "g_steps": 2, "r1_every": 3, "blur": 2.0, "blur_steps": 16}
 TINY = replace(PRESETS["quick"], **SMALL)
-ROOT = Path(__file__).parents[1]
-SMALLER_THAN_A_CHECKPOINT = 20_000
 FLAGS = [
     *("quick", "--num-noise", "2", "--width", "4", "--hidden", "8", "--batch-size", "4", "--steps", "60"),
     *("--cr-start", "20", "--eval-every", "1000", "--ema", "0.9", "--checkpoint-every", "7", "--device", "cpu"),
 ]
-
-
-def command(*flags):
-    """Runs the command in a process of its own; single-threaded, as the images are small."""
-    code = "from crgan.train import main; main()"
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, flags)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
 
 
 def tensors_of(run):
@@ -54,9 +45,15 @@ def tensors_of(run):
 
 
 @pytest.fixture
-def run(tmp_path, small_scores):
-    """A finished run of TINY."""
-    fit(TINY, tmp_path / "run", "cpu")
+def train(tmp_path, small_scores):
+    """Trains TINY, or a variation of it, into a folder of this name."""
+    return lambda name, device="cpu", cfg=TINY, **changes: fit(cfg, tmp_path / name, device, **changes)
+
+
+@pytest.fixture
+def run(tmp_path, train):
+    """A finished run of TINY, that `train("run")` continues."""
+    train("run")
     return tmp_path / "run"
 
 
@@ -155,16 +152,14 @@ def test_h_and_its_optimiser_restart_in_place_and_keep_the_singular_vectors():
     assert state["step"] == 1
 
 
-@pytest.mark.parametrize("setting", ["tf32", "ieee", "none"])
-def test_products_are_not_rounded_and_the_callers_settings_stay(setting):
+def test_products_are_not_rounded_and_the_callers_settings_stay():
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    matmul.fp32_precision = setting
+    matmul.fp32_precision = "tf32"
     before = cudnn.deterministic, cudnn.conv.fp32_precision
     with exact_arithmetic():
         assert cudnn.deterministic
         assert matmul.fp32_precision == cudnn.conv.fp32_precision == "ieee"
-    assert (*before, setting) == (cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision)
-    matmul.fp32_precision = "none"
+    assert (*before, "tf32") == (cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision)
 
 
 def test_a_numbered_gpu_becomes_the_current_one(monkeypatch):
@@ -185,11 +180,10 @@ def test_a_step_reads_nothing_back(preset):
     model = build_model(cfg, (1, 32, 32))
     optimisers = make_optimisers(model, cfg)
     step, phase = torch.zeros((), dtype=torch.int64), Phase(1.0, 1.0, True, cfg.blur > 0)
-    reports, x = [], torch.rand(4, 1, 32, 32)
-    called = operations(lambda: reports.append(train_step(model, optimisers, x, cfg, phase, step)))
+    losses, called = recorded(train_step, model, optimisers, torch.rand(4, 1, 32, 32), cfg, phase, step)
     assert {"convolution_backward", "_fused_adam_"} <= called.keys()
     assert not READ_BACK & called.keys()
-    assert all(value.isfinite() and value.dtype == torch.float32 for value in reports[0].values())
+    assert all(value.isfinite() and value.dtype == torch.float32 for value in losses.values())
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert all(p.grad is None for p in model.parameters())
 
@@ -198,38 +192,34 @@ def test_a_step_reads_nothing_back(preset):
 def test_a_step_with_the_kernels_has_the_same_losses_and_fewer_operations(channels, factor, monkeypatch):
     """The paper's step, with Triton's interpreter in place of a GPU: nearly every operation is a launch there."""
     cfg, phase = replace(PRESETS["dsprites"], width=4, hidden=8, batch_size=4), Phase(2.0, 0.0, False, False)
-    x, reports, counts, between = torch.rand(4, channels, 16, 16), [], [], {}
+    x, losses, counts, between = torch.rand(4, channels, 16, 16), [], [], {}
     for impl in ("ref", "triton"):
         monkeypatch.setattr(ops, "_compiled", lambda *given, impl=impl: impl == "triton")
         model = build_model(cfg, (channels, 16, 16))
         optimisers = make_optimisers(model, cfg)
-        for step in range(2):
-            # The same weights again: Adam's first step divides each gradient by its own size, so that what rounding
-            # left of one near 0 counts in full.
-            if step == 1:
-                between = between or copy.deepcopy(model.state_dict())
-                model.load_state_dict(between)
-            called = operations(
-                lambda s=step, n=model, o=optimisers: reports.append(train_step(n, o, x, cfg, phase, s))
-            )
+        first = train_step(model, optimisers, x, cfg, phase, 0)
+        # The same weights again: Adam's first step divides each gradient by its own size, so that what rounding left
+        # of one near 0 counts in full.
+        between = between or copy.deepcopy(model.state_dict())
+        model.load_state_dict(between)
+        second, called = recorded(train_step, model, optimisers, x, cfg, phase, 1)
+        losses.append([loss.item() for loss in (*first.values(), *second.values())])
         counts.append(called.total())
     print(f"operations of a step: {counts[0]} with the references, {counts[1]} with the kernels")
     assert called["spectral_norm"] == 4  # D and H, before and after their updates
     assert called["spectral_norm_backward"] == 2
     assert factor * counts[1] < counts[0]
-    values = [{name: value.item() for name, value in report.items()} for report in reports]
-    assert values[2:] == [pytest.approx(reference, 1e-5) for reference in values[:2]]
+    assert losses[1] == pytest.approx(losses[0], 1e-5)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_captured_steps_equal_eager_ones(precision, tmp_path, small_scores, monkeypatch):
+def test_captured_steps_equal_eager_ones(precision, tmp_path, train, monkeypatch):
     """Across a switch of the regularizer, a restart of H, steps with R1 and codes that come in."""
-    cfg = replace(TINY, precision=precision, steps=40, cr_start=27, code_warmup_steps=9)
     monkeypatch.setattr("crgan.train.LOG_EVERY", 1)
-    rows = []
+    changes, rows = {"precision": precision, "steps": 40, "cr_start": 27, "code_warmup_steps": 9}, []
     for name in ("eager", "captured"):
-        fit(cfg, tmp_path / name, "cuda", cuda_graph=name == "captured")
+        train(name, "cuda", cuda_graph=name == "captured", **changes)
         lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
         rows.append([row for row in map(json.loads, lines) if "generator" in row])
     assert len(rows[0]) == 40
@@ -252,11 +242,8 @@ def test_compiled_networks_train_as_eager_ones_and_are_compiled_once(tmp_path, s
     fit("dsprites", tmp_path / "True", "cpu", compile=True, steps=4, **small)  # a checkpoint has the same names
 
 
-def test_a_run_leaves_all_that_it_promises(tmp_path, small_scores):
-    out, mask = tmp_path / "run", os.umask(0o022)
-    model = fit(TINY, out, "cpu")
-    os.umask(mask)
-    assert {path.stat().st_mode & 0o777 for path in checkpoint.latest(out).iterdir()} == {0o644}
+def test_a_run_leaves_all_that_it_promises(tmp_path, train):
+    model, out = train("run"), tmp_path / "run"
     names = {path.name for path in out.iterdir() if "tfevents" not in path.name and path.name[0] != "."}
     assert names == {"config.json", "metrics.jsonl", "traversal.png", "traversal.gif", "samples.png", "checkpoint"}
     assert any("tfevents" in path.name for path in out.iterdir())
@@ -269,47 +256,39 @@ def test_a_run_leaves_all_that_it_promises(tmp_path, small_scores):
     assert torch.equal(model.encode(again.sample(3, seed=1)), again.encode(again.sample(3, seed=1)))
 
 
-def test_a_rate_that_collapses_is_said(tmp_path, small_scores, monkeypatch, capsys):
-    reads = iter(range(10**6))
-    speed = property(lambda task: 30.0 if next(reads) < 20 else 5.0)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_rate_that_collapses_is_said(threads, train, monkeypatch, capsys):
+    speed = PropertyMock(side_effect=chain([30.0] * 20, repeat(5.0)))
     monkeypatch.setattr("rich.progress.Task.speed", speed)
     monkeypatch.setattr("crgan.train.LOG_EVERY", 1)
-    for threads in (1, 2):
-        fit(replace(TINY, threads=threads), tmp_path / str(threads), "cpu")
-        assert ("--threads 1" in capsys.readouterr().out) == (threads == 2)
-        reads = iter(range(10**6))
+    train("run", threads=threads)
+    assert ("--threads 1" in capsys.readouterr().out) == (threads == 2)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_longer_runs_go_on_and_other_configurations_are_refused_by_field(tmp_path, small_scores, device):
-    straight, out = tmp_path / "straight", tmp_path / "run"
-    fit(replace(TINY, steps=36), straight, device)
-    fit(TINY, out, device)
+def test_longer_runs_go_on_and_other_configurations_are_refused_by_field(tmp_path, train, device):
+    train("straight", device, steps=36)
+    train("run", device)
     with pytest.raises(InputError, match=r"lr_d = 0\.003, now it is 0\.5; give --lr-d 0\.003"):
-        fit(replace(TINY, lr_d=0.5), out, device)
-    fit(replace(TINY, steps=36), out, device)
-    assert tensors_of(out) == tensors_of(straight)
+        train("run", device, lr_d=0.5)
+    train("run", device, steps=36)
+    assert tensors_of(tmp_path / "run") == tensors_of(tmp_path / "straight")
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, kills):
-    draw = random.Random(kills)
-    straight, out = tmp_path / "straight", tmp_path / "killed"
-    process = command(*FLAGS, "--out", straight)
-    assert process.wait() == 0, process.stderr.read()
+    draw, straight, out = random.Random(kills), tmp_path / "straight", tmp_path / "killed"
+
+    def run_until_killed():
+        before, process = checkpoint.latest(out), start("train", *FLAGS, "--out", out)
+        wait_for(lambda: checkpoint.latest(out) != before or process.poll() is not None)
+        time.sleep(draw.random() * 0.3)  # then at a random moment, writing or not
+        process.kill()
+        process.communicate()
+
+    finish(start("train", *FLAGS, "--out", straight))
     for _ in range(kills):
-        before = checkpoint.latest(out) if out.exists() else None
-        process = command(*FLAGS, "--out", out)
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and process.poll() is None:
-            if out.exists() and checkpoint.latest(out) != before:  # then at a random moment, writing or not
-                time.sleep(draw.random() * 0.3)
-                break
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    process = command(*FLAGS, "--out", out)
-    assert process.wait() == 0, process.stderr.read()
+        run_until_killed()
+    finish(start("train", *FLAGS, "--out", out))
     assert tensors_of(out) == tensors_of(straight)
     before = "checkpoint/before-cr/model.safetensors"
     for name in ("metrics.jsonl", "traversal.png", "traversal.gif", "samples.png", before):
@@ -318,13 +297,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path, kills):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number):
-    out = tmp_path / "run"
-    process = command(*FLAGS, "--steps", 100_000, "--out", out)  # the last counts
-    while checkpoint.latest(out) is None and process.poll() is None:
-        time.sleep(0.02)
+    out = tmp_path / os.fsdecode(b"run \xff")  # names need not be UTF-8
+    process = start("train", *FLAGS, "--steps", 100_000, "--out", out)  # the last counts
+    wait_for(lambda: checkpoint.latest(out))
     process.send_signal(number)
-    output, error = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, error
+    output = finish(process, 128 + number)
     state = json.loads((checkpoint.latest(out) / "state.json").read_text())
     assert f"stopped after step {state['step']}" in output
     assert "the same command continues" in output
@@ -343,66 +320,38 @@ def test_a_signal_is_kept_for_who_looks_and_else_ends_the_process():
             signal.raise_signal(signal.SIGINT)  # the second
 
 
-def refused(capsys, *args):
-    with pytest.raises(SystemExit) as exit:
-        main([str(arg) for arg in args])
-    assert exit.value.code == 2
-    error = capsys.readouterr().err
-    assert "Traceback" not in error
-    return error
-
-
-def test_schedulers_profilers_and_odd_names_do_not_matter(tmp_path):
-    """WORLD_SIZE is set by some schedulers, cProfile runs the module as __main__, the folder's name is not UTF-8."""
-    out = os.fsencode(tmp_path / "run-") + b"\xff"
-    command = [sys.executable, "-m", "cProfile", "-o", tmp_path / "profile", "-m", "crgan.train", *FLAGS]
-    command += ["--steps", "2", "--out", out]
-    done = subprocess.run(command, env=os.environ | {"WORLD_SIZE": "2", "RANK": "1"}, capture_output=True)
-    assert done.returncode == 0, done.stderr
-    assert (Path(os.fsdecode(out)) / "traversal.png").exists()
-
-
-@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), FileNotFoundError(2, "No such file")])
-def test_a_checkpoint_that_may_not_be_read_or_has_just_been_replaced_is_no_damage(run, monkeypatch, error):
+def test_a_checkpoint_that_may_not_be_read_or_has_just_been_replaced_is_no_damage(run, monkeypatch):
     folder, whole = checkpoint.latest(run), Path.read_bytes
 
     def read(path):
-        if path.parent == folder:
-            if isinstance(error, FileNotFoundError):  # training is faster than this reader
-                folder.rename(folder.with_name("step-000000025"))
-            raise error
+        if folder.exists():  # training is faster than this reader
+            folder.rename(folder.with_name("step-000000025"))
         return whole(path)
 
     monkeypatch.setattr(Path, "read_bytes", read)
-    if isinstance(error, PermissionError):
-        with pytest.raises(PermissionError):
-            load(run)
-    else:
-        assert load(run).sample(1).isfinite().all()
+    assert load(run).sample(1).isfinite().all()
+    monkeypatch.setattr(Path, "read_bytes", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(PermissionError):
+        load(run)
 
 
-def test_mistakes_end_in_one_sentence(tmp_path, capsys):
-    assert "no preset 'dsprite'; did you mean dsprites?" in refused(capsys, "dsprite")
-    assert "batch_size is -3" in refused(capsys, "quick", "--batch-size", -3)
-    assert "no device 'cuda:7'" in refused(capsys, "--device", "cuda:7", "--out", tmp_path / "a")
-    assert not (tmp_path / "a").exists()
+def test_mistakes_end_in_one_sentence(tmp_path, refused):
     thesis = tmp_path / "thesis.txt"
     thesis.write_text("precious")
-    for out in (tmp_path, thesis):
-        assert "exists and is no run folder" in refused(capsys, "--out", out)
-    assert "Not a directory" in refused(capsys, "--out", thesis / "run")
-    assert thesis.read_text() == "precious"
+    for flags, named in (
+        (["dsprite"], "no preset 'dsprite'; did you mean dsprites?"),
+        (["quick", "--batch-size", -3], "batch_size is -3"),
+        (["--device", "cuda:7", "--out", tmp_path / "a"], "no device 'cuda:7'"),
+        (["--out", tmp_path], "exists and is no run folder"),
+        (["--out", thesis], "exists and is no run folder"),
+        (["--out", thesis / "run"], "Not a directory"),
+    ):
+        assert named in refused(main, *flags)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["precious"]
 
 
-def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, capsys):
-    main(["dsprites", "--dry-run", "--cr-weight", "3", "--out", str(tmp_path / "run")])
-    shown = json.loads(capsys.readouterr().out)
-    assert shown["config"] == {**PRESETS["dsprites"].to_json(), "cr_weight": 3.0}
-    assert not (tmp_path / "run").exists()
-
-
-def test_broken_checkpoints_are_refused_and_left_alone(run):
-    out, folder, config = run, checkpoint.latest(run), (run / "config.json").read_bytes()
+def test_broken_checkpoints_are_refused_and_left_alone(run, train):
+    folder, config = checkpoint.latest(run), (run / "config.json").read_bytes()
     weights, moments = folder / "model.safetensors", folder / "optimisers.safetensors"
     whole = weights.read_bytes()
     other = build_model(replace(TINY, hidden=9), (3, 16, 16)).state_dict()
@@ -414,65 +363,56 @@ def test_broken_checkpoints_are_refused_and_left_alone(run):
         (moments, save(partial), "is of another model"),
         (folder / "state.json", b"{}", "damaged"),
         (folder / "state.json", b"[]", "no object"),
-        (out / "metrics.jsonl", b"", "is shorter than at the checkpoint"),
+        (run / "metrics.jsonl", b"", "is shorter than at the checkpoint"),
     ]:
         good = path.read_bytes()
         path.write_bytes(content)
         with pytest.raises(InputError, match=f"{path.name}.*{message}"):
-            fit(replace(TINY, steps=30), out, "cpu")
+            train("run", steps=30)
         if path == weights:
             with pytest.raises(InputError, match=message):
-                load(out)
+                load(run)
         assert path.read_bytes() == content
         path.write_bytes(good)
-    assert (out / "config.json").read_bytes() == config
+    assert (run / "config.json").read_bytes() == config
     with pytest.raises(InputError, match="is no run folder"):
-        load(out.parent)
-    copy = folder.with_name("step-000009999.bak")  # a user's, so no checkpoint
-    shutil.copytree(folder, copy)
-    fit(replace(TINY, steps=30), out, "cpu")
-    assert copy.is_dir()
+        load(run.parent)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(run):
-    out, good = run, tensors_of(run)
-    checkpoint.write_config(out, replace(TINY, lr_g=1e30, threads=1), (3, 32, 32))
+def test_a_loss_that_is_not_finite_stops_the_run(run, train):
+    good = tensors_of(run)
+    checkpoint.write_config(run, replace(TINY, lr_g=1e30, threads=1), (3, 32, 32))
     with pytest.raises(InputError, match=r"the loss \w+ is \S+ at step 2\d; the last good checkpoint is .*step-0+24"):
-        fit(replace(TINY, steps=40, lr_g=1e30), out, "cpu")
-    assert tensors_of(out) == good
+        train("run", steps=40, lr_g=1e30)
+    assert tensors_of(run) == good
 
 
-def test_a_run_that_failed_before_its_first_checkpoint_takes_other_settings(tmp_path, small_scores):
+def test_a_run_that_failed_before_its_first_checkpoint_takes_other_settings(run, train):
     with pytest.raises(InputError, match="the last good checkpoint is none: start anew"):
-        fit(replace(TINY, lr_g=1e30), tmp_path / "run", "cpu")
-    fit(TINY, tmp_path / "run", "cpu")
-    fit(TINY, tmp_path / "straight", "cpu")
-    assert tensors_of(tmp_path / "run") == tensors_of(tmp_path / "straight")
-    assert load(tmp_path / "run").cfg == replace(TINY, threads=1)
+        train("failed", lr_g=1e30)
+    train("failed")
+    assert tensors_of(run.with_name("failed")) == tensors_of(run)
+    assert load(run.with_name("failed")).cfg == replace(TINY, threads=1)
 
 
-def test_a_run_folder_has_one_process_at_a_time(run):
+def test_a_run_folder_has_one_process_at_a_time(run, train):
     good = tensors_of(run)
     with lock(run):
         with pytest.raises(InputError, match="another process trains in"):
-            fit(replace(TINY, steps=30), run, "cpu")
+            train("run", steps=30)
         assert tensors_of(run) == good
         assert checkpoint.read_config(run)[0].steps == TINY.steps
-    fit(replace(TINY, steps=30), run, "cpu")
+    train("run", steps=30)
 
 
 def test_a_full_disk_keeps_the_checkpoint_before(run):
     good = tensors_of(run)
-    code = (
-        "import resource, sys; from pathlib import Path; from dataclasses import replace; import torch\n"
-        "from crgan.train import fit; from crgan.cli import command_process; from test_train import TINY\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({SMALLER_THAN_A_CHECKPOINT},) * 2)\n"
-        "with command_process(): fit(replace(TINY, steps=30), Path(sys.argv[1]), 'cpu')"
-    )
-    process = subprocess.run([sys.executable, "-c", code, run], capture_output=True, text=True, cwd=ROOT / "tests")
-    assert process.returncode == 2, process.stderr
-    assert "File too large" in process.stderr
-    assert "Traceback" not in process.stderr
+    command = f"{sys.executable} -m crgan.train --config {run}/config.json --steps 30 --out {run}"
+    limited = f"ulimit -f 20; {command}"  # KiB of a file, fewer than a checkpoint has
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
     assert tensors_of(run) == good
 
 
@@ -501,58 +441,48 @@ def test_configurations_that_make_no_sense_are_refused_by_field(preset, changes,
     assert replace(PRESETS["quick"], lr_g=1).lr_g == 1
 
 
-def test_runs_with_and_without_the_regularizer_share_a_trunk(tmp_path, small_scores):
-    on = fit(TINY, tmp_path / "on", "cpu")
-    trunk = load(tmp_path / "on" / "checkpoint" / "before-cr")
+def test_runs_with_and_without_the_regularizer_share_a_trunk(tmp_path, train):
+    on, folder = train("on"), tmp_path / "on"
+    trunk = load(folder / "checkpoint" / "before-cr")
     images = on.sample(4, 1)
     assert not torch.equal(trunk.encode(images), on.encode(images))
-    fit(replace(TINY, cr_weight=0.0), tmp_path / "straight", "cpu")
-    fit(replace(TINY, cr_weight=0.0), tmp_path / "off", "cpu", start_from=tmp_path / "on")
+    train("straight", cr_weight=0.0)
+    train("off", cr_weight=0.0, start_from=folder)
     a, b = (load_file(checkpoint.latest(tmp_path / name) / "model.safetensors") for name in ("straight", "off"))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert json.loads((tmp_path / "off" / "config.json").read_text())["from"] == str(tmp_path / "on")
-    again = fit(TINY, tmp_path / "again", "cpu", start_from=tmp_path / "on")
-    assert torch.equal(again.encode(images), on.encode(images))
+    assert json.loads((tmp_path / "off" / "config.json").read_text())["from"] == str(folder)
+    assert torch.equal(train("again", start_from=folder).encode(images), on.encode(images))
     with pytest.raises(InputError, match="lr_g"):
-        fit(replace(TINY, lr_g=0.1), tmp_path / "other", "cpu", start_from=tmp_path / "on")
+        train("other", lr_g=0.1, start_from=folder)
 
 
-def test_what_the_machine_decided_stays_when_a_run_continues(tmp_path, small_scores, monkeypatch):
-    fit(replace(TINY, precision="auto"), tmp_path, "cpu")
-    recorded = checkpoint.read_config(tmp_path)[0]
-    assert recorded.threads == 1
-    monkeypatch.setattr("crgan.checkpoint.has_bfloat16", lambda device: recorded.precision == "float32")
-    fit(replace(TINY, precision="auto", steps=30), tmp_path, "cpu")
-    assert checkpoint.read_config(tmp_path)[0].precision == recorded.precision
+def test_what_the_machine_decided_stays_when_a_run_continues(tmp_path, train, monkeypatch):
+    cfg = train("run", precision="auto").cfg
+    assert cfg.threads == 1
+    monkeypatch.setattr("crgan.checkpoint.has_bfloat16", lambda device: cfg.precision == "float32")
+    assert train("run", precision="auto", steps=30).cfg == replace(cfg, steps=30)
 
 
-def test_images_may_move_but_not_change(tmp_path, small_scores):
+def test_images_may_move_but_not_change(tmp_path, train):
     image = np.zeros((32, 32, 3), np.uint8)
     for folder, names in (("here", "abcd"), ("there", "abcd"), ("more", "abcde")):
         (tmp_path / folder).mkdir()
         for name in names:
             pictures.save(tmp_path / folder / f"{name}.png", Image.fromarray(image + ord(name)))
-    cfg = replace(TINY, data="folder", root=str(tmp_path / "here"))
-    fit(cfg, tmp_path / "run", "cpu")
-    fit(replace(cfg, root=str(tmp_path / "there"), steps=30), tmp_path / "run", "cpu")
+    cfg = replace(TINY, data="folder")
+    train("run", cfg=cfg, root=str(tmp_path / "here"))
+    train("run", cfg=cfg, root=str(tmp_path / "there"), steps=30)
     with pytest.raises(InputError, match="the images of folder have changed"):
-        fit(replace(cfg, root=str(tmp_path / "more"), steps=40), tmp_path / "run", "cpu")
+        train("run", cfg=cfg, root=str(tmp_path / "more"), steps=40)
 
 
-@pytest.fixture(params=["float64", "meta", "deterministic"])
-def odd_defaults(request):
-    """Defaults of torch that a caller may have set."""
-    torch.set_default_dtype(torch.float64 if request.param == "float64" else torch.float32)
-    torch.set_default_device("meta" if request.param == "meta" else None)
-    torch.use_deterministic_algorithms(request.param == "deterministic")
-    yield
-    torch.set_default_dtype(torch.float32)
-    torch.set_default_device(None)
-    torch.use_deterministic_algorithms(False)
+UNUSUAL = [("set_default_dtype", torch.float64), ("set_default_device", "meta"), ("use_deterministic_algorithms", True)]
 
 
-def test_the_callers_defaults_do_not_matter(run, odd_defaults):
-    model = fit(TINY, run.with_name("odd"), "cpu")
+@pytest.mark.parametrize(("setter", "value"), UNUSUAL)
+def test_the_callers_defaults_do_not_matter(run, train, setter, value):
+    getattr(torch, setter)(value)
+    model = train("odd")
     again = load(run)
     assert {p.dtype for p in again.parameters()} == {torch.float32}
     assert torch.equal(model.sample(2, 0), again.sample(2, 0))
@@ -562,7 +492,7 @@ def test_the_callers_defaults_do_not_matter(run, odd_defaults):
     assert 0 <= scores["mig"]["score"] <= scores["factor_vae"]["score"] <= 1
 
 
-def test_fit_trains_own_networks_on_a_preset_or_a_configuration(tmp_path, small_scores):
+def test_fit_trains_own_networks(tmp_path, train):
     class Mine(torch.nn.Linear):
         def forward(self, c, z):
             return super().forward(torch.cat([c, z], 1)).sigmoid().unflatten(1, (3, 16, 16))
@@ -571,7 +501,7 @@ def test_fit_trains_own_networks_on_a_preset_or_a_configuration(tmp_path, small_
         torch.manual_seed(cfg.seed)
         return InfoGAN(cfg, image_shape, generator=Mine(cfg.num_codes + cfg.num_noise, 768))
 
-    model = fit(TINY, out=tmp_path / "mine", device="cpu", data="squares", build=build, seed=3)
+    model = train("mine", data="squares", build=build, seed=3)
     assert isinstance(model.generator, Mine)
     again = load(tmp_path / "mine", build=build)
     assert torch.equal(model.sample(2), again.sample(2))
@@ -585,17 +515,17 @@ def test_fit_trains_own_networks_on_a_preset_or_a_configuration(tmp_path, small_
         fit("quick", lr=1)
 
 
-def test_an_interrupt_saves_and_passes_through(tmp_path, small_scores):
+def test_an_interrupt_saves_and_passes_through(run, train, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
-        fit(TINY, tmp_path / "run", "cpu", stopped=Mock(side_effect=[*[0] * 9, KeyboardInterrupt]))
-    with pytest.MonkeyPatch.context() as patch:  # again, before another step is done
+        train("stopped", stopped=Mock(side_effect=[*[0] * 9, KeyboardInterrupt]))
+    with monkeypatch.context() as patch:  # again, before another step is done
         patch.setattr(data.RealImages, "fetch", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            fit(TINY, tmp_path / "run", "cpu")
-    assert checkpoint.latest(tmp_path / "run").name == "step-000000010"
-    fit(TINY, tmp_path / "run", "cpu")
-    fit(TINY, tmp_path / "straight", "cpu")
-    assert tensors_of(tmp_path / "run") == tensors_of(tmp_path / "straight")
+            train("stopped")
+    stopped = run.with_name("stopped")
+    assert checkpoint.latest(stopped).name == "step-000000010"
+    train("stopped")
+    assert tensors_of(stopped) == tensors_of(run)
 
 
 def test_models_check_what_they_are_given():

@@ -4,24 +4,17 @@ import math
 
 import pytest
 import torch
-from _crgan_kernels import _triton, samplers
+from _crgan_kernels import samplers
 from _crgan_kernels._triton import jit, tl
 
-from crgan import InputError, ops
 from crgan.ops import random_index, sample_latents, traversal_pairs
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 GAPS = [0, 1e-9, 0.1, 0.5, 1, 1.5, 1.9, 1.999, 1.9999999, math.nextafter(2, 0)]
 
-# counter, key, output of Philox 4x32-10: the vectors published with the algorithm
-KNOWN = [
-    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-    (
-        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
-        [0xA4093822, 0x299F31D0],
-        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
-    ),
+KNOWN = [  # counter, key and output of Philox 4x32-10, as published with the algorithm
+    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 ]
 
 
@@ -39,10 +32,10 @@ def words_kernel(out, block, stream, seed, step, N: tl.constexpr):
         tl.store(out + i * N + tl.arange(0, N), words[i].to(tl.int64))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize(("counter", "key", "expected"), KNOWN)
-def test_philox_known_answers(counter, key, expected, device):
+@pytest.mark.parametrize("known", KNOWN)
+def test_philox_known_answers(known, device):
     """Block, stream, step low and step high are the counter's four words."""
+    counter, key, expected = ([int(word, 16) for word in words.split()] for words in known)
     seed = key[0] | key[1] << 32
     assert samplers.philox_ref(torch.tensor(counter, device=device)[:, None], seed)[:, 0].tolist() == expected
     out = torch.zeros(4, 1, dtype=torch.int64, device=device)
@@ -52,7 +45,6 @@ def test_philox_known_answers(counter, key, expected, device):
     assert out[:, 0].tolist() == expected
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("inputs", sample_inputs(), ids=str)
 def test_kernel_gives_the_bits_of_the_reference(inputs, device):
     """On any device, with the step as a number or in memory; the reference runs on the CPU."""
@@ -134,49 +126,6 @@ def test_seed_step_and_purpose_make_numbers_of_their_own():
     assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
-def test_compiles_without_a_graph_break():
-    """A compiled step may draw, with the step in memory."""
-    draw = torch.compile(
-        lambda step: traversal_pairs(8, 3, 2, 0.3, 5, step, device="cpu"), backend="eager", fullgraph=True
-    )
-    for step in (0, 2**40):
-        drawn, expected = draw(torch.tensor(step)), traversal_pairs(8, 3, 2, 0.3, 5, step, device="cpu")
-        assert all(torch.equal(a, b) for a, b in zip(drawn, expected))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"gap": 2.0}, "gap is 2.0, expected 0 <= gap < 2"),
-        ({"gap": -0.1}, "gap is -0.1"),
-        ({"gap": math.nan}, "gap is nan"),
-        ({"num_codes": 0}, "num_codes is 0"),
-        ({"seed": -1}, "seed is -1"),
-        ({"seed": 2**64}, "expected 0 <= seed < 2"),
-        ({"step": torch.tensor(1.0)}, "step is torch.float32"),
-        ({"step": torch.tensor([1])}, r"step is torch.int64 of shape \[1\]"),
-        ({"impl": "cuda"}, "has no such implementation"),
-    ],
-)
-def test_mistakes_are_named(change, message):
-    good = {"batch": 2, "num_codes": 2, "num_noise": 3, "gap": 0.5, "seed": 1, "step": 1, "device": "cpu"}
-    with pytest.raises(InputError, match=message):
-        traversal_pairs(**good | change)
-    with pytest.raises(InputError, match="high is 0"):
-        random_index(3, 0, 1, 1, device="cpu")
-
-
-def test_asking_for_triton_where_it_cannot_run_raises(monkeypatch):
-    """Never the reference instead."""
-    monkeypatch.setattr(_triton, "INTERPRET", False)
-    with pytest.raises(InputError, match="Triton runs on cuda, not on cpu"):
-        sample_latents(2, 2, 2, 1, 1, device="cpu", impl="triton")
-    monkeypatch.setattr(_triton, "triton", None)
-    with pytest.raises(InputError, match="pip install triton"):
-        sample_latents(2, 2, 2, 1, 1, device="cpu", impl="triton")
-    assert len(sample_latents(2, 2, 2, 1, 1, device="cpu")) == 2
-
-
 @pytest.mark.gpu
 def test_graph_draws_anew_at_each_replay():
     """The step lives in memory: a captured launch follows it."""
@@ -190,13 +139,3 @@ def test_graph_draws_anew_at_each_replay():
         graph.replay()
         expected = traversal_pairs(64, 5, 5, 0.1, 3, value, device="cpu")
         assert all(torch.equal(a.cpu(), b) for a, b in zip(drawn, expected))
-
-
-def test_a_gpu_without_a_c_compiler_takes_the_reference_and_says_so_once(monkeypatch):
-    monkeypatch.setattr(_triton, "HAS_COMPILER", False)
-    ops._said.clear()
-    with pytest.warns(UserWarning, match="C compiler") as caught:
-        assert [ops._compiled("traversal_pairs", "auto", torch.device("cuda")) for _ in range(2)] == [False] * 2
-    assert len(caught) == 1
-    with pytest.raises(InputError, match="C compiler"):
-        ops._compiled("traversal_pairs", "triton", torch.device("cuda"))

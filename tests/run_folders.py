@@ -1,4 +1,4 @@
-"""Folders for the report: what crgan.train and crgan.select leave there, of small or made-up models."""
+"""What crgan.train and crgan.select leave in their folders, of small or made-up models, for tests of what reads it."""
 
 import json
 from dataclasses import replace
@@ -14,13 +14,14 @@ from crgan.pictures import save
 CFG = replace(PRESETS["quick"], width=4, hidden=8, steps=300, cr_start=200, blur_steps=100)
 
 
-def write_run(folder: Path, cfg=CFG, shape=(3, 16, 16), seed: int = 0) -> Path:
-    """Write the folder of an untrained model, with losses as if it had trained."""
+def write_run(folder: Path, cfg=CFG, shape=(3, 16, 16), seed: int = 0, step: int | None = None) -> Path:
+    """Write the folder of an untrained model, with losses as if it had trained to `step`, by default the last."""
     cfg = replace(cfg, seed=seed)
     made = {"crgan": "0.1.0", "torch": "2.13", "device": "a CPU", "threads": 1, "date": "2026-01-31", "command": "c"}
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.write_config(folder, cfg, shape, {"source": "rendered", "made_with": made})
-    checkpoint.save(folder, checkpoint.build_model(cfg, shape), {}, {"step": cfg.steps, "seconds": 125.0})
+    state = {"step": cfg.steps if step is None else step, "seconds": 125.0}
+    checkpoint.save(folder, checkpoint.build_model(cfg, shape), {}, state)
     rows = [{"step": 100, "discriminator": 1.25, "generator": 0.5, "info": -3.5}, {"step": 100, "factor_vae": 0.75}]
     rows += [{"step": 300, "discriminator": 1.5, "generator": 0.25, "info": -7.5, "contrastive": 0.125}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
