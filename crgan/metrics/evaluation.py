@@ -5,7 +5,6 @@ from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import prod
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..device import exact_arithmetic, plain_defaults
 from ..errors import InputError, check_name
 from ..loading import LoadedModel, eval_mode
 from . import images, information, prediction
-from .arrays import Scores, tensor
+from .arrays import Pair, Scores, tensor
 from .factor_vae import factor_vae
 
 # Factors whose classes have no order, by the names that the data sets give them.
@@ -57,8 +56,6 @@ class Samples:
         self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
         self.batch_size, self.progress, self.dlib = batch_size, progress, protocol.name == "dlib"
         self.varying = [f for f, size in enumerate(dataset.factor_sizes) if size > 1]
-        self.fit = partial(self.labelled, protocol.points, 4)
-        self.test = partial(self.labelled, protocol.test_points, 5)
         self.known = torch.zeros(dataset.num_images, dtype=torch.bool, device=model.device)
         self.codes = torch.empty(dataset.num_images, model.num_codes, dtype=torch.float32, device=model.device)
 
@@ -83,38 +80,46 @@ class Samples:
     def factors(self, index: Tensor) -> Tensor:  # [n] -> [n, F] of all factors, on the CPU
         return torch.as_tensor(self.dataset.factors(index), device="cpu")
 
-    def labelled(self, n: int, stream: int) -> Any:
-        """Return the codes [n, K] and the factors [n, F] that vary, of random images; None for n = 0."""
+    def labelled(self, n: int, stream: int) -> Pair:
+        """Return the codes [n, K] and the factors [n, F] that vary, of random images."""
         index = self.draw(n, stream)
-        return (self.encode(index), self.factors(index)[:, self.varying]) if n else None
+        return self.encode(index), self.factors(index)[:, self.varying]
 
-    def groups(self, n: int, stream: int, pairs: bool = False) -> Any:
+    def fit(self) -> Pair:
+        return self.labelled(self.protocol.points, 4)
+
+    def test(self) -> Pair | None:
+        return self.labelled(self.protocol.test_points, 5) if self.protocol.test_points else None
+
+    def groups(self, n: int, stream: int, pairs: bool = False) -> Pair:
         """Return codes [n, L, K] and the varying factor [n] of which each group, or each of `pairs`, shares a value."""
-        if n == 0:
-            return None
         size, generator = self.protocol.group_size, self.generator(stream)
         factor = torch.arange(n, device="cpu") % len(self.varying)
         if self.dlib:
             factor = torch.randint(len(self.varying), (n,), generator=generator, device="cpu")
-        column = torch.tensor(self.varying, device="cpu")[factor].repeat_interleave(size)
         first = torch.randint(self.dataset.num_images, (n, size), generator=generator, device="cpu")
         if not pairs:
             first = first[:, :1].expand(n, size)
+        column = torch.tensor(self.varying, device="cpu")[factor].repeat_interleave(size)
         index = self.sharing(first.flatten(), column, stream + 1).view(n, size)
         return self.encode(torch.stack([first, index], 2) if pairs else index), factor.to(self.model.device)
 
+    def heldout(self, stream: int, pairs: bool = False) -> Pair | None:
+        return self.groups(self.protocol.heldout_groups, stream, pairs) if self.protocol.heldout_groups else None
+
     def sharing(self, index: Tensor, factor: Tensor, stream: int) -> Tensor:
         """Return for each image of `index` [n] a random one with the same value of factor `factor` [n]."""
-        values, dataset = self.factors(index).gather(1, factor[:, None]), self.dataset
+        dataset, other = self.dataset, self.draw(len(index), stream)
+        values = self.factors(index).gather(1, factor[:, None])
         if values.is_floating_point() and (values != values.round()).any():
             raise InputError("groups of images that share a factor need its classes, and some factors are fractions")
-        other = self.draw(len(index), stream)
-        grid = hasattr(dataset, "index") and getattr(dataset, "table", None) is None
-        if grid and prod(dataset.factor_sizes) == dataset.num_images:
+        is_grid = prod(dataset.factor_sizes) == dataset.num_images and getattr(dataset, "table", None) is None
+        if is_grid and hasattr(dataset, "index"):
             return dataset.index(self.factors(other).scatter(1, factor[:, None], values))
-        table = self.factors(torch.arange(dataset.num_images, device="cpu"))
-        for f, value in {*zip(factor.tolist(), values[:, 0].tolist())}:
-            rows, same = (factor == f) & (values[:, 0] == value), (table[:, f] == value).nonzero()[:, 0]
+        table, values = self.factors(torch.arange(dataset.num_images, device="cpu")), values[:, 0]
+        for f, value in set(zip(factor.tolist(), values.tolist())):
+            rows = (factor == f) & (values == value)
+            same = (table[:, f] == value).nonzero()[:, 0]
             other[rows] = same[other[rows] % len(same)]
         return other
 
@@ -126,17 +131,17 @@ class Samples:
             self.progress(what, stop, n)
 
     def factor_vae(self) -> Scores:
-        (groups, factor), heldout = self.groups(self.protocol.groups, 0), self.groups(self.protocol.heldout_groups, 2)
+        groups, factor = self.groups(self.protocol.groups, 0)
         points = self.encode(self.draw(self.protocol.scale_samples, 4))  # images of `fit`
-        return factor_vae(groups, factor, points, heldout=heldout, min_std=0.05 * self.dlib, ddof=int(self.dlib))
+        variant: dict[str, Any] = {"min_std": 0.05, "ddof": 1} if self.dlib else {}
+        return factor_vae(groups, factor, points, heldout=self.heldout(2), **variant)
 
     def beta_vae(self) -> Scores:
-        p = self.protocol
         if self.dlib:
-            heldout = self.groups(p.heldout_groups, 8, pairs=True)
-            return prediction.beta_vae(*self.groups(p.groups, 6, pairs=True), heldout=heldout)
-        groups, factor = self.groups(p.groups, 0)  # those of FactorVAE, their images two by two
-        return prediction.beta_vae(groups[:, : p.group_size // 2 * 2].unflatten(1, (-1, 2)), factor)
+            pairs, factor = self.groups(self.protocol.groups, 6, pairs=True)
+            return prediction.beta_vae(pairs, factor, heldout=self.heldout(8, pairs=True))
+        groups, factor = self.groups(self.protocol.groups, 0)  # those of FactorVAE, their images two by two
+        return prediction.beta_vae(groups[:, : self.protocol.group_size // 2 * 2].unflatten(1, (-1, 2)), factor)
 
     def dci(self, predictor: str = "") -> Scores:
         default = "boosting" if self.dlib else "lasso"
@@ -201,12 +206,11 @@ def applicable(dataset: Any, model: Any = None) -> list[str]:
 
 def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) -> list[str]:
     """Return the names with "all" spelled out; raise InputError for one that is unknown or does not apply."""
-    fitting, names = applicable(dataset, model), dict[str, None]()
+    fitting, names = applicable(dataset, model), list[str]()
     for metric in [metrics] if isinstance(metrics, str) else metrics:
-        if metric not in fitting:
-            check_name(f"metric for the data set {dataset.name} and this model called", metric, ["all", *fitting])
-        names |= dict.fromkeys([n for n in fitting if not n.startswith("dci_")] if metric == "all" else [metric])
-    return list(names)
+        check_name(f"metric for the data set {dataset.name} and this model called", metric, ["all", *fitting])
+        names += [name for name in fitting if not name.startswith("dci_")] if metric == "all" else [metric]
+    return list(dict.fromkeys(names))
 
 
 def rows(metric: str) -> list[tuple[str, str, str]]:
@@ -250,14 +254,13 @@ def evaluate(
     opened.check_data(dataset)
     if batch_size is None:
         batch_size = 128 if opened.device.type == "cpu" else 500
-    numbers: dict[str, Any] = {**sizes, "seed": seed, "batch_size": batch_size}
-    for name, value in numbers.items():
-        check_name("size", name, ["seed", "batch_size", *(field.name for field in fields(Protocol)[1:])])
-        if not isinstance(value, Real) or value % 1 or not (name == "batch_size") <= value < 2**32:  # type: ignore
+    for name in sizes:
+        check_name("size", name, [field.name for field in fields(Protocol)[1:]])
+    for name, value in {**sizes, "seed": seed, "batch_size": batch_size}.items():
+        if value % 1 or not (1 if name == "batch_size" else 0) <= value < 2**32:
             raise InputError(f"{name} is {value!r}; expected a whole number below 2^32")
-        numbers[name] = int(value)  # type: ignore[call-overload]
-    seed, batch_size = numbers.pop("seed"), numbers.pop("batch_size")
-    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **numbers), seed, batch_size, progress)
+    sized = replace(PROTOCOLS[protocol], **{name: int(value) for name, value in sizes.items()})
+    samples = Samples(opened, dataset, sized, int(seed), int(batch_size), progress)
     results = {}
     with eval_mode([opened]):
         for name in names:
