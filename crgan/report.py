@@ -130,17 +130,11 @@ def sweep_page(folder: Path) -> str:
     for name in sorted(names):
         run = folder / name
         _, step, scored = _losses(run)
-        runs.append(
-            {
-                "name": name,
-                "state": states.get(name),
-                "step": step,
-                "score": scored.get("factor_vae"),
-                "config": _read(run / "config.json", {}).get("config", {}),
-                "thumbnail": _picture(run / "traversal.png", (240, 160)),
-                "has_page": (run / "report.html").is_file(),
-            }
-        )
+        row = {"name": name, "state": states.get(name), "step": step, "score": scored.get("factor_vae")}
+        row["config"] = _read(run / "config.json", {}).get("config", {})
+        row["thumbnail"] = _picture(run / "traversal.png", (240, 160))
+        row["has_page"] = (run / "report.html").is_file()
+        runs.append(row)
     runs.sort(key=lambda run: -1.0 if run["score"] is None else run["score"], reverse=True)
     configs = [run["config"] for run in runs if run["config"]]
     varied = [key for key in Config().to_json() if len({str(config.get(key)) for config in configs}) > 1]
@@ -148,9 +142,7 @@ def sweep_page(folder: Path) -> str:
 
 
 def _read(path: Path, default: Any = None) -> Any:
-    if default is not None and not path.is_file():
-        return default
-    return json.loads(path.read_text())
+    return json.loads(path.read_text()) if path.is_file() else default
 
 
 def _losses(folder: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:

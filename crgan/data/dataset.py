@@ -45,17 +45,15 @@ class Dataset:
     identity: str = ""  # tells data apart wherever they lie: a run stores it to notice that its data changed
 
     def __post_init__(self) -> None:
-        names, sizes = self.factor_names, self.factor_sizes
+        n, names, sizes, table = self.num_images, self.factor_names, self.factor_sizes, self.table
         if (self.render is None) == (self.read is None):
             raise InputError(f"{self.name}: expected either render or read")
-        is_grid = self.table is None and len(sizes) > 0
-        if self.num_images < 1 or len(names) != len(sizes) or (is_grid and prod(sizes) != self.num_images):
-            count = f"{self.num_images} images"
-            raise InputError(f"{self.name}: {count} do not fit factors {names} of sizes {sizes}; give their table")
-        if self.table is not None:
-            expect(f"{self.name}: type of the table", self.table.dtype, torch.int64)
-            expect(f"{self.name}: shape of the table", tuple(self.table.shape), (self.num_images, len(sizes)))
-            self._check_factors(self.table)
+        is_grid = table is None and len(sizes) > 0
+        if n < 1 or len(names) != len(sizes) or (is_grid and prod(sizes) != n):
+            raise InputError(f"{self.name}: {n} images do not fit factors {names} of sizes {sizes}; give their table")
+        if table is not None:
+            expect(f"{self.name}: table", (table.dtype, *table.shape), (torch.int64, n, len(sizes)))
+            self._check_factors(table)
 
     def images(self, x: Tensor) -> Tensor:  # [n] index or [n, F] factors, int64
         """Return images [n, C, H, W] float32 in [0, 1], on the device of `x`.
@@ -64,18 +62,17 @@ class Dataset:
         """
         if x.dtype != torch.int64 or x.dim() not in (1, 2):
             raise InputError(f"images() takes int64 indices [n] or factors [n, F], got {x.dtype} {list(x.shape)}")
-        is_index = x.dim() == 1
         if self.render is None:
-            return self.to_float(self.stored(x if is_index else self.index(x)).to(x.device))
-        if is_index:
-            return self.render(self.factors(x))
-        self._check_factors(x)
-        return self.render(x)
+            index = x if x.dim() == 1 else self.index(x)
+            return self.to_float(self.stored(index).to(x.device))
+        if x.dim() == 2:
+            self._check_factors(x)
+        return self.render(x if x.dim() == 2 else self.factors(x))
 
     def stored(self, index: Tensor) -> Tensor:  # [n] int64
         """Read images [n, C, H, W] as they are stored: integers in 0..max_value, or float32 in [0, 1]."""
         assert self.read is not None
-        self._check_index(index)
+        check_range(f"{self.name}: index", index, self.num_images - 1)
         images, what = self.read(index), f"{self.source or self.name}: images"
         expect(f"{what}: shape", tuple(images.shape), (len(index), *self.image_shape))
         is_float = images.is_floating_point()
@@ -90,7 +87,7 @@ class Dataset:
         """Return the factors [n, F] int64 of images, on the device of `index`."""
         if not self.factor_names:
             raise InputError(f"{self.name} has no factors of variation; use indices")
-        self._check_index(index)
+        check_range(f"{self.name}: index", index, self.num_images - 1)
         if self.table is not None:
             return self.table[index.to(self.table.device)].to(index.device)
         columns = []
@@ -128,9 +125,6 @@ class Dataset:
     def __getitems__(self, index: Sequence[int]) -> list[Tensor]:  # of a DataLoader's batch, read at once
         return list(self[index])
 
-    def _check_index(self, index: Tensor) -> None:
-        check_range(f"{self.name}: index", index, self.num_images - 1)
-
     def _check_factors(self, factors: Tensor) -> None:
         expect(f"{self.name}: number of factors", factors.shape[1], len(self.factor_sizes))
         for name, size, column in zip(self.factor_names, self.factor_sizes, factors.unbind(1)):
@@ -161,8 +155,8 @@ def from_images(
     shape, is_float = list(pixels.shape), pixels.dtype.kind == "f"
     is_image = len(shape) == 3 or (len(shape) == 4 and min(shape[1], shape[3]) <= 4)
     if not is_image or pixels.dtype.kind not in "biuf":
-        what = "numbers [N, C <= 4, H, W], [N, H, W, C] or [N, H, W]"
-        raise InputError(f"{name}: expected {what}, got {pixels.dtype} {shape}")
+        shapes = "[N, C <= 4, H, W], [N, H, W, C] or [N, H, W]"
+        raise InputError(f"{name}: expected numbers {shapes}, got {pixels.dtype} {shape}")
     check_range(f"{name}: images", pixels, 1 if is_float else 255)
     pixels = pixels.astype(np.float32 if is_float else np.uint8, copy=False)
     if len(shape) == 4 and shape[1] <= shape[3]:

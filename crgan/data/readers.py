@@ -87,7 +87,7 @@ def cached(
     of `sources`, so that changed ones are converted anew. One process converts while others wait.
     """
     stats = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-    folder = Path(os.path.expanduser(os.environ.get("CRGAN_CACHE") or "~/.cache/crgan"))
+    folder = Path(os.environ.get("CRGAN_CACHE") or "~/.cache/crgan").expanduser()
     target = folder / f"{name}-{sha256(repr((stats, shape)).encode()).hexdigest()[:16]}.uint8"
 
     def write(temporary: Path) -> None:

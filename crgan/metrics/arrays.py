@@ -50,10 +50,9 @@ def fit_and_test(codes: Any, factors: Any, test: Pair | None = None) -> tuple[Ar
     if test is not None:
         test_x = tensor(test[0], "test codes", "M K").numpy(force=True)
         test_y = tensor(test[1], "test factors", "M F").numpy(force=True)
-    if len(x) != len(y) or len(test_x) != len(test_y) or x.shape[1] != test_x.shape[1] or y.shape[1] != test_y.shape[1]:
-        of_test = "" if test is None else f", test codes {list(test_x.shape)}, test factors {list(test_y.shape)}"
-        shapes = f"codes {list(x.shape)}, factors {list(y.shape)}{of_test}"
-        raise InputError(f"shapes do not agree: {shapes}; expected [N, K], [N, F], and of test [M, K], [M, F]")
+    if (len(x), len(test_x), x.shape[1], y.shape[1]) != (len(y), len(test_y), test_x.shape[1], test_y.shape[1]):
+        train, held = f"codes {list(x.shape)}, factors {list(y.shape)}", f"{list(test_x.shape)}, {list(test_y.shape)}"
+        raise InputError(f"{train}, and to test {held}; expected [N, K], [N, F], and to test [M, K], [M, F]")
     constant = (y == y[0]).all(0)
     if constant.any():
         raise InputError(f"factors[:, {constant.argmax()}] is constant in these {len(y)} rows; leave it out")

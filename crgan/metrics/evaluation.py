@@ -15,7 +15,7 @@ from ..device import exact_arithmetic, plain_defaults
 from ..errors import InputError, check_name
 from ..loading import LoadedModel, eval_mode
 from . import images, information, prediction
-from .arrays import Pair, Scores, tensor
+from .arrays import Scores, tensor
 from .factor_vae import factor_vae
 
 # Factors whose classes have no order, by the names that the data sets give them.
@@ -80,19 +80,24 @@ class Samples:
     def factors(self, index: Tensor) -> Tensor:  # [n] -> [n, F] of all factors, on the CPU
         return torch.as_tensor(self.dataset.factors(index), device="cpu")
 
-    def labelled(self, n: int, stream: int) -> Pair:
-        """Return the codes [n, K] and the factors [n, F] that vary, of random images."""
+    def labelled(self, n: int, stream: int) -> Any:
+        """Return the codes [n, K] and the factors [n, F] that vary, of random images; None for n = 0."""
         index = self.draw(n, stream)
-        return self.encode(index), self.factors(index)[:, self.varying]
+        return (self.encode(index), self.factors(index)[:, self.varying]) if n else None
 
-    def fit(self) -> Pair:
+    def fit(self) -> Any:
         return self.labelled(self.protocol.points, 4)
 
-    def test(self) -> Pair | None:
-        return self.labelled(self.protocol.test_points, 5) if self.protocol.test_points else None
+    def test(self) -> Any:
+        return self.labelled(self.protocol.test_points, 5)
 
-    def groups(self, n: int, stream: int, pairs: bool = False) -> Pair:
-        """Return codes [n, L, K] and the varying factor [n] of which each group, or each of `pairs`, shares a value."""
+    def groups(self, n: int, stream: int, pairs: bool = False) -> Any:
+        """Return codes [n, L, K] and the varying factor [n] of which each group, or each of `pairs`, shares a value.
+
+        None for n = 0.
+        """
+        if n == 0:
+            return None
         size, generator = self.protocol.group_size, self.generator(stream)
         factor = torch.arange(n, device="cpu") % len(self.varying)
         if self.dlib:
@@ -103,9 +108,6 @@ class Samples:
         column = torch.tensor(self.varying, device="cpu")[factor].repeat_interleave(size)
         index = self.sharing(first.flatten(), column, stream + 1).view(n, size)
         return self.encode(torch.stack([first, index], 2) if pairs else index), factor.to(self.model.device)
-
-    def heldout(self, stream: int, pairs: bool = False) -> Pair | None:
-        return self.groups(self.protocol.heldout_groups, stream, pairs) if self.protocol.heldout_groups else None
 
     def sharing(self, index: Tensor, factor: Tensor, stream: int) -> Tensor:
         """Return for each image of `index` [n] a random one with the same value of factor `factor` [n]."""
@@ -131,15 +133,16 @@ class Samples:
             self.progress(what, stop, n)
 
     def factor_vae(self) -> Scores:
-        groups, factor = self.groups(self.protocol.groups, 0)
+        (groups, factor), heldout = self.groups(self.protocol.groups, 0), self.groups(self.protocol.heldout_groups, 2)
         points = self.encode(self.draw(self.protocol.scale_samples, 4))  # images of `fit`
-        variant: dict[str, Any] = {"min_std": 0.05, "ddof": 1} if self.dlib else {}
-        return factor_vae(groups, factor, points, heldout=self.heldout(2), **variant)
+        min_std, ddof = (0.05, 1) if self.dlib else (0.0, 0)
+        return factor_vae(groups, factor, points, heldout=heldout, min_std=min_std, ddof=ddof)
 
     def beta_vae(self) -> Scores:
         if self.dlib:
             pairs, factor = self.groups(self.protocol.groups, 6, pairs=True)
-            return prediction.beta_vae(pairs, factor, heldout=self.heldout(8, pairs=True))
+            heldout = self.groups(self.protocol.heldout_groups, 8, pairs=True)
+            return prediction.beta_vae(pairs, factor, heldout=heldout)
         groups, factor = self.groups(self.protocol.groups, 0)  # those of FactorVAE, their images two by two
         return prediction.beta_vae(groups[:, : self.protocol.group_size // 2 * 2].unflatten(1, (-1, 2)), factor)
 
@@ -259,7 +262,8 @@ def evaluate(
     for name, value in {**sizes, "seed": seed, "batch_size": batch_size}.items():
         if value % 1 or not (1 if name == "batch_size" else 0) <= value < 2**32:
             raise InputError(f"{name} is {value!r}; expected a whole number below 2^32")
-    sized = replace(PROTOCOLS[protocol], **{name: int(value) for name, value in sizes.items()})
+    sizes = {name: int(value) for name, value in sizes.items()}
+    sized = replace(PROTOCOLS[protocol], **sizes)
     samples = Samples(opened, dataset, sized, int(seed), int(batch_size), progress)
     results = {}
     with eval_mode([opened]):
