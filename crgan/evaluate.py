@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from . import cli, metrics
 from . import data as datasets
+from .checkpoint import read
 from .errors import InputError
 from .files import write_json
 from .loading import open_models
@@ -95,12 +96,7 @@ def evaluate(
 
 def _entry(file: Path, key: str, head: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what metrics.json holds, by cache key of the model, and its entry of this model, data and draws."""
-    try:
-        content = json.loads(file.read_text()) if file.exists() else {}
-        if not all("metrics" in entry for entries in content.values() for entry in entries):
-            raise ValueError
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(f"{file} is damaged, or of another version; move it away or give --out DIR") from None
+    content = read(file) if file.exists() else {}
     entries = content.setdefault(key, [])
     entry = next((entry for entry in entries if head.items() <= entry.items()), None)
     if entry is None:

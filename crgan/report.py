@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 
 from . import cli, data, metrics, pictures
-from .checkpoint import latest
+from .checkpoint import latest, read, read_config
 from .config import TOPICS, Config
 from .errors import InputError
 from .figures import curves, scatter, schedule_marks
@@ -40,12 +40,7 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
         page = sweep_page
     else:
         raise InputError(f"{folder} holds neither config.json nor ranking.json; expected a run, a selection or a sweep")
-    try:
-        text = page(folder)
-    except InputError:
-        raise
-    except (LookupError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise InputError(f"the files in {folder} are damaged, or not of this library ({error!r})") from error
+    text = page(folder)
     write_atomically(folder / "report.html", lambda temporary: temporary.write_text(text, "utf-8", "replace"))
     print(f"wrote {folder / 'report.html'}")
 
@@ -72,8 +67,10 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def run_page(folder: Path) -> str:
-    about, checkpoint = _read(folder / "config.json"), latest(folder)
-    config, (rows, step, scored) = about["config"], _losses(folder)
+    read_config(folder)  # else it is no run
+    about = read(folder / "config.json")
+    config, checkpoint = about["config"], latest(folder)
+    rows, step, scored = _losses(folder)
     marks = schedule_marks(config, step)
     model, problem = _open(folder)
     return render(
@@ -84,7 +81,7 @@ def run_page(folder: Path) -> str:
         paper=Config().to_json(),
         topics={topic.__name__: [field.name for field in fields(topic)] for topic in TOPICS},
         step=step,
-        seconds=_read(checkpoint / "state.json").get("seconds") if checkpoint else None,
+        seconds=read(checkpoint / "state.json").get("seconds") if checkpoint else None,
         scored=scored,
         marks=marks,
         curves=curves(rows, marks),
@@ -98,7 +95,7 @@ def run_page(folder: Path) -> str:
 
 
 def selection_page(folder: Path) -> str:
-    result = _read(folder / "ranking.json")
+    result = read(folder / "ranking.json")
     models, file = result["models"], folder / "scores.h5"
     names = [model["name"] for model in models]
     short = short_names(names)
@@ -124,14 +121,15 @@ def selection_page(folder: Path) -> str:
 
 
 def sweep_page(folder: Path) -> str:
-    states = {row["name"]: row["state"] for row in _read(folder / ".sweep" / "sweep.json", [])}
+    table = folder / ".sweep" / "sweep.json"
+    states = {row["name"]: row["state"] for row in json.loads(table.read_text())} if table.is_file() else {}
     names = {*states, *(path.parent.name for path in folder.glob("*/config.json"))}
     runs = []
     for name in sorted(names):
         run = folder / name
         _, step, scored = _losses(run)
         row = {"name": name, "state": states.get(name), "step": step, "score": scored.get("factor_vae")}
-        row["config"] = _read(run / "config.json", {}).get("config", {})
+        row["config"] = read_config(run)[0].to_json() if (run / "config.json").is_file() else {}
         row["thumbnail"] = _picture(run / "traversal.png", (240, 160))
         row["has_page"] = (run / "report.html").is_file()
         runs.append(row)
@@ -139,10 +137,6 @@ def sweep_page(folder: Path) -> str:
     configs = [run["config"] for run in runs if run["config"]]
     varied = [key for key in Config().to_json() if len({str(config.get(key)) for config in configs}) > 1]
     return render("sweep.html", folder, runs=runs, varied=varied)
-
-
-def _read(path: Path, default: Any = None) -> Any:
-    return json.loads(path.read_text()) if path.is_file() else default
 
 
 def _losses(folder: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:
@@ -188,11 +182,13 @@ def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scores(folder: Path, cache_key: str | None) -> dict[str, Any]:
     """Return what crgan.evaluate has found: a column for each data set, protocol, seed and checkpoint."""
-    found = _read(folder / "metrics.json", {})
+    file = folder / "metrics.json"
+    found = read(file) if file.is_file() else {}
     entries = [entry | {"is_old": key != cache_key} for key, entries in found.items() for entry in entries]
-    names = dict.fromkeys(name for entry in entries for name in entry["metrics"])
-    labels = [(name, part, label) for name in names for part, label, _ in metrics.rows(name)]
-    rows = {label: [entry["metrics"].get(name, {}).get(part) for entry in entries] for name, part, label in labels}
+    rows = {}
+    for metric in dict.fromkeys(name for entry in entries for name in entry["metrics"]):
+        for part, label, _ in metrics.rows(metric):
+            rows[label] = [entry["metrics"].get(metric, {}).get(part) for entry in entries]
     return {"entries": entries, "rows": rows}
 
 

@@ -163,7 +163,7 @@ def test_what_a_run_lacks_is_said(tmp_path, run, run_text):
 
 
 def test_what_cannot_be_shown_is_named(tmp_path, capsys):
-    for problem in ("neither config.json nor ranking.json", "damaged"):
+    for problem in ("neither config.json nor ranking.json", "cannot be read"):
         with pytest.raises(SystemExit, match="2"):
             page(tmp_path)
         assert problem in capsys.readouterr().err

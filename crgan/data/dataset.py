@@ -62,26 +62,22 @@ class Dataset:
         """
         if x.dtype != torch.int64 or x.dim() not in (1, 2):
             raise InputError(f"images() takes int64 indices [n] or factors [n, F], got {x.dtype} {list(x.shape)}")
-        if self.render is None:
-            index = x if x.dim() == 1 else self.index(x)
-            return self.to_float(self.stored(index).to(x.device))
-        if x.dim() == 2:
-            self._check_factors(x)
-        return self.render(x if x.dim() == 2 else self.factors(x))
+        if self.read is not None:
+            return self._read(self.read, x if x.dim() == 1 else self.index(x))
+        assert self.render is not None
+        if x.dim() == 1:
+            return self.render(self.factors(x))
+        self._check_factors(x)
+        return self.render(x)
 
-    def stored(self, index: Tensor) -> Tensor:  # [n] int64
-        """Read images [n, C, H, W] as they are stored: integers in 0..max_value, or float32 in [0, 1]."""
-        assert self.read is not None
+    def _read(self, read: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:  # [n] int64
         check_range(f"{self.name}: index", index, self.num_images - 1)
-        images, what = self.read(index), f"{self.source or self.name}: images"
+        images, what = read(index), f"{self.source or self.name}: images"
         expect(f"{what}: shape", tuple(images.shape), (len(index), *self.image_shape))
         is_float = images.is_floating_point()
         check_range(what, images, 1 if is_float else self.max_value)
-        return images.float() if is_float else images
-
-    def to_float(self, stored: Tensor) -> Tensor:
-        """Scale images from `stored` to float32 in [0, 1]."""
-        return stored if stored.is_floating_point() else stored.float().div_(self.max_value)
+        images = images.to(index.device).float()
+        return images if is_float else images.div_(self.max_value)
 
     def factors(self, index: Tensor) -> Tensor:  # [n] int64
         """Return the factors [n, F] int64 of images, on the device of `index`."""
@@ -146,11 +142,8 @@ def from_images(
     Raises InputError for what does not fit.
     """
     if not isinstance(images, Tensor | np.ndarray):
-        try:
-            items = [images[i] for i in range(len(images))]
-            images = np.stack([_array(item[0] if isinstance(item, tuple) else item) for item in items])
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{name}: expected images of one shape, and how many there are: {error}") from error
+        items = [images[i] for i in range(len(images))]
+        images = np.stack([_array(item[0] if isinstance(item, tuple) else item) for item in items])
     pixels = _array(images)
     shape, is_float = list(pixels.shape), pixels.dtype.kind == "f"
     is_image = len(shape) == 3 or (len(shape) == 4 and min(shape[1], shape[3]) <= 4)
@@ -204,23 +197,21 @@ class RealImages:
     """
 
     def __init__(self, dataset: Dataset, size: int, seed: int, device: torch.device):
-        self.dataset, self.buffer = dataset, None
+        self.dataset = dataset
         self.draw = partial(ops.random_index, size, dataset.num_images, seed)
+        self.buffer = None
         if dataset.read is not None:
-            first = dataset.stored(torch.zeros(1, dtype=torch.int64, device="cpu"))
-            self.buffer = torch.empty((size, *dataset.image_shape), dtype=first.dtype, device=device)
+            self.buffer = torch.empty((size, *dataset.image_shape), dtype=torch.float32, device=device)
 
     def fetch(self, step: int) -> None:
         """Read the stored images of step `step`, counted from 0."""
         if self.buffer is not None:
-            images = self.dataset.stored(self.draw(step, device="cpu"))
-            self.buffer.copy_(images.contiguous().pin_memory() if self.buffer.is_cuda else images, non_blocking=True)
+            images = self.dataset.images(self.draw(step, device="cpu")).contiguous()
+            self.buffer.copy_(images.pin_memory() if self.buffer.is_cuda else images, non_blocking=True)
 
     def images(self, done: Tensor) -> Tensor:  # [B, C, H, W] float32 in [0, 1]
         """Return the images of the step whose number is in the 0-d int64 tensor `done`."""
-        if self.buffer is None:
-            return self.dataset.images(self.draw(done, device=done.device))
-        return self.dataset.to_float(self.buffer)
+        return self.dataset.images(self.draw(done, device=done.device)) if self.buffer is None else self.buffer
 
 
 def _array(values: Any) -> np.ndarray:
