@@ -62,21 +62,19 @@ class Dataset:
         """
         if x.dtype != torch.int64 or x.dim() not in (1, 2):
             raise InputError(f"images() takes int64 indices [n] or factors [n, F], got {x.dtype} {list(x.shape)}")
-        if self.read is not None:
-            return self._read(self.read, x if x.dim() == 1 else self.index(x))
-        assert self.render is not None
-        if x.dim() == 1:
-            return self.render(self.factors(x))
-        self._check_factors(x)
-        return self.render(x)
-
-    def _read(self, read: Callable[[Tensor], Tensor], index: Tensor) -> Tensor:  # [n] int64
+        if self.render is not None:
+            if x.dim() == 1:
+                return self.render(self.factors(x))
+            self._check_factors(x)
+            return self.render(x)
+        assert self.read is not None
+        index, what = x if x.dim() == 1 else self.index(x), f"{self.source or self.name}: images"
         check_range(f"{self.name}: index", index, self.num_images - 1)
-        images, what = read(index), f"{self.source or self.name}: images"
-        expect(f"{what}: shape", tuple(images.shape), (len(index), *self.image_shape))
-        is_float = images.is_floating_point()
-        check_range(what, images, 1 if is_float else self.max_value)
-        images = images.to(index.device).float()
+        stored = self.read(index)
+        expect(f"{what}: shape", tuple(stored.shape), (len(index), *self.image_shape))
+        is_float = stored.is_floating_point()
+        check_range(what, stored, 1 if is_float else self.max_value)
+        images = stored.to(x.device).float()
         return images if is_float else images.div_(self.max_value)
 
     def factors(self, index: Tensor) -> Tensor:  # [n] int64
@@ -157,8 +155,8 @@ def from_images(
     part = np.ascontiguousarray(pixels[:: len(pixels) // 64 + 1])
     identity = f"{len(pixels)} images, hash of a part {sha256(part.data).hexdigest()[:16]}"
     max_value = 255 if pixels.max(initial=0) > 1 else 1
-    names = factor_names or () if factors is not None else ()
-    return from_stored(name, pixels, names, factors, max_value=max_value, source="memory", identity=identity)
+    fields = {"max_value": max_value, "source": "memory", "identity": identity}
+    return from_stored(name, pixels, factor_names or (), factors, **fields)
 
 
 def from_stored(name: str, stored: np.ndarray, factors: Any, rows: Any = None, **fields: Any) -> Dataset:

@@ -91,7 +91,6 @@ def cached(
     target = folder / f"{name}-{sha256(repr((stats, shape)).encode()).hexdigest()[:16]}.uint8"
 
     def write(temporary: Path) -> None:
-        done = 0
         with temporary.open("wb") as file, Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(f"Converting {name} once", total=shape[0])
             for block in blocks:
@@ -99,9 +98,8 @@ def cached(
                 check_range(name, block, 1 if is_float else max_value)
                 block = (block * max_value).round() if is_float else block
                 file.write(block.astype(np.uint8).tobytes())
-                done += len(block)
-                progress.update(task, completed=done)
-        expect("number of images", done, shape[0])
+                progress.advance(task, len(block))
+            expect("number of images", file.tell() // prod(shape[1:]), shape[0])
 
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)

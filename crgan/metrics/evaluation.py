@@ -5,6 +5,7 @@ from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import prod
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +57,8 @@ class Samples:
         self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
         self.batch_size, self.progress, self.dlib = batch_size, progress, protocol.name == "dlib"
         self.varying = [f for f, size in enumerate(dataset.factor_sizes) if size > 1]
+        self.fit = partial(self.labelled, protocol.points, 4)
+        self.test = partial(self.labelled, protocol.test_points, 5)
         self.known = torch.zeros(dataset.num_images, dtype=torch.bool, device=model.device)
         self.codes = torch.empty(dataset.num_images, model.num_codes, dtype=torch.float32, device=model.device)
 
@@ -85,17 +88,8 @@ class Samples:
         index = self.draw(n, stream)
         return (self.encode(index), self.factors(index)[:, self.varying]) if n else None
 
-    def fit(self) -> Any:
-        return self.labelled(self.protocol.points, 4)
-
-    def test(self) -> Any:
-        return self.labelled(self.protocol.test_points, 5)
-
     def groups(self, n: int, stream: int, pairs: bool = False) -> Any:
-        """Return codes [n, L, K] and the varying factor [n] of which each group, or each of `pairs`, shares a value.
-
-        None for n = 0.
-        """
+        """Return codes [n, L, K] and the varying factor [n] of which each group, or each of `pairs`, shares a value."""
         if n == 0:
             return None
         size, generator = self.protocol.group_size, self.generator(stream)
@@ -260,11 +254,10 @@ def evaluate(
     for name in sizes:
         check_name("size", name, [field.name for field in fields(Protocol)[1:]])
     for name, value in {**sizes, "seed": seed, "batch_size": batch_size}.items():
-        if value % 1 or not (1 if name == "batch_size" else 0) <= value < 2**32:
+        least = 1 if name == "batch_size" else 0
+        if not isinstance(value, Integral) or not least <= int(value) < 2**32:
             raise InputError(f"{name} is {value!r}; expected a whole number below 2^32")
-    sizes = {name: int(value) for name, value in sizes.items()}
-    sized = replace(PROTOCOLS[protocol], **sizes)
-    samples = Samples(opened, dataset, sized, int(seed), int(batch_size), progress)
+    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **sizes), seed, batch_size, progress)
     results = {}
     with eval_mode([opened]):
         for name in names:
