@@ -28,8 +28,7 @@ def image_grid(images: Tensor, labels: Sequence[str] = (), gutter: int = 2, shor
     pixels = pixels[:, :, :3] if channels >= 3 else pixels[:, :, :1].expand(-1, -1, 3, -1, -1)
     font = ImageFont.truetype(get_data_path() + "/fonts/ttf/DejaVuSans.ttf", 13)
     margin = max((int(font.getlength(label)) + 12 for label in labels), default=gutter)
-    size = margin + columns * (width + gutter), gutter + rows * (height + gutter)
-    grid = Image.new("RGB", size, "white")
+    grid = Image.new("RGB", (margin + columns * (width + gutter), gutter + rows * (height + gutter)), "white")
     for row, column in product(range(rows), range(columns)):
         tile = Image.fromarray(pixels[row, column].permute(1, 2, 0).numpy())
         corner = margin + column * (width + gutter), gutter + row * (height + gutter)

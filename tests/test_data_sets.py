@@ -156,6 +156,8 @@ def test_factors():
         (BYTES.repeat(2, 1), None, r"\[10, 6, 8, 12\]"),
         (BYTES[:0], None, "0 images"),
         (BYTES.astype(str), None, "U3"),
+        ([BYTES[0], BYTES[1, :, :4]], None, "shape"),
+        (iter(BYTES), None, "iterator"),
         (BYTES, np.zeros(9, int), "9"),
         (BYTES, np.full(10, np.inf), "inf"),
         (BYTES, ["a"] * 10, "U1"),

@@ -109,7 +109,7 @@ def test_models_that_only_encode_and_factors_that_are_fractions():
         def factors(self, index):
             return super().factors(index) + 0.5
 
-    scores = evaluate(Encode(), Table(), ("factor_vae", "mig", "dci_lasso"), groups=60, scale_samples=500)
+    scores = evaluate(Encode(), Table(), ("factor_vae", "mig", "dci_lasso"), groups=60.0, scale_samples=500.0)
     assert scores["factor_vae"]["score"] == 1
     assert scores["factor_vae"]["votes"].sum() == 60
     assert max(Encode.sizes) == 128  # by default, on a CPU

@@ -226,7 +226,7 @@ def test_constant_codes_do_not_vote_and_tiny_ones_do():
 
 def test_codes_that_are_pruned_score_zero_with_a_warning_that_names_them():
     arguments = draw(np.eye(3) * 0.02)
-    with pytest.warns(UserWarning, match=r"\[0\.01\d+, 0\.01\d+, 0\.01\d+\] < 0\.05"):
+    with pytest.warns(UserWarning, match=r"\(0\.01\d+, 0\.01\d+, 0\.01\d+\) below 0\.05"):
         assert metrics.factor_vae(*arguments, min_std=0.05)["score"] == 0.0
     assert metrics.factor_vae(*arguments, min_std=0.001)["score"] == 1.0
 

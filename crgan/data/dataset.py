@@ -48,8 +48,7 @@ class Dataset:
         n, names, sizes, table = self.num_images, self.factor_names, self.factor_sizes, self.table
         if (self.render is None) == (self.read is None):
             raise InputError(f"{self.name}: expected either render or read")
-        is_grid = table is None and len(sizes) > 0
-        if n < 1 or len(names) != len(sizes) or (is_grid and prod(sizes) != n):
+        if n < 1 or len(names) != len(sizes) or (table is None and sizes and prod(sizes) != n):
             raise InputError(f"{self.name}: {n} images do not fit factors {names} of sizes {sizes}; give their table")
         if table is not None:
             expect(f"{self.name}: table", (table.dtype, *table.shape), (torch.int64, n, len(sizes)))
@@ -140,8 +139,11 @@ def from_images(
     Raises InputError for what does not fit.
     """
     if not isinstance(images, Tensor | np.ndarray):
-        items = [images[i] for i in range(len(images))]
-        images = np.stack([_array(item[0] if isinstance(item, tuple) else item) for item in items])
+        try:
+            items = [images[i] for i in range(len(images))]
+            images = np.stack([_array(item[0] if isinstance(item, tuple) else item) for item in items])
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name}: expected images of one shape, and how many there are: {error}") from error
     pixels = _array(images)
     shape, is_float = list(pixels.shape), pixels.dtype.kind == "f"
     is_image = len(shape) == 3 or (len(shape) == 4 and min(shape[1], shape[3]) <= 4)

@@ -112,10 +112,9 @@ def cached(
 
 def read_raw(path: Path, header: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read the array after a header of that many bytes, in a plain or gzipped file."""
+    unpack = gzip.decompress if path.suffix == ".gz" else bytes
     with reading(path):
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-        return np.frombuffer(content, dtype, offset=header).reshape(shape)
+        return np.frombuffer(unpack(path.read_bytes()), dtype, offset=header).reshape(shape)
 
 
 def read_grid(path: Path, name: str, factors: dict[str, int]) -> Dataset:

@@ -5,7 +5,6 @@ from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import prod
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -255,9 +254,10 @@ def evaluate(
         check_name("size", name, [field.name for field in fields(Protocol)[1:]])
     for name, value in {**sizes, "seed": seed, "batch_size": batch_size}.items():
         least = 1 if name == "batch_size" else 0
-        if not isinstance(value, Integral) or not least <= int(value) < 2**32:
+        if value % 1 or not least <= value < 2**32:
             raise InputError(f"{name} is {value!r}; expected a whole number below 2^32")
-    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **sizes), seed, batch_size, progress)
+    sizes = {name: int(value) for name, value in sizes.items()}  # 1e4 is a number of images, too
+    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **sizes), int(seed), int(batch_size), progress)
     results = {}
     with eval_mode([opened]):
         for name in names:

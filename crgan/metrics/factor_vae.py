@@ -47,8 +47,8 @@ def factor_vae(
     train_score = score = float(vote_score(np.vstack([votes, unvoted])))
     if min_std and not active.any():
         train_score = score = 0.0
-        found = [round(s, 4) for s in scale.tolist()]
-        warnings.warn(f"all codes have standard deviations {found} < {min_std}: the score is 0", stacklevel=2)
+        found = ", ".join(f"{s:.3g}" for s in scale.tolist())
+        warnings.warn(f"all codes have standard deviations ({found}) below {min_std}: the score is 0", stacklevel=2)
     elif heldout is not None:
         held_groups = tensor(heldout[0], "heldout groups", "G L K")
         held_votes = count(held_groups, group_factors(heldout[1], held_groups))
