@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from . import cli, metrics
 from . import data as datasets
+from .checkpoint import read
 from .errors import InputError
 from .files import write_json
 from .loading import open_models
@@ -47,40 +48,41 @@ def evaluate(
     asked = [name for text in metrics_ for name in text.split(",") if name]
     if not runs or not asked:
         raise InputError(f"no {'metric' if runs else 'RUN'} is given; expected RUN... --metrics NAME...")
-    models = open_models(runs, torch_device := cli.device(device))
-    folders = [Path(out or model.name).expanduser() for model in models]
-    if missing := [str(folder) for folder in folders if out is None and not folder.is_dir()]:
-        raise InputError(f"{missing[0]} is no folder to write metrics.json into; give --out DIR")
+    torch_device = cli.device(device)
+    models = open_models(runs, torch_device)
+    files = [Path(out or model.name).expanduser() / "metrics.json" for model in models]
+    for file in files:
+        if out is None and not file.parent.is_dir():
+            raise InputError(f"{file.parent} is no folder to write metrics.json into; give --out DIR")
     cli.announce(f"scoring {len(models)} models", torch_device, protocol=protocol)
     results: dict[str, Any] = {}
     load = cache(datasets.load)
     with cli.progress() as bar:
-        for model, folder in zip(models, folders):
-            config = getattr(model.model, "cfg", None)
-            name, data_root = data, root
-            if config and not data:
-                name, data_root = config.data, config.root if root is None else root
-            if name is None:
+        for model, file in zip(models, files):
+            trained_on = getattr(model.model, "cfg", None)
+            if data:
+                dataset = load(data, root)
+            elif trained_on:
+                dataset = load(trained_on.data, trained_on.root if root is None else root)
+            else:
                 raise InputError(f"{model.name} does not say which data it was trained on; give --data NAME")
-            dataset = load(name, data_root)
             names = metrics.metric_names(asked, dataset, model)
             head = {"data": dataset.name, "source": dataset.source, "protocol": protocol, "seed": seed}
-            file, key = folder / "metrics.json", model.cache_key
-            known = _entry(file, key, head)[1]["metrics"]
-            if found := [name for name in names if name in known]:
-                print(f"{model.name}: {', '.join(found)} from {file}")
+            known = _entry(file, model.cache_key, head)[1]["metrics"]
+            due = [name for name in names if name not in known]
+            if len(due) < len(names):
+                print(f"{model.name}: {', '.join(name for name in names if name in known)} from {file}")
 
             def progress(what: str, done: int, total: int, model: str = model.name) -> None:
-                if bar.what != (what := f"{model}: {what}"):
-                    bar.start(what, total)
+                if bar.what != f"{model}: {what}":
+                    bar.start(f"{model}: {what}", total)
                 bar.update(done)
 
-            due = [name for name in names if name not in known]
             scores = metrics.evaluate(model, dataset, due, protocol, seed, batch_size=batch_size, progress=progress)
-            content, entry = _entry(file, key, head)  # once more: another process may have written to it
+            content, entry = _entry(file, model.cache_key, head)  # once more: another process may have written to it
             entry["name"] = model.name
             entry["metrics"] |= json.loads(json.dumps(scores, default=np.ndarray.tolist))
-            folder.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(parents=True, exist_ok=True)
             write_json(file, content)
             results[model.name] = {name: entry["metrics"][name] for name in names}
     table = Table("metric", "better", *(Column(escape(name), overflow="fold") for name in results))
@@ -89,22 +91,18 @@ def evaluate(
         for part, label, better in metrics.rows(metric):
             table.add_row(label, better, *(f"{r[metric][part]:.4f}" if metric in r else "" for r in results.values()))
     Console().print(table)
-    print("wrote", ", ".join(str(folder / "metrics.json") for folder in dict.fromkeys(folders)))
+    print("wrote", ", ".join(str(file) for file in dict.fromkeys(files)))
 
 
 def _entry(file: Path, key: str, head: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what metrics.json holds, by cache key of the model, and its entry of this model, data and draws."""
-    try:
-        content = json.loads(file.read_text()) if file.exists() else {}
-        if not all("metrics" in entry for entries in content.values() for entry in entries):
-            raise ValueError
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(f"{file} is damaged, or of another version; move it away or give --out DIR") from None
+    content = read(file) if file.exists() else {}
     entries = content.setdefault(key, [])
-    known = [entry for entry in entries if head.items() <= entry.items()]
-    if not known:
-        entries.append({"name": "", **head, "metrics": {}})
-    return content, (known or entries)[-1]
+    entry = next((entry for entry in entries if head.items() <= entry.items()), None)
+    if entry is None:
+        entry = {"name": "", **head, "metrics": {}}
+        entries.append(entry)
+    return content, entry
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -21,9 +21,11 @@ def export(run_or_model: str | Path | nn.Module, folder: str | Path) -> None:
     A model with noise takes it as `generate(codes, noise=...)`. Raises InputError where the model is no
     torch.nn.Module, and what torch.export raises where it does not understand the model.
     """
-    opened = isinstance(run_or_model, str | Path)
-    model: Any = open_models(run_or_model)[0].model if opened else run_or_model
-    source, folder = str(run_or_model) if opened else type(model).__name__, Path(folder).expanduser()
+    folder = Path(folder).expanduser()
+    model: Any = run_or_model
+    source = type(model).__name__
+    if isinstance(run_or_model, str | Path):
+        model, source = open_models(run_or_model)[0].model, str(run_or_model)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} is a {type(model).__name__}; expected a torch.nn.Module")
     if (folder / "config.json").exists():

@@ -51,13 +51,13 @@ def schedule_marks(config: Mapping[str, Any], last: int) -> list[tuple[str, int,
     """Return where the schedule changes, up to step `last`: a letter, the step and what happens."""
     changes = [((config["num_codes"] - 1) * config["code_warmup_steps"], "all codes are faded in")]
     if config["cr_weight"]:
-        changes.append((config["cr_start"], f"the contrastive regularizer starts, with gap {config['gap']:g}"))
-        changes.append(
-            (config["gap_switch"] or 0, f"the contrastive gap becomes {config['gap_after']:g}, with a new H")
-        )
+        gap, new_gap = f"{config['gap']:g}", f"{config['gap_after']:g}"
+        changes.append((config["cr_start"], f"the contrastive regularizer starts, with gap {gap}"))
+        changes.append((config["gap_switch"] or 0, f"the contrastive gap becomes {new_gap}, with a new H"))
     if config["blur"]:
         changes.append((config["blur_steps"], "the blur of what D sees has decayed to 0"))
-    return [(letter, *change) for letter, change in zip("ABCD", sorted(c for c in changes if 0 < c[0] <= last))]
+    reached = sorted((step, text) for step, text in changes if 0 < step <= last)
+    return [(letter, step, text) for letter, (step, text) in zip("ABCD", reached)]
 
 
 def scatter(points: Sequence[tuple[float, float]], method: str) -> str:
@@ -84,8 +84,8 @@ def _svg(description: str, draw: Callable[[Any], None]) -> str:
         draw(axes)
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = content.getvalue()
-    text = re.sub(r' id="[\w.]+_\d+"', "", text[text.index("<svg") :])  # the same in every figure
-    text = text.replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    text = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # the same in every figure
     for colour, name in CSS.items():
         text = text.replace(colour, name)
     return text

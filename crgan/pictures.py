@@ -2,7 +2,9 @@
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn import functional
 
 from .files import write_atomically
 from .loading import draw_codes
@@ -20,20 +21,21 @@ def image_grid(images: Tensor, labels: Sequence[str] = (), gutter: int = 2, shor
     """Arrange images [rows, columns, C, H, W] in [0, 1], each enlarged to at least `shortest`, with labels of rows."""
     from matplotlib import get_data_path  # for its font: Pillow's has no dash
 
-    channels, height, width = images.shape[2:]
-    zoom = max(1, -(-shortest // min(height, width)))
+    rows, columns, channels, height, width = images.shape
+    zoom = max(1, math.ceil(shortest / min(height, width)))
+    height, width = height * zoom, width * zoom
     pixels = (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
     pixels = pixels[:, :, :3] if channels >= 3 else pixels[:, :, :1].expand(-1, -1, 3, -1, -1)
-    pixels = pixels.repeat_interleave(zoom, 3).repeat_interleave(zoom, 4)
-    tiles = functional.pad(pixels, (0, gutter, 0, gutter), value=255).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
     font = ImageFont.truetype(get_data_path() + "/fonts/ttf/DejaVuSans.ttf", 13)
     margin = max((int(font.getlength(label)) + 12 for label in labels), default=gutter)
-    grid = Image.new("RGB", (margin + tiles.shape[1], gutter + tiles.shape[0]), "white")
-    grid.paste(Image.fromarray(tiles.numpy()), (margin, gutter))
-    draw = ImageDraw.Draw(grid)
+    grid = Image.new("RGB", (margin + columns * (width + gutter), gutter + rows * (height + gutter)), "white")
+    for row, column in product(range(rows), range(columns)):
+        tile = Image.fromarray(pixels[row, column].permute(1, 2, 0).numpy())
+        corner = margin + column * (width + gutter), gutter + row * (height + gutter)
+        grid.paste(tile.resize((width, height), Image.Resampling.NEAREST), corner)
     for row, label in enumerate(labels):
-        top = gutter + row * (height * zoom + gutter)
-        draw.text((6, top + height * zoom // 2 - 8), label, fill="black", font=font)
+        middle = gutter + row * (height + gutter) + height // 2
+        ImageDraw.Draw(grid).text((6, middle - 8), label, fill="black", font=font)
     return grid
 
 
@@ -90,7 +92,7 @@ def sprite_sheets(model: Any, max_codes: int, seed: int = 0, max_size: int = 3_5
     sheets, columns = list[str](), list[list[int]]()
     for column, images in traversals(model, 6, 15, seed):
         sheet = image_grid(images[:max_codes], gutter=0, shortest=1)
-        uri = data_uri(sheet.reduce(-(-max(images.shape[3:]) // 128)))
+        uri = data_uri(sheet.reduce(math.ceil(max(images.shape[3:]) / 128)))
         if sheets and sum(map(len, sheets)) + len(uri) > max_size:
             break
         sheets.append(uri)
@@ -125,6 +127,6 @@ def followed_factors(votes: np.ndarray, names: Sequence[str]) -> list[str]:
     exceeds chance, 1 / F, by three standard errors.
     """
     total, chance = votes.sum(1).clip(min=1), 1 / votes.shape[1]
-    limit = chance + 3 * (chance * (1 - chance) / total) ** 0.5
-    best = zip(votes.argmax(1), votes.max(1) / total, limit)
-    return [f"{names[f]} {100 * share:.0f} %" if share > least else "–" for f, share, least in best]
+    shares, limits = votes.max(1) / total, chance + 3 * (chance * (1 - chance) / total) ** 0.5
+    best = zip(votes.argmax(1), shares, limits)
+    return [f"{names[f]} {100 * share:.0f} %" if share > limit else "–" for f, share, limit in best]

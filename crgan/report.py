@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 
 from . import cli, data, metrics, pictures
-from .checkpoint import latest
+from .checkpoint import latest, read, read_config
 from .config import TOPICS, Config
 from .errors import InputError
 from .figures import curves, scatter, schedule_marks
@@ -32,15 +32,17 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
         folder: Run folder of crgan.train, or the --out folder of crgan.select or crgan.sweep.
     """
     folder = Path(folder).expanduser()
-    kinds = {"config.json": run_page, "ranking.json": selection_page, ".sweep": sweep_page, "*/config.json": sweep_page}
-    page = next((page for pattern, page in kinds.items() if any(folder.glob(pattern))), None)
-    if page is None:
+    if (folder / "config.json").exists():
+        page = run_page
+    elif (folder / "ranking.json").exists():
+        page = selection_page
+    elif (folder / ".sweep").exists() or any(folder.glob("*/config.json")):
+        page = sweep_page
+    else:
         raise InputError(f"{folder} holds neither config.json nor ranking.json; expected a run, a selection or a sweep")
     try:
         text = page(folder)
-    except (LookupError, ValueError, TypeError, AttributeError, OSError) as error:
-        if isinstance(error, InputError):
-            raise
+    except (LookupError, TypeError, AttributeError) as error:
         raise InputError(f"the files in {folder} are damaged, or not of this library ({error!r})") from error
     write_atomically(folder / "report.html", lambda temporary: temporary.write_text(text, "utf-8", "replace"))
     print(f"wrote {folder / 'report.html'}")
@@ -62,12 +64,16 @@ def number(value: Any, digits: int = 3) -> str:
     """Return a number as a reader expects it; a dash for None."""
     if isinstance(value, float):
         return f"{value:.{digits}f}".replace("-", "−")
-    return f"{value:,}" if isinstance(value, int) else "–" if value is None else str(value) or "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "–" if value in (None, "") else str(value)
 
 
 def run_page(folder: Path) -> str:
-    about, checkpoint = _read(folder / "config.json"), latest(folder)
-    config, (rows, step, scored) = about["config"], _losses(folder)
+    read_config(folder)  # else it is no run
+    about = read(folder / "config.json")
+    config, checkpoint = about["config"], latest(folder)
+    rows, step, scored = _losses(folder)
     marks = schedule_marks(config, step)
     model, problem = _open(folder)
     return render(
@@ -78,7 +84,7 @@ def run_page(folder: Path) -> str:
         paper=Config().to_json(),
         topics={topic.__name__: [field.name for field in fields(topic)] for topic in TOPICS},
         step=step,
-        seconds=_read(checkpoint / "state.json").get("seconds") if checkpoint else None,
+        seconds=read(checkpoint / "state.json").get("seconds") if checkpoint else None,
         scored=scored,
         marks=marks,
         curves=curves(rows, marks),
@@ -92,10 +98,16 @@ def run_page(folder: Path) -> str:
 
 
 def selection_page(folder: Path) -> str:
-    result, file = _read(folder / "ranking.json"), folder / "scores.h5"
-    models, names = result["models"], [model["name"] for model in result["models"]]
+    result = read(folder / "ranking.json")
+    models, file = result["models"], folder / "scores.h5"
+    names = [model["name"] for model in models]
     short = short_names(names)
     tables = read_tables(file, [model.get("cache_key") for model in models]) if file.is_file() else {}
+    pairs = {
+        f"{i},{j}": {"score": float(metrics.vote_score(table)), "votes": table.tolist()}
+        for (i, j), table in tables.items()
+        if max(i, j) < MAX_MODELS
+    }
     truth = [(model["score"], model["factor_vae"]) for model in models if model.get("factor_vae") is not None]
     return render(
         "selection.html",
@@ -105,32 +117,29 @@ def selection_page(folder: Path) -> str:
         short=dict(zip(names, short)),
         traversals=_best_and_worst(folder, models, tables),
         shown=short[:MAX_MODELS],
-        pairs={
-            f"{i},{j}": {"score": float(metrics.vote_score(table)), "votes": table.tolist()}
-            for (i, j), table in tables.items()
-            if max(i, j) < MAX_MODELS
-        },
+        pairs=pairs,
         similarity=_picture(folder / "similarity.png"),
         scatter=scatter(truth, result["method"]) if len(truth) > 1 else None,
     )
 
 
 def sweep_page(folder: Path) -> str:
-    states = {row["name"]: row["state"] for row in _read(folder / ".sweep" / "sweep.json", [])}
+    table = folder / ".sweep" / "sweep.json"
+    states = {row["name"]: row["state"] for row in json.loads(table.read_text())} if table.is_file() else {}
+    names = {*states, *(path.parent.name for path in folder.glob("*/config.json"))}
     runs = []
-    for name in sorted({*states, *(path.parent.name for path in folder.glob("*/config.json"))}):
-        run, (_, step, scored) = folder / name, _losses(folder / name)
-        row = {"name": name, "state": states.get(name), "has_page": (run / "report.html").is_file(), "step": step}
-        row |= {"score": scored.get("factor_vae"), "thumbnail": _picture(run / "traversal.png", (240, 160))}
-        runs.append(row | {"config": _read(run / "config.json", {}).get("config", {})})
-    runs.sort(key=lambda row: -1.0 if row["score"] is None else row["score"], reverse=True)
-    found = [row["config"] for row in runs if row["config"]]
-    varied = [key for key in Config().to_json() if len({str(config.get(key)) for config in found}) > 1]
+    for name in sorted(names):
+        run = folder / name
+        _, step, scored = _losses(run)
+        row = {"name": name, "state": states.get(name), "step": step, "score": scored.get("factor_vae")}
+        row["config"] = read(run / "config.json").get("config", {}) if (run / "config.json").is_file() else {}
+        row["thumbnail"] = _picture(run / "traversal.png", (240, 160))
+        row["has_page"] = (run / "report.html").is_file()
+        runs.append(row)
+    runs.sort(key=lambda run: -1.0 if run["score"] is None else run["score"], reverse=True)
+    configs = [run["config"] for run in runs if run["config"]]
+    varied = [key for key in Config().to_json() if len({str(config.get(key)) for config in configs}) > 1]
     return render("sweep.html", folder, runs=runs, varied=varied)
-
-
-def _read(path: Path, default: Any = None) -> Any:
-    return default if default is not None and not path.is_file() else json.loads(path.read_text())
 
 
 def _losses(folder: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:
@@ -138,7 +147,8 @@ def _losses(folder: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:
     path = folder / "metrics.jsonl"
     lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a kill may leave half of one at the end
     rows = [json.loads(line) for line in lines]
-    return rows, rows[-1]["step"] if rows else 0, next((row for row in reversed(rows) if "factor_vae" in row), {})
+    scored = [row for row in rows if "factor_vae" in row]
+    return rows, rows[-1]["step"] if rows else 0, scored[-1] if scored else {}
 
 
 def _picture(path: Path, size: tuple[int, int] | None = None) -> str | None:
@@ -175,11 +185,13 @@ def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scores(folder: Path, cache_key: str | None) -> dict[str, Any]:
     """Return what crgan.evaluate has found: a column for each data set, protocol, seed and checkpoint."""
-    found = _read(folder / "metrics.json", {})
+    file = folder / "metrics.json"
+    found = read(file) if file.is_file() else {}
     entries = [entry | {"is_old": key != cache_key} for key, entries in found.items() for entry in entries]
-    names = dict.fromkeys(name for entry in entries for name in entry["metrics"])
-    labels = [(name, part, label) for name in names for part, label, _ in metrics.rows(name)]
-    rows = {label: [entry["metrics"].get(name, {}).get(part) for entry in entries] for name, part, label in labels}
+    rows = {}
+    for metric in dict.fromkeys(name for entry in entries for name in entry["metrics"]):
+        for part, label, _ in metrics.rows(metric):
+            rows[label] = [entry["metrics"].get(metric, {}).get(part) for entry in entries]
     return {"entries": entries, "rows": rows}
 
 
@@ -188,7 +200,7 @@ def _best_and_worst(folder: Path, models: Sequence[Any], tables: Tables) -> list
     drawn = []
     for i in sorted({*range(min(3, len(models))), len(models) - 1}):
         name, strips = models[i]["name"], []
-        places = [base / name for base in (Path(), *folder.resolve().parents)]  # names may be relative
+        places = [Path(name), *(base / name for base in folder.resolve().parents)]  # names may be relative
         model, problem = _open(next((place for place in places if place.is_dir()), folder / name))
         if model is not None:
             images = next(pictures.traversals(model.model, num_values=7))[1][:MAX_CODES]

@@ -11,7 +11,7 @@ from .rendered import RENDERED
 
 __all__ = ["NAMES", "READERS", "RENDERED", "Dataset", "RealImages", "from_images", "load"]
 
-NAMES = tuple({**RENDERED, **READERS, "folder": None})
+NAMES = tuple(dict.fromkeys([*RENDERED, *READERS, "folder"]))
 
 
 def load(name: str, root: str | Path | None = None) -> Dataset:
@@ -25,18 +25,18 @@ def load(name: str, root: str | Path | None = None) -> Dataset:
     if root is None and name in RENDERED:
         return RENDERED[name]
     reader = READERS.get(name)
-    if root is not None and reader is None and name != "folder":
+    if reader is None and name != "folder":
         raise InputError(f"{name} is rendered from its factors and has no files: leave root (--root) out")
-    origin = f"; it is published with {reader.publisher}" if reader else ""
+    needed = f"{' or '.join(reader.files)}, published with {reader.publisher}" if reader else "pictures"
     if not root:
-        files = " or ".join(reader.files) if reader else "pictures"
-        raise InputError(f"{name} is read from {files}: expected their folder as root (--root), got {root!r}{origin}")
-    path = Path(os.path.expanduser(root))
+        raise InputError(f"{name} is read from {needed}: expected their folder as root (--root), got {root!r}")
+    path = Path(root).expanduser()
     if reader is None:
-        return replace(folder(path), source=os.path.abspath(path))
-    found = [p for p in (path, *(path / file for file in reader.files)) if p.name in reader.files and p.is_file()]
-    if not found:
-        raise InputError(f"{name} needs {' or '.join(reader.files)} in {root}, which has none{origin}")
-    with reading(path := found[0]):
-        dataset = reader.read(path)
-    return replace(dataset, source=os.path.abspath(path), identity=f"{path.name}, {path.stat().st_size} bytes")
+        return folder(path)
+    candidates = [path] if path.name in reader.files else [path / file for file in reader.files]
+    file = next((candidate for candidate in candidates if candidate.is_file()), None)
+    if file is None:
+        raise InputError(f"{name} needs {needed}; {root} has none")
+    with reading(file):
+        dataset = reader.read(file)
+    return replace(dataset, source=os.path.abspath(file), identity=f"{file.name}, {file.stat().st_size} bytes")

@@ -25,8 +25,8 @@ class Dataset:
     `images` may run inside a captured CUDA graph.
 
     Factors are class numbers, `factors[:, f]` in [0, factor_sizes[f]). Without a `table` they form the full grid,
-    slowest first, and image i is the i-th cell. With a `table` each image has its own row; cells may then hold many
-    images or none. Data sets without factors have empty `factor_names`.
+    slowest first, image i is the i-th cell, and factors find their image. With a `table` each image has its own row.
+    Data sets without factors have empty `factor_names`.
 
     `len(dataset)`, `dataset[...]` and `torch.utils.data.DataLoader(dataset)` work as with any map-style data set.
     """
@@ -52,7 +52,7 @@ class Dataset:
             raise InputError(f"{self.name}: {n} images do not fit factors {names} of sizes {sizes}; give their table")
         if table is not None:
             expect(f"{self.name}: table", (table.dtype, *table.shape), (torch.int64, n, len(sizes)))
-            self._checked(table)
+            self._check_factors(table)
 
     def images(self, x: Tensor) -> Tensor:  # [n] index or [n, F] factors, int64
         """Return images [n, C, H, W] float32 in [0, 1], on the device of `x`.
@@ -62,61 +62,50 @@ class Dataset:
         if x.dtype != torch.int64 or x.dim() not in (1, 2):
             raise InputError(f"images() takes int64 indices [n] or factors [n, F], got {x.dtype} {list(x.shape)}")
         if self.render is not None:
-            return self.render(self._checked(x) if x.dim() == 2 else self.factors(x))
-        index = self._checked(x) if x.dim() == 1 else self.index(x)
-        return self.to_float(self.stored(index).to(x.device))
-
-    def stored(self, index: Tensor) -> Tensor:  # [n] int64
-        """Read images [n, C, H, W] as they are stored: integers in 0..max_value, or float32 in [0, 1]."""
+            if x.dim() == 1:
+                return self.render(self.factors(x))
+            self._check_factors(x)
+            return self.render(x)
         assert self.read is not None
-        images, what = self.read(index), f"{self.source or self.name}: images"
-        expect(f"{what}: shape", tuple(images.shape), (len(index), *self.image_shape))
-        is_float = images.is_floating_point()
-        if images.dtype != torch.uint8 or self.max_value < 255:
-            check_range(what, images, 1 if is_float else self.max_value)
-        return images.float() if is_float else images
-
-    def to_float(self, stored: Tensor) -> Tensor:
-        """Scale images from `stored` to float32 in [0, 1]."""
-        return stored if stored.is_floating_point() else stored.float().div_(self.max_value)
+        index, what = x if x.dim() == 1 else self.index(x), f"{self.source or self.name}: images"
+        check_range(f"{self.name}: index", index, self.num_images - 1)
+        stored = self.read(index)
+        expect(f"{what}: shape", tuple(stored.shape), (len(index), *self.image_shape))
+        is_float = stored.is_floating_point()
+        check_range(what, stored, 1 if is_float else self.max_value)
+        images = stored.to(x.device).float()
+        return images if is_float else images.div_(self.max_value)
 
     def factors(self, index: Tensor) -> Tensor:  # [n] int64
         """Return the factors [n, F] int64 of images, on the device of `index`."""
         if not self.factor_names:
             raise InputError(f"{self.name} has no factors of variation; use indices")
-        index = self._checked(index)
+        check_range(f"{self.name}: index", index, self.num_images - 1)
         if self.table is not None:
             return self.table[index.to(self.table.device)].to(index.device)
-        steps = (prod(self.factor_sizes[f + 1 :]) for f in range(len(self.factor_sizes)))
-        return torch.stack([index // step % size for step, size in zip(steps, self.factor_sizes)], -1)
+        columns = []
+        for size in reversed(self.factor_sizes):  # the last factor is the fastest
+            columns.append(index % size)
+            index = index // size
+        return torch.stack(columns[::-1], -1)
 
     def index(self, factors: Tensor) -> Tensor:  # [n, F] int64
-        """Return the index [n] of an image with each row of factors.
-
-        Where a cell holds several images, consecutive rows get different ones. Raises InputError where no image has the
-        factors.
-        """
-        factors = self._checked(factors)
-        if self.table is None:
-            cell = factors[:, 0]
-            for size, column in zip(self.factor_sizes[1:], factors.unbind(1)[1:]):
-                cell = cell * size + column
-            return cell
-        index = []
-        for i, row in enumerate(factors.to(self.table.device)):
-            cell = (self.table == row).all(1).nonzero()[:, 0]
-            if not len(cell):
-                raise InputError(f"{self.name} has no image with factors {row.tolist()}")
-            index.append(int(cell[i % len(cell)]))
-        return torch.tensor(index, dtype=torch.int64, device=factors.device)
+        """Return the index [n] of the image with each row of factors. Raises InputError without a full grid."""
+        self._check_factors(factors)
+        if self.table is not None:
+            raise InputError(f"{self.name} has a table in place of a grid of factors; use indices")
+        index = torch.zeros_like(factors[:, 0])
+        for size, column in zip(self.factor_sizes, factors.unbind(1)):
+            index = index * size + column
+        return index
 
     def sample_factors(self, n: int, seed: int = 0) -> Tensor:
         """Draw factors [n, F] int64 on the CPU, uniformly over the grid (with a table: over its rows)."""
         generator = torch.Generator("cpu").manual_seed(seed)
-        is_grid = self.table is None and self.factor_names
-        sizes = self.factor_sizes if is_grid else (self.num_images,)
-        drawn = [torch.randint(size, (n,), generator=generator, device="cpu") for size in sizes]
-        return torch.stack(drawn, -1) if is_grid else self.factors(drawn[0])
+        draw = partial(torch.randint, size=(n,), generator=generator, device="cpu")
+        if self.table is not None or not self.factor_names:
+            return self.factors(draw(self.num_images))
+        return torch.stack([draw(size) for size in self.factor_sizes], -1)
 
     def __len__(self) -> int:
         return self.num_images
@@ -129,16 +118,10 @@ class Dataset:
     def __getitems__(self, index: Sequence[int]) -> list[Tensor]:  # of a DataLoader's batch, read at once
         return list(self[index])
 
-    def _checked(self, x: Tensor) -> Tensor:
-        """Return indices [n] or factors [n, F], whose values are in range where they are on the CPU."""
-        factors = list(zip(self.factor_names, self.factor_sizes))
-        sizes = [("index", self.num_images)] if x.dim() == 1 else factors
-        columns = (x[:, None] if x.dim() == 1 else x).unbind(1)
-        expect(f"{self.name}: number of factors", len(columns), len(sizes))
-        for (name, size), column in zip(sizes, columns):
-            if x.device.type == "cpu":  # reading a value back would stall a device
-                check_range(f"{self.name}: {name}", column, size - 1)
-        return x
+    def _check_factors(self, factors: Tensor) -> None:
+        expect(f"{self.name}: number of factors", factors.shape[1], len(self.factor_sizes))
+        for name, size, column in zip(self.factor_names, self.factor_sizes, factors.unbind(1)):
+            check_range(f"{self.name}: {name}", column, size - 1)
 
 
 def from_images(
@@ -163,17 +146,19 @@ def from_images(
             raise InputError(f"{name}: expected images of one shape, and how many there are: {error}") from error
     pixels = _array(images)
     shape, is_float = list(pixels.shape), pixels.dtype.kind == "f"
-    if len(shape) not in (3, 4) or (len(shape) == 4 and min(shape[1], shape[3]) > 4) or pixels.dtype.kind not in "biuf":
-        what = "numbers [N, C <= 4, H, W], [N, H, W, C] or [N, H, W]"
-        raise InputError(f"{name}: expected {what}, got {pixels.dtype} {shape}")
+    is_image = len(shape) == 3 or (len(shape) == 4 and min(shape[1], shape[3]) <= 4)
+    if not is_image or pixels.dtype.kind not in "biuf":
+        shapes = "[N, C <= 4, H, W], [N, H, W, C] or [N, H, W]"
+        raise InputError(f"{name}: expected numbers {shapes}, got {pixels.dtype} {shape}")
     check_range(f"{name}: images", pixels, 1 if is_float else 255)
     pixels = pixels.astype(np.float32 if is_float else np.uint8, copy=False)
     if len(shape) == 4 and shape[1] <= shape[3]:
         pixels = pixels.transpose(0, 2, 3, 1)
-    some = sha256(np.ascontiguousarray(pixels[:: len(pixels) // 64 + 1]).data).hexdigest()[:16]
-    fields = {"source": "memory", "identity": f"{len(pixels)} images, hash of a part {some}"}
-    names, max_value = factor_names if factors is not None else None, 255 if pixels.max(initial=0) > 1 else 1
-    return from_stored(name, pixels, names or (), factors, max_value=max_value, **fields)
+    part = np.ascontiguousarray(pixels[:: len(pixels) // 64 + 1])
+    identity = f"{len(pixels)} images, hash of a part {sha256(part.data).hexdigest()[:16]}"
+    max_value = 255 if pixels.max(initial=0) > 1 else 1
+    fields = {"max_value": max_value, "source": "memory", "identity": identity}
+    return from_stored(name, pixels, factor_names or (), factors, **fields)
 
 
 def from_stored(name: str, stored: np.ndarray, factors: Any, rows: Any = None, **fields: Any) -> Dataset:
@@ -182,7 +167,8 @@ def from_stored(name: str, stored: np.ndarray, factors: Any, rows: Any = None, *
     `factors` gives the sizes by name of a full grid. Else `rows` [N] or [N, F] hold the factors of each image, as for
     `from_images`, and sizes that are not given are the largest class + 1.
     """
-    height, width, channels = (*stored.shape[1:], 1)[:3]
+    stored = stored[..., None] if stored.ndim == 3 else stored
+    height, width, channels = stored.shape[1:]
     sizes = tuple(factors.values()) if isinstance(factors, dict) else ()
     if rows is not None:
         rows = _array(rows)
@@ -194,13 +180,12 @@ def from_stored(name: str, stored: np.ndarray, factors: Any, rows: Any = None, *
             fields["continuous_factors"] = torch.from_numpy(rows.astype(np.float64))
             low, span = rows.min(0), np.ptp(rows, 0)
             rows = np.minimum((rows - low) / np.where(span > 0, span, 1) * _CLASSES, _CLASSES - 1)
-        fields["table"] = table = torch.from_numpy(rows.astype(np.int64))
-        sizes = sizes or tuple((table.amax(0) + 1).clamp(min=1).tolist())
+        fields["table"] = torch.from_numpy(rows.astype(np.int64))
+        sizes = sizes or tuple((fields["table"].amax(0) + 1).clamp(min=1).tolist())
         factors = factors or [f"factor{f}" for f in range(len(sizes))]
 
     def read(index: Tensor) -> Tensor:
-        images = torch.from_numpy(stored[index.cpu().numpy()]).reshape(len(index), height, width, channels)
-        return images.permute(0, 3, 1, 2)
+        return torch.from_numpy(stored[index.cpu().numpy()]).permute(0, 3, 1, 2)
 
     return Dataset(name, (channels, height, width), len(stored), tuple(factors), sizes, read=read, **fields)
 
@@ -212,23 +197,21 @@ class RealImages:
     """
 
     def __init__(self, dataset: Dataset, size: int, seed: int, device: torch.device):
-        self.dataset, self.buffer = dataset, None
+        self.dataset = dataset
         self.draw = partial(ops.random_index, size, dataset.num_images, seed)
+        self.buffer = None
         if dataset.read is not None:
-            first = dataset.stored(torch.zeros(1, dtype=torch.int64, device="cpu"))
-            self.buffer = torch.empty((size, *dataset.image_shape), dtype=first.dtype, device=device)
+            self.buffer = torch.empty((size, *dataset.image_shape), dtype=torch.float32, device=device)
 
     def fetch(self, step: int) -> None:
         """Read the stored images of step `step`, counted from 0."""
         if self.buffer is not None:
-            images = self.dataset.stored(self.draw(step, device="cpu"))
-            self.buffer.copy_(images.contiguous().pin_memory() if self.buffer.is_cuda else images, non_blocking=True)
+            images = self.dataset.images(self.draw(step, device="cpu")).contiguous()
+            self.buffer.copy_(images.pin_memory() if self.buffer.is_cuda else images, non_blocking=True)
 
     def images(self, done: Tensor) -> Tensor:  # [B, C, H, W] float32 in [0, 1]
         """Return the images of the step whose number is in the 0-d int64 tensor `done`."""
-        if self.buffer is None:
-            return self.dataset.images(self.draw(done, device=done.device))
-        return self.dataset.to_float(self.buffer)
+        return self.dataset.images(self.draw(done, device=done.device)) if self.buffer is None else self.buffer
 
 
 def _array(values: Any) -> np.ndarray:
@@ -243,5 +226,7 @@ def expect(what: str, got: object, expected: object) -> None:
 
 
 def check_range(what: str, values: Tensor | np.ndarray, top: int) -> None:
+    if isinstance(values, Tensor) and values.device.type != "cpu":
+        return  # reading a value back would stall the device
     if not ((values >= 0) & (values <= top)).all():  # also for NaN
         raise InputError(f"{what}: expected values from 0 to {top}, got {values.min()} to {values.max()}")

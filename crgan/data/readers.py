@@ -1,8 +1,8 @@
 """The readers of published files, and of a folder of pictures.
 
-Files are mapped into memory, so that no large array is ever loaded whole: uint8 images that lie uncompressed in an
-.npz file where they are, all others from a file of plain bytes in the cache folder, $CRGAN_CACHE or ~/.cache/crgan,
-into which they are converted once. Photographs are cropped and resized before.
+No large array is ever loaded whole: images are converted once, a block at a time, into a file of plain bytes in the
+cache folder, $CRGAN_CACHE or ~/.cache/crgan, and that file is mapped into memory. Photographs are cropped and resized
+before.
 """
 
 import errno
@@ -36,7 +36,7 @@ TEAPOTS = ("azimuth", "elevation", "red", "green", "blue")
 NORB_IMAGES, MNIST_IMAGES, CELEBA_IMAGES = 24_300, 60_000, 202_599  # per file
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif"}
 _BORDER = ((0, 0), (2, 2), (2, 2))  # around images of 28 px
-_BLOCK = 1 << 24  # bytes converted at a time
+_BLOCK = 1_000  # images converted at a time
 
 
 class FileError(InputError):
@@ -65,20 +65,22 @@ def images(path: Path, key: str, shape: tuple[int, ...], max_value: int = 255) -
             data = file[key]
             expect(f"{key}: shape of an image", data.shape[1:], shape)
             chunk = data.chunks[0] if data.chunks else 1  # a part of a chunk costs as much to unpack as all of it
-            step = chunk * max(1, _BLOCK // (data.dtype.itemsize * prod(shape)) // chunk)
+            step = chunk * max(1, _BLOCK // chunk)
             blocks = (data[start : start + step] for start in range(0, len(data), step))
             return cached(name, [path], data.shape, blocks, max_value)
-    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:
+    with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as member:  # numpy would read the array whole
         np.lib.format.read_magic(member)
-        found, fortran, dtype = np.lib.format.read_array_header_1_0(member)
-        expect(f"{key}: shape of an image, Fortran order", (found[1:], fortran), (shape, False))
-        entry, step = archive.getinfo(f"{key}.npy"), max(1, _BLOCK // (row := dtype.itemsize * prod(shape)))
-        if dtype == np.uint8 and entry.compress_type == zipfile.ZIP_STORED:
-            with open(path, "rb") as raw:  # the member's own header may be longer than the directory says
+        found, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        expect(f"{key}: shape of an image, Fortran order", (found[1:], is_fortran), (shape, False))
+        entry = archive.getinfo(f"{key}.npy")
+        if dtype == np.uint8 and entry.compress_type == zipfile.ZIP_STORED:  # as MPI3D's 12 GB: mapped where they lie
+            with path.open("rb") as raw:  # behind a zip header that ends with a name and an extra field
                 raw.seek(entry.header_offset + 26)
-                names = np.frombuffer(raw.read(4), "<u2").sum(dtype=int)
-            return np.memmap(path, np.uint8, "r", entry.header_offset + 30 + int(names) + member.tell(), found)
-        parts = (member.read(step * row) for _ in range(0, found[0], step))
+                name_size, extra_size = np.frombuffer(raw.read(4), "<u2").tolist()
+            offset = entry.header_offset + 30 + name_size + extra_size + member.tell()
+            return np.memmap(path, np.uint8, "r", offset, found)
+        size = _BLOCK * dtype.itemsize * prod(shape)
+        parts = (member.read(size) for _ in range(0, found[0], _BLOCK))
         blocks = (np.frombuffer(part, dtype).reshape(-1, *shape) for part in parts)
         return cached(name, [path], found, blocks, max_value)
 
@@ -92,19 +94,19 @@ def cached(
     of `sources`, so that changed ones are converted anew. One process converts while others wait.
     """
     stats = [(os.path.abspath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-    folder = Path(os.path.expanduser(os.environ.get("CRGAN_CACHE") or "~/.cache/crgan"))
+    folder = Path(os.environ.get("CRGAN_CACHE") or "~/.cache/crgan").expanduser()
     target = folder / f"{name}-{sha256(repr((stats, shape)).encode()).hexdigest()[:16]}.uint8"
 
     def write(temporary: Path) -> None:
-        done = 0
         with temporary.open("wb") as file, Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(f"Converting {name} once", total=shape[0])
             for block in blocks:
                 is_float = block.dtype.kind == "f"
                 check_range(name, block, 1 if is_float else max_value)
-                file.write(np.ascontiguousarray((block * max_value).round() if is_float else block, np.uint8).data)
-                progress.update(task, completed=(done := done + len(block)))
-        expect("number of images", done, shape[0])
+                block = (block * max_value).round() if is_float else block
+                file.write(block.astype(np.uint8).tobytes())
+                progress.advance(task, len(block))
+            expect("number of images", file.tell() // prod(shape[1:]), shape[0])
 
     if not target.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,8 +119,9 @@ def cached(
 
 def read_raw(path: Path, header: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read the array after a header of that many bytes, in a plain or gzipped file."""
-    with reading(path), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-        return np.frombuffer(file.read(), dtype, offset=header).reshape(shape)
+    unpack = gzip.decompress if path.suffix == ".gz" else bytes
+    with reading(path):
+        return np.frombuffer(unpack(path.read_bytes()), dtype, offset=header).reshape(shape)
 
 
 def read_grid(path: Path, name: str, factors: dict[str, int]) -> Dataset:
@@ -133,41 +136,40 @@ def teapots(path: Path) -> Dataset:
         return from_stored("teapots", images(path, "images", (64, 64, 3)), TEAPOTS, file["gts"])
 
 
-def mnist(path: Path, name: str = "mnist", turns: int = 1, blocks: int = 1) -> Dataset:
-    """Read the training images of MNIST, RMNIST (4 turns) or RBMN (4 turns, 4 blocks): 28 px on 1x32x32.
+def mnist(path: Path, name: str, **factors: int) -> Dataset:
+    """Read the training images of MNIST, RMNIST (4 angles) or RBMN (4 angles, 4 blocks): 28 px on 1x32x32.
 
     Image 4 i + k of RMNIST is MNIST's image i turned counter-clockwise by k * 90 degrees. Image 16 i + 4 k + b of RBMN
     is the same with a grey block of 10 px over quadrant b, by rows from the upper left; the block is our choice.
     """
+    angles, blocks = factors.get("angle", 1), factors.get("block", 1)
     if path.suffix == ".npz":
-        stored = images(path, "x_train", (28, 28))
         with np.load(path, allow_pickle=False) as file:
-            digits = file["y_train"]
+            stored, digits = file["x_train"], file["y_train"]
     else:
         labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
         stored = read_raw(path, 16, "u1", (MNIST_IMAGES, 28, 28))
         digits = read_raw(labels, 8, "u1", (MNIST_IMAGES,))
 
     def variants() -> Iterator[np.ndarray]:
-        for start in range(0, len(stored), 1_000):
-            digit = np.pad(stored[start : start + 1_000], _BORDER)
-            turned = np.stack([np.rot90(digit, k, (1, 2)) for k in range(turns)], 1).repeat(blocks, 1)
+        for start in range(0, len(stored), _BLOCK):
+            digit = np.pad(stored[start : start + _BLOCK], _BORDER)
+            turned = np.stack([np.rot90(digit, k, (1, 2)) for k in range(angles)], 1).repeat(blocks, 1)
             for b in range(blocks if blocks > 1 else 0):
                 y, x = 6 + 10 * (b // 2), 6 + 10 * (b % 2)
                 turned[:, b::blocks, y : y + 10, x : x + 10] = 128
             yield turned.reshape(-1, 32, 32)
 
-    image, turn, block = np.indices((len(digits), turns, blocks)).reshape(3, -1)
-    factors = {"digit": 10} | {name: n for name, n in (("angle", turns), ("block", blocks)) if n > 1}
-    table = np.stack([digits[image], turn, block], 1)[:, : len(factors)]
+    image, angle, block = np.indices((len(digits), angles, blocks)).reshape(3, -1)
+    table = np.stack([digits[image], angle, block], 1)[:, : len(factors)]
     return from_stored(name, cached(name, [path], (len(table), 32, 32), variants()), factors, table)
 
 
 def adrenalmnist3d(path: Path) -> Dataset:
     """Read the 28 slices of each volume of AdrenalMNIST3D, 28 px on 1x32x32; factors are its label and the slice."""
     parts = ("train", "val", "test")
-    stored = np.concatenate([images(path, f"{part}_images", (28, 28, 28)) for part in parts]).reshape(-1, 28, 28)
     with np.load(path, allow_pickle=False) as file:
+        stored = np.concatenate([file[f"{part}_images"] for part in parts]).reshape(-1, 28, 28)
         labels = np.concatenate([file[f"{part}_labels"] for part in parts]).repeat(28)
     table = np.stack([labels, np.arange(len(labels)) % 28], 1)
     return from_stored("adrenalmnist3d", np.pad(stored, _BORDER), {"label": 2, "slice": 28}, table)
@@ -199,14 +201,20 @@ def smallnorb(path: Path) -> Dataset:
 
     The ten instances of a category are not a factor: each cell of the factors holds ten images.
     """
-    n, files = NORB_IMAGES, [path, path.with_name(path.name.replace("46789", "01235").replace("training", "testing"))]
-    pairs = (pair for dat in files for pair in read_raw(dat, 24, "u1", (n, 2, 96, 96)))
+    testing = path.with_name(path.name.replace("46789", "01235").replace("training", "testing"))
     tables = []
-    for dat in files:
-        cat, info = (dat.with_name(dat.name.replace("-dat", part)) for part in ("-cat", "-info"))
-        _, elevation, azimuth, lighting = read_raw(info, 20, "<i4", (n, 4)).T
-        tables.append(np.stack([read_raw(cat, 20, "<i4", (n,)), elevation, azimuth // 2, lighting], 1))
-    stored = cached("smallnorb", files, (2 * n, 64, 64), (_square(Image.fromarray(left))[None] for left, _ in pairs))
+    for file in (path, testing):
+        category = read_raw(file.with_name(file.name.replace("-dat", "-cat")), 20, "<i4", (NORB_IMAGES,))
+        info = read_raw(file.with_name(file.name.replace("-dat", "-info")), 20, "<i4", (NORB_IMAGES, 4))
+        _, elevation, azimuth, lighting = info.T
+        tables.append(np.stack([category, elevation, azimuth // 2, lighting], 1))
+
+    def left() -> Iterator[np.ndarray]:
+        for file in (path, testing):
+            for pair in read_raw(file, 24, "u1", (NORB_IMAGES, 2, 96, 96)):
+                yield _square(Image.fromarray(pair[0]))[None]
+
+    stored = cached("smallnorb", [path, testing], (2 * NORB_IMAGES, 64, 64), left())
     return from_stored("smallnorb", stored, SMALLNORB, np.concatenate(tables))
 
 
@@ -239,18 +247,17 @@ def folder(root: Path) -> Dataset:
     Follows links. Leaves out what is hidden, and what this library wrote: pictures of runs and selections.
     """
     files, seen = [], set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        if (real := os.path.realpath(folder)) in seen:
-            folders.clear()  # a link led back
-        elif not {"metrics.jsonl", "ranking.json"} & {*names}:
-            found = (Path(folder, name) for name in names if not name.startswith("."))
-            files += [path for path in found if path.suffix.lower() in _SUFFIXES and path.is_file()]
+    for parent, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in seen or {"metrics.jsonl", "ranking.json"} & set(names):  # a link led back, or a run or a selection
+            names.clear()
+        folders[:] = [name for name in folders if not name.startswith(".") and real not in seen]
         seen.add(real)
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    files = sorted(path for path in files if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not files:
-        what = "holds no images" if os.path.isdir(root) else "is no folder; expected one with images"
+        what = "holds no images" if root.is_dir() else "is no folder; expected one with images"
         raise InputError(f"{root} {what} ({', '.join(sorted(_SUFFIXES))})")
-    files.sort()
 
     def pictures() -> Iterator[np.ndarray]:
         for path in files:
@@ -258,7 +265,8 @@ def folder(root: Path) -> Dataset:
                 yield _square(_rgb(file))[None]
 
     identity = f"{len(files)} pictures, {sum(path.stat().st_size for path in files)} bytes"
-    return from_stored("folder", cached("folder", files, (len(files), 64, 64, 3), pictures()), {}, identity=identity)
+    stored = cached("folder", files, (len(files), 64, 64, 3), pictures())
+    return from_stored("folder", stored, {}, source=os.path.abspath(root), identity=identity)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -302,8 +310,8 @@ READERS = {name: Reader(files, url, partial(read_grid, name=name, factors=f)) fo
     "smallnorb": Reader([_NORB, f"{_NORB}.gz"], "the small NORB data set, V1.0 (LeCun et al. 2004)", smallnorb),
     "teapots": Reader(["teapots.npz"], "3D Teapots (Eastwood and Williams 2018)", teapots),
     "celeba": Reader(["img_align_celeba.zip"], "CelebA (Liu et al. 2015), Align&Cropped Images", celeba),
-    "mnist": Reader(*_MNIST, mnist),
-    "rmnist": Reader(*_MNIST, partial(mnist, name="rmnist", turns=4)),
-    "rbmn": Reader(*_MNIST, partial(mnist, name="rbmn", turns=4, blocks=4)),
+    "mnist": Reader(*_MNIST, partial(mnist, name="mnist", digit=10)),
+    "rmnist": Reader(*_MNIST, partial(mnist, name="rmnist", digit=10, angle=4)),
+    "rbmn": Reader(*_MNIST, partial(mnist, name="rbmn", digit=10, angle=4, block=4)),
     "adrenalmnist3d": Reader(["adrenalmnist3d.npz"], "MedMNIST v2 (Yang et al. 2023)", adrenalmnist3d),
 }

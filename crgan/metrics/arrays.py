@@ -27,11 +27,12 @@ def tensor(values: Any, name: str, shape: str) -> Tensor:
             dtype = np.float64 if array.dtype == object else array.dtype.newbyteorder("=")  # type: ignore[union-attr]
             values = torch.from_numpy(np.require(array, dtype, ["C", "W"]))  # torch takes no negative strides
         wide = torch.promote_types(values.dtype, torch.float32 if values.is_floating_point() else torch.float64)
-        low, high = torch.aminmax(x := values.detach().to(wide))  # refuses complex numbers and empty arrays
+        x = values.detach().to(wide)
+        low, high = torch.aminmax(x)  # refuses complex numbers and empty arrays
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{name} is no array of real numbers ({error}); expected a tensor, array or lists") from None
-    sizes = zip(x.shape, shape.split())
-    if x.dim() != len(shape.split()) or any(size.isdigit() and int(size) != found for found, size in sizes):
+    sizes = shape.split()
+    if x.dim() != len(sizes) or any(size.isdigit() and int(size) != found for size, found in zip(sizes, x.shape)):
         raise InputError(f"{name} has shape {list(x.shape)}; expected [{shape}]")
     if not math.isfinite(low) or not math.isfinite(high):
         raise NotFiniteError(f"{name} holds values that are not finite; a model that gives them cannot be scored")
@@ -44,13 +45,16 @@ def fit_and_test(codes: Any, factors: Any, test: Pair | None = None) -> tuple[Ar
     Codes that are constant among those to fit on become 0. Raises InputError for shapes that do not agree, and for a
     factor that does not vary among those to fit on.
     """
-    names = ("codes", "N K"), ("factors", "N F"), ("test codes", "M K"), ("test factors", "M F")
-    parts = [tensor(part, *name).numpy(force=True) for part, name in zip((codes, factors, *(test or ())), names)]
-    x, y, test_x, test_y = (parts * 2)[:4]
+    x, y = tensor(codes, "codes", "N K").numpy(force=True), tensor(factors, "factors", "N F").numpy(force=True)
+    test_x, test_y = x, y
+    if test is not None:
+        test_x = tensor(test[0], "test codes", "M K").numpy(force=True)
+        test_y = tensor(test[1], "test factors", "M F").numpy(force=True)
     if (len(x), len(test_x), x.shape[1], y.shape[1]) != (len(y), len(test_y), test_x.shape[1], test_y.shape[1]):
-        shapes = ", ".join(f"{name} {list(part.shape)}" for part, (name, _) in zip(parts, names))
-        raise InputError(f"shapes do not agree: {shapes}; expected [N, K], [N, F], and of test [M, K], [M, F]")
-    if (constant := (y == y[0]).all(0)).any():
+        train, held = f"codes {list(x.shape)}, factors {list(y.shape)}", f"{list(test_x.shape)}, {list(test_y.shape)}"
+        raise InputError(f"{train}, and to test {held}; expected [N, K], [N, F], and to test [M, K], [M, F]")
+    constant = (y == y[0]).all(0)
+    if constant.any():
         raise InputError(f"factors[:, {constant.argmax()}] is constant in these {len(y)} rows; leave it out")
     active = active_dimensions(x)[1].numpy()
     return x * active, y, test_x * active, test_y

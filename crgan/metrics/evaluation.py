@@ -5,7 +5,6 @@ from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from math import prod
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,25 +95,26 @@ class Samples:
         factor = torch.arange(n, device="cpu") % len(self.varying)
         if self.dlib:
             factor = torch.randint(len(self.varying), (n,), generator=generator, device="cpu")
-        column = torch.tensor(self.varying, device="cpu")[factor].repeat_interleave(size)
         first = torch.randint(self.dataset.num_images, (n, size), generator=generator, device="cpu")
         if not pairs:
             first = first[:, :1].expand(n, size)
+        column = torch.tensor(self.varying, device="cpu")[factor].repeat_interleave(size)
         index = self.sharing(first.flatten(), column, stream + 1).view(n, size)
         return self.encode(torch.stack([first, index], 2) if pairs else index), factor.to(self.model.device)
 
     def sharing(self, index: Tensor, factor: Tensor, stream: int) -> Tensor:
         """Return for each image of `index` [n] a random one with the same value of factor `factor` [n]."""
-        values, dataset = self.factors(index).gather(1, factor[:, None]), self.dataset
+        dataset, other = self.dataset, self.draw(len(index), stream)
+        values = self.factors(index).gather(1, factor[:, None])
         if values.is_floating_point() and (values != values.round()).any():
             raise InputError("groups of images that share a factor need its classes, and some factors are fractions")
-        other = self.draw(len(index), stream)
-        grid = hasattr(dataset, "index") and getattr(dataset, "table", None) is None
-        if grid and prod(dataset.factor_sizes) == dataset.num_images:
+        is_grid = prod(dataset.factor_sizes) == dataset.num_images and getattr(dataset, "table", None) is None
+        if is_grid and hasattr(dataset, "index"):
             return dataset.index(self.factors(other).scatter(1, factor[:, None], values))
-        table = self.factors(torch.arange(dataset.num_images, device="cpu"))
-        for f, value in {*zip(factor.tolist(), values[:, 0].tolist())}:
-            rows, same = (factor == f) & (values[:, 0] == value), (table[:, f] == value).nonzero()[:, 0]
+        table, values = self.factors(torch.arange(dataset.num_images, device="cpu")), values[:, 0]
+        for f, value in set(zip(factor.tolist(), values.tolist())):
+            rows = (factor == f) & (values == value)
+            same = (table[:, f] == value).nonzero()[:, 0]
             other[rows] = same[other[rows] % len(same)]
         return other
 
@@ -128,15 +128,16 @@ class Samples:
     def factor_vae(self) -> Scores:
         (groups, factor), heldout = self.groups(self.protocol.groups, 0), self.groups(self.protocol.heldout_groups, 2)
         points = self.encode(self.draw(self.protocol.scale_samples, 4))  # images of `fit`
-        return factor_vae(groups, factor, points, heldout=heldout, min_std=0.05 * self.dlib, ddof=int(self.dlib))
+        min_std, ddof = (0.05, 1) if self.dlib else (0.0, 0)
+        return factor_vae(groups, factor, points, heldout=heldout, min_std=min_std, ddof=ddof)
 
     def beta_vae(self) -> Scores:
-        p = self.protocol
         if self.dlib:
-            heldout = self.groups(p.heldout_groups, 8, pairs=True)
-            return prediction.beta_vae(*self.groups(p.groups, 6, pairs=True), heldout=heldout)
-        groups, factor = self.groups(p.groups, 0)  # those of FactorVAE, their images two by two
-        return prediction.beta_vae(groups[:, : p.group_size // 2 * 2].unflatten(1, (-1, 2)), factor)
+            pairs, factor = self.groups(self.protocol.groups, 6, pairs=True)
+            heldout = self.groups(self.protocol.heldout_groups, 8, pairs=True)
+            return prediction.beta_vae(pairs, factor, heldout=heldout)
+        groups, factor = self.groups(self.protocol.groups, 0)  # those of FactorVAE, their images two by two
+        return prediction.beta_vae(groups[:, : self.protocol.group_size // 2 * 2].unflatten(1, (-1, 2)), factor)
 
     def dci(self, predictor: str = "") -> Scores:
         default = "boosting" if self.dlib else "lasso"
@@ -201,12 +202,11 @@ def applicable(dataset: Any, model: Any = None) -> list[str]:
 
 def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) -> list[str]:
     """Return the names with "all" spelled out; raise InputError for one that is unknown or does not apply."""
-    fitting, names = applicable(dataset, model), dict[str, None]()
+    fitting, names = applicable(dataset, model), list[str]()
     for metric in [metrics] if isinstance(metrics, str) else metrics:
-        if metric not in fitting:
-            check_name(f"metric for the data set {dataset.name} and this model called", metric, ["all", *fitting])
-        names |= dict.fromkeys([n for n in fitting if not n.startswith("dci_")] if metric == "all" else [metric])
-    return list(names)
+        check_name(f"metric for the data set {dataset.name} and this model called", metric, ["all", *fitting])
+        names += [name for name in fitting if not name.startswith("dci_")] if metric == "all" else [metric]
+    return list(dict.fromkeys(names))
 
 
 def rows(metric: str) -> list[tuple[str, str, str]]:
@@ -250,14 +250,14 @@ def evaluate(
     opened.check_data(dataset)
     if batch_size is None:
         batch_size = 128 if opened.device.type == "cpu" else 500
-    numbers: dict[str, Any] = {**sizes, "seed": seed, "batch_size": batch_size}
-    for name, value in numbers.items():
-        check_name("size", name, ["seed", "batch_size", *(field.name for field in fields(Protocol)[1:])])
-        if not isinstance(value, Real) or value % 1 or not (name == "batch_size") <= value < 2**32:  # type: ignore
+    for name in sizes:
+        check_name("size", name, [field.name for field in fields(Protocol)[1:]])
+    for name, value in {**sizes, "seed": seed, "batch_size": batch_size}.items():
+        least = 1 if name == "batch_size" else 0
+        if value % 1 or not least <= value < 2**32:
             raise InputError(f"{name} is {value!r}; expected a whole number below 2^32")
-        numbers[name] = int(value)  # type: ignore[call-overload]
-    seed, batch_size = numbers.pop("seed"), numbers.pop("batch_size")
-    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **numbers), seed, batch_size, progress)
+    sizes = {name: int(value) for name, value in sizes.items()}  # 1e4 is a number of images, too
+    samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **sizes), int(seed), int(batch_size), progress)
     results = {}
     with eval_mode([opened]):
         for name in names:

@@ -47,9 +47,8 @@ def factor_vae(
     train_score = score = float(vote_score(np.vstack([votes, unvoted])))
     if min_std and not active.any():
         train_score = score = 0.0
-        each = ", ".join(f"code {k}: {s:.3g}" for k, s in enumerate(scale.tolist()))
-        found = f"all codes have standard deviations below {min_std} ({each}) and are pruned"
-        warnings.warn(f"the FactorVAE score is 0: {found}; scale them up, or lower min_std", stacklevel=2)
+        found = ", ".join(f"{s:.3g}" for s in scale.tolist())
+        warnings.warn(f"all codes have standard deviations ({found}) below {min_std}: the score is 0", stacklevel=2)
     elif heldout is not None:
         held_groups = tensor(heldout[0], "heldout groups", "G L K")
         held_votes = count(held_groups, group_factors(heldout[1], held_groups))

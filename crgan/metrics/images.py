@@ -45,9 +45,11 @@ def _centred(x: Tensor) -> Tensor:  # [N, 1, 64, 64] -> [N, 32 * 32]
     """Cut out the pixels around the centre of mass, so that the classifier need not learn every position."""
     mass = x[:, 0] + 1e-6  # an empty image has its centre in the middle
     axis, window = torch.arange(64, dtype=x.dtype, device="cpu"), torch.arange(32, device="cpu")
-    row, column = ((mass.sum(dim) @ axis / mass.sum((1, 2))).round().long()[:, None] + window for dim in (2, 1))
+    row = (mass.sum(2) @ axis / mass.sum((1, 2))).round().long()[:, None, None]
+    column = (mass.sum(1) @ axis / mass.sum((1, 2))).round().long()[:, None, None]
+    image = torch.arange(len(x), device="cpu")[:, None, None]
     padded = functional.pad(x[:, 0], (16, 16, 16, 16))
-    return padded[torch.arange(len(x), device="cpu")[:, None, None], row[:, :, None], column[:, None, :]].flatten(1)
+    return padded[image, row + window[:, None], column + window].flatten(1)
 
 
 def reconstruction(images: Any, rebuilt: Any) -> Scores:  # [N, C, H, W] in [0, 1] both
@@ -57,7 +59,7 @@ def reconstruction(images: Any, rebuilt: Any) -> Scores:  # [N, C, H, W] in [0, 
     a Gaussian window 11 x 11 of standard deviation 1.5 inside the image, K1 = 0.01, K2 = 0.03. Returns score (the
     PSNR), psnr, ssim. Raises InputError for images of different shapes or smaller than 11 x 11.
     """
-    x, y = (tensor(*given, "N C H W").to(torch.float32) for given in ((images, "images"), (rebuilt, "rebuilt")))
+    x, y = tensor(images, "images", "N C H W").float(), tensor(rebuilt, "rebuilt", "N C H W").float()
     if x.shape != y.shape or min(x.shape[2:]) < 11:
         raise InputError(f"images are {list(x.shape)}, rebuilt {list(y.shape)}; expected the same, 11 x 11 or more")
     error = (x - y).square().mean((1, 2, 3)).clamp(min=1e-10)

@@ -80,17 +80,17 @@ def dhsic(codes: Any) -> Scores:  # [n, K]
 def _mutual_information(codes: Any, factors: Any) -> tuple[Array, Array]:
     """Return I(code k; factor f) [K, F] and the entropies H(factor f) [F]; a constant code has no information."""
     x, y, *_ = fit_and_test(codes, factors)
-    binned = np.stack([discretise(column) for column in x.T])
-    information, entropies = [], []
-    for column in y.T:
+    binned = [discretise(column) for column in x.T]
+    information, entropies = np.zeros((x.shape[1], y.shape[1])), np.zeros(y.shape[1])
+    for f, column in enumerate(y.T):
         classes = discretise(column) if (column != column.round()).any() else column
         present, index = np.unique(classes, return_inverse=True)
-        cells = (np.arange(len(binned))[:, None] * BINS + binned) * len(present) + index  # [K, N]
-        counts = np.bincount(cells.ravel(), minlength=len(binned) * BINS * len(present))
-        joint = counts.reshape(len(binned), BINS, len(present)) / len(x)
-        entropies.append(entropy(joint[0].sum(0)))
-        information.append(entropy(joint.sum(2)) + entropies[-1] - entropy(joint.reshape(len(binned), -1)))
-    return np.stack(information, 1).clip(min=0), np.stack(entropies)
+        entropies[f] = entropy(np.bincount(index) / len(x))
+        for k, bins in enumerate(binned):
+            counts = np.bincount(bins * len(present) + index, minlength=BINS * len(present))
+            joint = counts.reshape(BINS, len(present)) / len(x)
+            information[k, f] = entropy(joint.sum(1)) + entropies[f] - entropy(joint.ravel())
+    return information.clip(min=0), entropies
 
 
 def discretise(values: Array) -> Array:  # [N] -> [N] int in [0, BINS)
@@ -103,7 +103,7 @@ def entropy(probability: Array) -> Array:  # [..., n] -> [...], in nats
     return -(probability * np.log(np.where(probability > 0, probability, 1))).sum(-1)
 
 
-def top_gap(matrix: Array) -> Array:  # [K, F] -> [F]
+def top_gap(matrix: Array) -> Array:  # [K, F], none negative -> [F]
     """Return how far the best code of each factor is ahead of the second best, which is 0 where there is none."""
-    best, second, *_ = *np.sort(matrix, 0)[::-1], np.zeros(matrix.shape[1])
-    return best - second
+    ranked = np.sort(np.vstack([matrix, np.zeros(matrix.shape[1])]), 0)
+    return ranked[-1] - ranked[-2]
