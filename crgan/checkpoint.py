@@ -22,10 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as deserialise
-from safetensors.torch import save as serialise
 from torch import nn
 
 from .config import Config
@@ -211,7 +209,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for file, tensors in (("model", weights), ("optimisers", moments)):
-        content = serialise({key: value.detach().contiguous() for key, value in tensors.items()})
+        content = safetensors.torch.save({key: value.detach().contiguous() for key, value in tensors.items()})
         write_atomically(temporary / f"{file}.safetensors", partial(Path.write_bytes, data=content))
     write_json(temporary / "state.json", state)
     if name:  # of the same step, if the run was killed after it
@@ -227,7 +225,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
 def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """Load a checkpoint in place, but for the networks `skip`; return its state. Raises InputError if it is damaged."""
     _load_model(model, folder, skip)
-    saved = read(path := folder / "optimisers.safetensors", deserialise)
+    saved = read(path := folder / "optimisers.safetensors", safetensors.torch.load)
     for name, optimiser in optimisers.items():
         if f"{name}.0.step" not in saved or name in skip:  # H has none while the regularizer is off
             continue
@@ -246,7 +244,7 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[
 
 def _load_model(model: nn.Module, folder: Path, skip: tuple[str, ...] = ()) -> None:
     path = folder / "model.safetensors"
-    saved = {key: value for key, value in read(path, deserialise).items() if not key.startswith(skip)}
+    saved = {key: value for key, value in read(path, safetensors.torch.load).items() if not key.startswith(skip)}
     saved |= {key: value for key, value in model.state_dict().items() if key.startswith(skip)}
     try:
         model.load_state_dict(saved)
@@ -262,5 +260,5 @@ def read(path: Path, parse: Callable[[bytes], Any] = json.loads) -> dict[str, An
         if isinstance(content, dict):
             return content
         raise ValueError("it holds no object")
-    except (FileNotFoundError, ValueError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); restore it or start with a new --out") from None

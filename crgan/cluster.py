@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from . import cli
-from .errors import InputError
+from .errors import InputError, check_name
 from .loading import LoadedModel, models_of, open_models
 from .selection.centrality import Images, PairVotes, Pool, Sizes, Work
 
@@ -91,10 +91,7 @@ class ClusterPool(Pool):
     def __init__(
         self, runs: Sequence[str], sizes: Sizes, batch_size: int | None, address: str, threads: int, device: str
     ):
-        if threads < 1:
-            raise InputError(f"--threads is {threads}; expected at least 1")
-        if device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"--device is {device!r}; expected auto, cpu or cuda: the cluster places the work")
+        check_name("device of a cluster", device, ("auto", "cpu", "cuda"))
         has_gpus = connect(address)
         if device == "cuda" and not has_gpus:
             raise InputError("--device is 'cuda' but the cluster has no GPU; use --device cpu")

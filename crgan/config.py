@@ -5,7 +5,6 @@ The comment of a field is its documentation: `crgan train --help` and `help(crga
 
 import inspect
 import sys
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -176,9 +175,8 @@ _LIMITS: dict[str, tuple[float, float]] = {"seed": (0, 2**31), "g_bias": (-inf, 
 _LIMITS |= {name: (1, 10**9) for name in ("width", "hidden", "steps", "g_steps", "r1_every", "eval_every")}
 _LIMITS |= {"batch_size": (2, inf), "beta1": (0, 1), "beta2": (0, 1), "ema": (0, 1), "gap": (0, 2), "gap_after": (0, 2)}
 TOPICS = (Data, Networks, Losses, Schedule, Optimiser, Run)
-with suppress(OSError):  # without source, as in a frozen program
-    source = inspect.getsource(sys.modules[__name__])
-    Config.__doc__ = f"{Config.__doc__}\n{source[source.index('class Data:') : source.index('class Config(')]}"
+source = inspect.getsource(sys.modules[__name__])
+Config.__doc__ = f"{Config.__doc__}\n{source[source.index('class Data:') : source.index('class Config(')]}"
 
 _PAPER = Config()
 # 27 epochs of 737,280 images in batches of 64; the pool has gamma in 1, 10, 20, 40 with ten seeds each.

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import latest, load, read_config
 from .device import evaluating, exact_arithmetic
 from .errors import InputError
 
@@ -134,8 +135,6 @@ def _named(models: Sequence[Any] | Mapping[Any, Any], what: str) -> dict[str, An
 
 def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
     """Open those of one RUN argument; none, with a warning, of a run without a checkpoint."""
-    from .checkpoint import latest, load, read_config
-
     run = run.rstrip("/")
     path = Path(run).expanduser()
     programs = path / "generate.pt2", path / "encode.pt2"

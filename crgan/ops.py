@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from _crgan_kernels import contrastive_loss as loss_kernels
 from _crgan_kernels import samplers
-from _crgan_kernels import spectral_norm as norm_kernels
 from _crgan_kernels._triton import obstacle as triton_obstacle
+from _crgan_kernels.contrastive_loss import contrastive_loss_ref, contrastive_loss_triton
 from _crgan_kernels.group_votes import MISSING as EXTENSION_MISSING
 from _crgan_kernels.group_votes import group_votes_ref
+from _crgan_kernels.spectral_norm import spectral_norm_ref, spectral_norm_triton
 from torch import Tensor
 
 from crgan.errors import InputError
@@ -23,8 +23,6 @@ from crgan.errors import InputError
 Step = int | Tensor
 Device = torch.device | str
 _KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
 _said: set[str] = set()  # warn once
 
 
@@ -59,9 +57,6 @@ def _one_device(op: str, tensors: Sequence[Tensor]) -> torch.device:
 def describe(device: torch.device) -> str:
     """Return which implementation of the training ops runs on `device`."""
     return "triton" if device.type == "cuda" and not triton_obstacle(device) else "reference"
-
-
-# ---------------------------------------------------------------- votes of the FactorVAE score
 
 
 def group_votes(
@@ -129,10 +124,9 @@ def vote_table(
     return votes[..., :cells].unflatten(-1, (codes.shape[-1], num_factors))
 
 
-# ---------------------------------------------------------------- sampling
-# Philox 4x32-10 keyed by seed and step: equal arguments give the same bits on every device and in every implementation,
-# and there is no generator state. `step` is an int, or a 0-d int64 tensor on `device`, so that a captured CUDA graph
-# draws new numbers at each replay.
+# The samplers draw by Philox 4x32-10, keyed by seed and step: equal arguments give the same bits on every device and in
+# every implementation. `step` is an int, or a 0-d int64 tensor on `device`, so that a captured CUDA graph draws new
+# numbers at each replay.
 
 
 def sample_latents(
@@ -190,9 +184,6 @@ def _sampler(op: str, kernel: str, seed: int, step: Step, device: Device, impl: 
     return functools.partial(implementation, seed=seed, step=step, device=device)
 
 
-# ---------------------------------------------------------------- contrastive loss
-
-
 def contrastive_loss(
     features: Tensor,  # [B, D] float32, float16 or bfloat16 (float64: reference only)
     weight: Tensor,  # [K, D], 2 <= K <= 256
@@ -223,12 +214,9 @@ def contrastive_loss(
     device = _one_device("contrastive_loss", (features, weight, bias, index))
     narrow = all(t.dtype in _KERNEL_TYPES for t in (features, weight, bias))
     unfit = "" if narrow else "the kernel reads float32, float16 and bfloat16"
-    compiled = _compiled("contrastive_loss", impl, device, unfit)
-    implementation = loss_kernels.contrastive_loss_triton if compiled else loss_kernels.contrastive_loss_ref
-    return implementation(features, weight, bias, index)
-
-
-# ---------------------------------------------------------------- spectral norm
+    if _compiled("contrastive_loss", impl, device, unfit) and batch:  # without rows there is nothing to launch
+        return contrastive_loss_triton(features, weight, bias, index)
+    return contrastive_loss_ref(features, weight, bias, index)
 
 
 def spectral_norm(
@@ -257,6 +245,6 @@ def spectral_norm(
     if types not in ({torch.float32}, {torch.float64}):
         raise InputError(f"spectral_norm: arguments are {types}; expected all float32, or all float64")
     unfit = "" if types == {torch.float32} else "the kernel reads float32"
-    compiled = _compiled("spectral_norm", impl, device, unfit)
-    implementation = norm_kernels.spectral_norm_triton if compiled else norm_kernels.spectral_norm_ref
-    return implementation(matrices, vectors)
+    if _compiled("spectral_norm", impl, device, unfit):
+        return spectral_norm_triton(matrices, vectors)
+    return spectral_norm_ref(matrices, vectors)

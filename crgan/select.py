@@ -51,7 +51,7 @@ def select(
     """
     out = Path(out).expanduser()
     cli.at_least(2, samples=samples)
-    cli.at_least(1, batch_size=batch_size)
+    cli.at_least(1, batch_size=batch_size, threads=threads)
     if method != "centrality" and (budget < 1 or ray):
         raise InputError(f"--budget and --ray serve ModelCentrality: {method} encodes each model once; leave them out")
     if ray:

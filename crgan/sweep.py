@@ -93,10 +93,8 @@ def run_here(runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) 
                 if slot not in active and waiting:
                     run = waiting.pop(0)
                     gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-                    active[slot] = (
-                        run,
-                        cli.start_python(run.arguments, run.log, {"OMP_NUM_THREADS": str(threads)} | gpu),
-                    )
+                    process = cli.start_python(run.arguments, run.log, {"OMP_NUM_THREADS": str(threads)} | gpu)
+                    active[slot] = run, process
             yield None
             time.sleep(0.2)
             for slot, (run, process) in list(active.items()):

@@ -3,6 +3,7 @@
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ try:
     import triton.language as tl
     from triton import jit
 except ImportError:  # the kernels are then plain functions that nothing calls
-    triton = tl = None
+    triton, tl = None, SimpleNamespace(constexpr=None)
 
     def jit(fn: Any = None, **options: Any) -> Any:
         return fn or jit

@@ -162,8 +162,9 @@ def restart_h(model: InfoGAN, optimisers: Optimisers, step: int) -> None:
     fresh = copy.deepcopy(model.contrastive).cpu()
     fresh.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # draws fill it in this order
     draw = networks.seeded_generator(model.cfg.seed, 2, step)
-    networks.initialise(fresh, draw, model.cfg.init, keep_vectors=True)
-    model.contrastive.load_state_dict(fresh.state_dict())
+    networks.initialise(fresh, draw, model.cfg.init)
+    weights = {name: value for name, value in fresh.state_dict().items() if not name.endswith(".u")}
+    model.contrastive.load_state_dict(weights, strict=False)
     for entry in optimisers["contrastive"].state.values():
         for value in entry.values():
             value.zero_()

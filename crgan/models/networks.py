@@ -109,8 +109,8 @@ def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None, norm_f
 
 
 @torch.no_grad()
-def initialise(network: nn.Module, generator: torch.Generator, init: str = "normal", keep_vectors=False) -> None:
-    """Draw new weights in place; biases become 0, batch norms the identity, singular vectors u random or kept.
+def initialise(network: nn.Module, generator: torch.Generator, init: str) -> None:
+    """Draw new weights and singular vectors u in place; biases become 0, batch norms the identity.
 
     "normal": N(0, 0.02), truncated at two standard deviations for convolutions (the original code).
     "he": N(0, 2 / fan-in) of He et al. (2015), N(0, 1 / fan-in) for the layers in `network.outputs`. The fan-in of a
@@ -130,8 +130,7 @@ def initialise(network: nn.Module, generator: torch.Generator, init: str = "norm
             if module.bias is not None:
                 module.bias.zero_()
             if (u := module._buffers.get("u")) is not None:
-                drawn = normalize(torch.randn(u.shape, generator=generator, dtype=torch.float32), dim=0)
-                u.copy_(u if keep_vectors else drawn)
+                u.copy_(normalize(torch.randn(u.shape, generator=generator, dtype=torch.float32), dim=0))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_parameters()
 

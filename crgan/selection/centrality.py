@@ -1,9 +1,7 @@
 """ModelCentrality (Lin et al. 2020, InfoGAN-CR, section 4): the best model of a pool without labels.
 
-Models that disentangle well agree with each other. B[i, j] is the FactorVAE score of encoder i on images of
-generator j, whose codes serve as the factors; the medoid of the pool under that similarity is chosen:
-
-    A = (B + B^T) / 2        s_i = mean_{j != i} A[i, j]        choose argmax_i s_i
+Models that disentangle well agree with each other. `cross_scores` gives the FactorVAE score of each encoder on the
+images of each generator, whose codes serve as the factors; the medoid under their `similarity` is chosen.
 """
 
 import hashlib
@@ -104,9 +102,6 @@ class Sizes:
         return self.groups * self.group_size + self.scale_samples
 
 
-# ---------------------------------------------------------------- a pool
-
-
 class PairVotes(NamedTuple):
     """The votes of one encoder in the groups of one generator."""
 
@@ -173,9 +168,6 @@ def vote_tables(votes: Array, num_codes: int, num_factors: int) -> Array:
     factor = np.arange(votes.shape[1]) % num_factors
     index = (np.arange(n)[:, None] * rows + votes % rows) * num_factors + factor
     return np.bincount(index.ravel(), minlength=n * rows * num_factors).reshape(n, rows, num_factors)
-
-
-# ---------------------------------------------------------------- many encoders on one generator
 
 
 class Images:
