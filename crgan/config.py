@@ -127,15 +127,11 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
         if self.cr_weight and self.num_codes > 256:
             raise InputError(f"num_codes is {self.num_codes}; expected at most 256 with the contrastive regularizer")
         if self.cr_weight and self.cr_start < (end := (self.num_codes - 1) * self.code_warmup_steps):
-            raise InputError(
-                f"cr_start is {self.cr_start}, but codes fade in until step {end}; expected cr_start {end} or later"
-            )
+            raise InputError(f"cr_start is {self.cr_start}; expected cr_start {end} or later: until then codes fade in")
         if self.blur and not self.blur_steps:
             raise InputError(f"blur is {self.blur} but blur_steps is 0; give the step at which the blur is gone")
         if self.compile and self.r1_weight:
-            raise InputError(
-                f"r1_weight is {self.r1_weight}; expected 0 with compile: R1 is the gradient of a gradient"
-            )
+            raise InputError(f"r1_weight is {self.r1_weight}; expected 0 with compile, which has no second derivative")
         if self.model != "infogan-cr":
             for name in ("num_noise", "code_warmup_steps", "cr_weight", "r1_weight", "blur", "ema", "compile"):
                 if getattr(self, name):

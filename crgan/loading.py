@@ -120,9 +120,7 @@ def open_models(models: Any, device: str | torch.device = "cpu") -> list[LoadedM
         raise InputError(f"{', '.join(map(str, given.values()))} hold no model; expected runs that have trained")
     for one, other in combinations(opened, 2):
         if one.cache_key == other.cache_key:
-            raise InputError(
-                f"{one.name} and {other.name} behave the same; leave one out, or give each a fingerprint of its own"
-            )
+            raise InputError(f"{one.name} and {other.name} behave the same; leave one out, or give each a fingerprint")
         if one.name == other.name:
             raise InputError(f"two models are called {one.name}; give them names of their own")
     return opened
@@ -160,9 +158,7 @@ def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
         for name, model in (_named(found, run) if isinstance(found, Sequence | Mapping) else {run: found}).items():
             yield LoadedModel(name, model.to(device) if isinstance(model, nn.Module) else model)
     else:
-        raise InputError(
-            f"{run} is no model; expected a run folder, a folder with generate.pt2 and encode.pt2, or module:function"
-        )
+        raise InputError(f"{run} is no model; expected a folder of a run or of an export, or module:function")
 
 
 def _hash(*files: Path) -> str:
@@ -201,6 +197,6 @@ class _Exported:
 def draw_codes(prior: str, shape: tuple[int, int], seed: int) -> Tensor:
     """Draw float32 codes on the CPU: "uniform" on [-1, 1], or "normal"."""
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.randn if prior == "normal" else torch.rand
-    codes = draw(shape, generator=generator, dtype=torch.float32, device="cpu")
-    return codes if prior == "normal" else codes * 2 - 1
+    if prior == "normal":
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return 2 * torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") - 1

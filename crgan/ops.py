@@ -205,10 +205,8 @@ def contrastive_loss(
     batch, width = features.shape if features.ndim == 2 else (0, 0)
     codes = bias.numel()
     if shapes != [[batch, width], [codes, width], [codes], [batch]] or not (2 <= codes <= 256 and width >= 1):
-        raise InputError(
-            f"contrastive_loss: features, weight, bias and index have shapes {shapes}; "
-            "expected [B, D], [K, D], [K] and [B] with 2 <= K <= 256"
-        )
+        expected = "[B, D], [K, D], [K] and [B] with 2 <= K <= 256"
+        raise InputError(f"contrastive_loss: the arguments have shapes {shapes}; expected {expected}")
     if index.dtype != torch.int64:
         raise InputError(f"contrastive_loss: index is {index.dtype}, expected int64")
     device = _one_device("contrastive_loss", (features, weight, bias, index))

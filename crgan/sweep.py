@@ -197,7 +197,11 @@ def sweep(
 
 def main(args: Sequence[str] | None = None) -> None:
     with cli.command_process():
-        bind = functools.wraps(sweep)(functools.partial(functools.partial, sweep))
+
+        @functools.wraps(sweep)
+        def bind(*given, **named):  # as tyro tells only afterwards which flags are those of crgan.train
+            return functools.partial(sweep, *given, **named)
+
         what = (sweep.__doc__ or "").partition("\n")[0]
         bound, flags = tyro.cli(bind, args=args, prog="crgan sweep", description=what, return_unknown_args=True)
         bound(flags=tuple(flags))

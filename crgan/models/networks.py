@@ -12,8 +12,7 @@ from .. import ops
 from ..config import Config
 from ..errors import InputError
 
-Shape = tuple[int, int, int]
-"""Of an image: C, H, W."""
+Shape = tuple[int, int, int]  # of an image: C, H, W
 
 
 class Normalised(NamedTuple):

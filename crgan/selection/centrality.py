@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from math import ceil
 from typing import Any, NamedTuple
@@ -262,12 +263,12 @@ class Images:
 @contextmanager
 def _thread_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
     """Threads in which torch computes with one core each; on a GPU one thread, on the caller's stream."""
-    count = torch.get_num_threads()
-    workers: tuple[int, Any, Any] = (count, torch.set_num_threads, (1,))
+    cores = torch.get_num_threads()
+    threads, prepare = cores, partial(torch.set_num_threads, 1)
     if device.type == "cuda":
-        workers = (1, torch.cuda.set_stream, (torch.cuda.current_stream(device),))
+        threads, prepare = 1, partial(torch.cuda.set_stream, torch.cuda.current_stream(device))
     try:
-        with ThreadPoolExecutor(workers[0], initializer=workers[1], initargs=workers[2]) as pool:
+        with ThreadPoolExecutor(threads, initializer=prepare) as pool:
             yield pool
     finally:
-        torch.set_num_threads(count)  # threads that begin later take the number that was set last, in any thread
+        torch.set_num_threads(cores)  # threads that begin later take the number that was set last, in any thread
