@@ -30,7 +30,8 @@ from .config import Config
 from .device import has_bfloat16
 from .errors import InputError
 from .files import flush, named_errors, write_atomically, write_json
-from .models import Build, Model, Optimisers, Shape, build_model
+from .models import Build, Model, Shape, build_model
+from .models.model import Optimisers
 
 BEFORE_CR = "before-cr"
 STEPS = "step-" + 9 * "[0-9]"  # checkpoints, but not a user's copies, whose names differ
@@ -145,7 +146,6 @@ class Log:
     def __init__(self, out: Path, state: dict[str, int]):
         self.file = (out / "metrics.jsonl").open("a+", errors="replace")
         if self.file.seek(0, 2) < state["metrics_bytes"]:
-            self.file.close()
             raise InputError(f"{self.file.name} is shorter than at the checkpoint; restore it or give another --out")
         self.file.truncate(state["metrics_bytes"])
         self.board: Any = None

@@ -72,12 +72,6 @@ class LoadedModel:
         """Return the codes [n, K] of images [n, C, H, W]."""
         return self._call("encode", (len(images), self.num_codes), images.to(self.device, self.dtype))
 
-    def check_range(self, images: Tensor) -> None:
-        """Warn of images that the other models' encoders were not made for."""
-        low, high = (value.item() for value in images.aminmax())
-        if low < -0.01 or high > 1.01:
-            warnings.warn(f"{self.name} makes images from {low:.3g} to {high:.3g}; expected 0 to 1", stacklevel=2)
-
     def check_data(self, dataset: Any) -> None:
         """Raise InputError where this model cannot encode the images of `dataset`."""
         if tuple(dataset.image_shape) != self.image_shape:

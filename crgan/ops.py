@@ -124,15 +124,13 @@ def vote_table(
     return votes[..., :cells].unflatten(-1, (codes.shape[-1], num_factors))
 
 
-# The samplers draw by Philox 4x32-10, keyed by seed and step: equal arguments give the same bits on every device and in
-# every implementation. `step` is an int, or a 0-d int64 tensor on `device`, so that a captured CUDA graph draws new
-# numbers at each replay.
-
-
 def sample_latents(
     batch: int, num_codes: int, num_noise: int, seed: int, step: Step, *, device: Device, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Draw codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
+
+    Here and below, equal arguments give the same bits on every device and in every implementation. `step` is an int, or
+    a 0-d int64 tensor on `device`, so that a captured CUDA graph draws new numbers at each replay.
 
     Raises InputError for a seed outside [0, 2^64), a step tensor of another type or shape, and if the named `impl`
     cannot run.

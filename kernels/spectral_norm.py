@@ -168,7 +168,7 @@ def _prepare(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, lis
     reusable = all(t.is_contiguous() for t in given)  # a copy will have another address at the next call
     make = _make_table if reusable else _make_table.__wrapped__
     table = make(matrices[0].device, shapes, tuple(t.data_ptr() for t in held))
-    rows, columns, elements = (max(most) for most in zip(*((r, c, r * c) for r, c in shapes)))
+    rows, columns, elements = max(r for r, _ in shapes), max(c for _, c in shapes), max(r * c for r, c in shapes)
     blocks = ((columns, COLUMNS["BLOCK_C"]), (rows, ROWS["BLOCK_R"]), (elements, ELEMENTS["BLOCK"]))
     return table, [(-(-n // block), len(matrices)) for n, block in blocks], held
 

@@ -1,8 +1,6 @@
 """InfoGAN-CR (Lin et al. 2020, section 3): the model, its optimisers, one training step, and the losses.
 
-    min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)
-
-The contrastive term is `crgan.contrastive_loss`.
+min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)
 """
 
 import copy
@@ -59,7 +57,6 @@ class InfoGAN(Model):
         return (self.average or self).get_submodule("generator")(codes, noise)
 
     def code_mean(self, images: Tensor) -> Tensor:
-        """Return Q's estimate of the codes."""
         return normalise((self.average or self).get_submodule("discriminator"))(images)[1]
 
 

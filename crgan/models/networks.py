@@ -41,8 +41,8 @@ def normalise(network: nn.Module) -> Normalised:
     vectors = [layer.u for layer in layers.values()]
     matrices, following = ops.spectral_norm([tap.flatten(1) for tap in taps], vectors)
     weights = [matrix.view(tap.shape).movedim(-1, 1) for matrix, tap in zip(matrices, taps)]
-    names = [f"{name}.weight" for name in layers]
-    return Normalised(network, dict(zip(names, weights)), list(zip(vectors, following)))
+    named = {f"{name}.weight": weight for name, weight in zip(layers, weights)}
+    return Normalised(network, named, list(zip(vectors, following)))
 
 
 @torch.no_grad()
@@ -77,13 +77,6 @@ class BlockConvTranspose2d(nn.ConvTranspose2d):
         bias = self.bias[:, None].expand(-1, 4).reshape(-1)
         blocks = conv2d(input, taps.reshape(4 * after, before, 2, 2), bias, padding=1)
         return pixel_shuffle(blocks, 2)[:, :, 1:-1, 1:-1]
-
-
-def _downsample(cfg: Config, before: int, after: int) -> nn.Conv2d:
-    """Return the convolution that halves the sides of a map."""
-    if cfg.network == "dcgan":
-        return nn.Conv2d(before, after, 5, 2, 2)
-    return (BlockConv2d if before <= 2 else nn.Conv2d)(before, after, 4, 2, 1)
 
 
 def _upsample(cfg: Config, before: int, after: int) -> nn.ConvTranspose2d:
@@ -200,7 +193,11 @@ class Trunk(nn.Sequential):
         layers: list[nn.Module] = []
         for before, after in pairwise([image_shape[0], *maps]):
             norm: nn.Module | None = nn.BatchNorm2d(after) if batch_norm and layers else None
-            layers.append(_spectral(_downsample(cfg, before, after), spectral_norm))
+            if self.centred:
+                convolution = nn.Conv2d(before, after, 5, 2, 2)
+            else:
+                convolution = (BlockConv2d if before <= 2 else nn.Conv2d)(before, after, 4, 2, 1)
+            layers.append(_spectral(convolution, spectral_norm))
             layers += _activate(cfg, nn.LeakyReLU(0.2), norm)
         layers.append(nn.Flatten())
         self.num_features = maps[-1] * smallest**2
