@@ -1,9 +1,8 @@
 """Run folders without pickle: safetensors and JSON, whole or absent, enough to continue with the same bits.
 
 A run folder holds `config.json`, `metrics.jsonl` and `checkpoint/step-<n>/` with `model.safetensors`,
-`optimisers.safetensors` and `state.json`. A checkpoint is written under a temporary name and renamed; only then is the
-previous one removed. `checkpoint/before-cr/` keeps the state just before the contrastive regularizer starts: the
-paper's InfoGAN (modified).
+`optimisers.safetensors` and `state.json`. `checkpoint/before-cr/` keeps the state just before the contrastive
+regularizer starts: the paper's InfoGAN (modified).
 """
 
 import json

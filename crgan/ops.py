@@ -135,7 +135,7 @@ def sample_latents(
     Raises InputError for a seed outside [0, 2^64), a step tensor of another type or shape, and if the named `impl`
     cannot run.
     """
-    draw = _sampler("sample_latents", "draw", seed, step, device, impl)
+    draw = _sampler("sample_latents", samplers.draw_ref, samplers.draw_triton, seed, step, device, impl)
     c, z = draw(batch * (num_codes + num_noise), 0, samplers.LATENTS).split([batch * num_codes, batch * num_noise])
     return c.view(batch, num_codes), z.view(batch, num_noise)
 
@@ -147,7 +147,8 @@ def random_index(n: int, high: int, seed: int, step: Step, *, device: Device, im
     """
     if not 1 <= high <= 2**31:
         raise InputError(f"random_index: high is {high}, expected 1 <= high <= 2^31")
-    return _sampler("random_index", "draw", seed, step, device, impl)(n, high, samplers.DATA_INDEX)
+    draw = _sampler("random_index", samplers.draw_ref, samplers.draw_triton, seed, step, device, impl)
+    return draw(n, high, samplers.DATA_INDEX)
 
 
 def traversal_pairs(
@@ -166,20 +167,20 @@ def traversal_pairs(
         raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")
     if num_codes < 1:
         raise InputError(f"traversal_pairs: num_codes is {num_codes}, expected at least 1")
-    draw = _sampler("traversal_pairs", "traversal_pairs", seed, step, device, impl)
+    ref, triton = samplers.traversal_pairs_ref, samplers.traversal_pairs_triton
+    draw = _sampler("traversal_pairs", ref, triton, seed, step, device, impl)
     return draw(batch, num_codes, num_noise, gap)
 
 
-def _sampler(op: str, kernel: str, seed: int, step: Step, device: Device, impl: str) -> Any:
-    """Return the implementation to run, bound to seed, step and device."""
+def _sampler(op: str, ref: Any, triton: Any, seed: int, step: Step, device: Device, impl: str) -> Any:
+    """Return the implementation to run, `ref` or `triton`, bound to seed, step and device."""
     device = torch.device(device)
     if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.ndim or step.device.type != device.type):
         found = f"{step.dtype} of shape {list(step.shape)} on {step.device}"
         raise InputError(f"{op}: step is {found}, expected an int or a 0-d int64 tensor on {device}")
     if not 0 <= seed < 2**64:
         raise InputError(f"{op}: seed is {seed}, expected 0 <= seed < 2^64")
-    implementation = getattr(samplers, f"{kernel}_{'triton' if _compiled(op, impl, device) else 'ref'}")
-    return functools.partial(implementation, seed=seed, step=step, device=device)
+    return functools.partial(triton if _compiled(op, impl, device) else ref, seed=seed, step=step, device=device)
 
 
 def contrastive_loss(

@@ -197,11 +197,8 @@ def sweep(
 
 def main(args: Sequence[str] | None = None) -> None:
     with cli.command_process():
-
-        @functools.wraps(sweep)
-        def bind(*given, **named):  # as tyro tells only afterwards which flags are those of crgan.train
-            return functools.partial(sweep, *given, **named)
-
+        # Only after its call does tyro tell which flags are those of crgan.train.
+        bind = functools.wraps(sweep)(lambda *given, **named: functools.partial(sweep, *given, **named))
         what = (sweep.__doc__ or "").partition("\n")[0]
         bound, flags = tyro.cli(bind, args=args, prog="crgan sweep", description=what, return_unknown_args=True)
         bound(flags=tuple(flags))

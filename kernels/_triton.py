@@ -19,7 +19,6 @@ except ImportError:  # the kernels are then plain functions that nothing calls
         return fn or jit
 
 
-# Triton's launcher needs it
 HAS_COMPILER = bool(os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc"))))
 INTERPRET = triton is not None and triton.knobs.runtime.interpret
 # the smallest sides of a product of matrices that Triton compiles

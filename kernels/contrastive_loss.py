@@ -143,6 +143,7 @@ def config(kernel: Any, num_codes: int) -> dict:
 def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int, int, int]) -> None:
     """Launch `kernel` with its sums in `outs`, by way of one partial sum per program if there are several."""
     batch, num_codes, width = shape
+    inputs = [t.contiguous() for t in inputs]
     tiles = config(kernel, num_codes)
     # more rows than codes, so that the partial sums stay smaller than the features; at most 1024 programs
     rows = 64 * triton.cdiv(max(num_codes, triton.cdiv(batch, 1024)), 64)
@@ -163,8 +164,7 @@ def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int
 @torch.library.custom_op("crgan::contrastive_loss", mutates_args=())
 def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
     loss = features.new_empty((), dtype=torch.float32)
-    inputs = [t.contiguous() for t in (features, weight, bias, index)]
-    _run(forward_kernel, inputs, [loss], (len(index), *weight.shape))
+    _run(forward_kernel, [features, weight, bias, index], [loss], (len(index), *weight.shape))
     return loss
 
 
@@ -173,8 +173,7 @@ def _contrastive_loss_backward(
     grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = [t.new_empty(t.shape) for t in (features, weight, bias)]
-    inputs = [t.contiguous() for t in (grad, features, weight, bias, index)]
-    _run(backward_kernel, [*inputs, grads[0]], grads[1:], (len(index), *weight.shape))
+    _run(backward_kernel, [grad, features, weight, bias, index, grads[0]], grads[1:], (len(index), *weight.shape))
     return tuple(grads)
 
 

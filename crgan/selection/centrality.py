@@ -75,7 +75,8 @@ def cross_scores(
     Raises InputError for fewer than 2 models, one model twice, images of unlike shape, and models that break the
     contract.
     """
-    pool = Pool(open_models(models), Sizes(groups, group_size, scale_samples, seed), batch_size)
+    sizes = Sizes(groups, group_size, scale_samples, seed)
+    pool = Pool(open_models(models), sizes, batch_size)
     return pool.measure(np.ones_like(pool.B, bool))
 
 
@@ -217,7 +218,7 @@ class Images:
         size = min(POINTS_BLOCK, self.sizes.scale_samples - start)
         images = self.generator.sample(size, self._seed("points", start))
         if block == 0:
-            low, high = (value.item() for value in images.aminmax())
+            low, high = images.aminmax()
             if low < -0.01 or high > 1.01:  # encoders were not made for such images
                 makes = f"makes images from {low:.3g} to {high:.3g}"
                 warnings.warn(f"{self.generator.name} {makes}; expected 0 to 1", stacklevel=2)

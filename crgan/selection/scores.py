@@ -105,13 +105,11 @@ def save(path: Path, pool: Pool) -> None:
                 group = file.create_group(f"pairs/{generator}")
                 votes, variance, exact = zip(*column.values())
                 group["encoders"], group["exact"] = list(column), exact
-                group["votes"], group["variance"] = _padded(votes), _padded(variance)
+                for name, rows in (("votes", votes), ("variance", variance)):
+                    longest = max(map(len, rows))
+                    padded = [np.pad(row, (0, longest - len(row)), constant_values=PAD) for row in rows]
+                    group[name] = np.stack(padded)
             file.flush()
             temporary.write_bytes(file.id.get_file_image())
 
     write_atomically(path, write)
-
-
-def _padded(rows: Sequence[Array]) -> Array:
-    longest = max(map(len, rows))
-    return np.stack([np.pad(row, (0, longest - len(row)), constant_values=PAD) for row in rows])
