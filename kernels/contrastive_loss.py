@@ -1,7 +1,4 @@
-"""H's last layer and its loss, fused: which code does a pair of images share?
-
-docs/speed.md says how many bytes it has to move, and what limits it.
-"""
+"""H's last layer and its loss, fused: which code does a pair of images share?"""
 
 from typing import Any
 

@@ -154,8 +154,9 @@ def output_folder(out: Path, method: str) -> Iterator[dict[str, Any]]:
     with lock(out) as acquired:
         if not acquired:
             raise InputError(f"another process selects into {out}; wait for its end, or give another --out")
-        path = out / "ranking.json"
-        before = json.loads(path.read_text()) if path.exists() else {}
+        before: dict[str, Any] = {}
+        with suppress(OSError, ValueError, TypeError):  # none, or one that is damaged
+            before |= json.loads((out / "ranking.json").read_text())
         if before.get("method", method) != method:
             raise InputError(f"{out} holds the ranking by {before['method']}; give another --out for that by {method}")
         yield before
