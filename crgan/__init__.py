@@ -32,13 +32,11 @@ if TYPE_CHECKING:  # at run time, help(crgan) would print all that __all__ names
     __all__ += ["traversal_pairs", "udr", "vote_table"]
 
 # Imported when they are used: `crgan --help` must not wait for torch.
-_PUBLIC = (
-    "checkpoint.load config.Config config.PRESETS errors.InputError exporting.export models.InfoGAN "
-    "ops.contrastive_loss ops.group_votes ops.traversal_pairs ops.vote_table "
-    "selection.centrality.cross_scores selection.centrality.model_centrality selection.centrality.similarity "
-    "selection.ranking.Ranking selection.ranking.rank selection.udr.udr train.fit"
-)
-_MODULES = {name: module for module, _, name in (path.rpartition(".") for path in _PUBLIC.split())}
+_MODULES = {"load": "checkpoint", "InputError": "errors", "export": "exporting", "InfoGAN": "models", "fit": "train"}
+_MODULES |= dict.fromkeys(["Config", "PRESETS"], "config")
+_MODULES |= dict.fromkeys(["contrastive_loss", "group_votes", "traversal_pairs", "vote_table"], "ops")
+_MODULES |= dict.fromkeys(["cross_scores", "model_centrality", "similarity"], "selection.centrality")
+_MODULES |= {"Ranking": "selection.ranking", "rank": "selection.ranking", "udr": "selection.udr"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,9 +1,8 @@
 """Run folders without pickle: safetensors and JSON, whole or absent, enough to continue with the same bits.
 
 A run folder holds `config.json`, `metrics.jsonl` and `checkpoint/step-<n>/` with `model.safetensors`,
-`optimisers.safetensors` and `state.json`. A checkpoint is written under a temporary name and renamed; only then is the
-previous one removed. `checkpoint/before-cr/` keeps the state just before the contrastive regularizer starts: the
-paper's InfoGAN (modified).
+`optimisers.safetensors` and `state.json`. `checkpoint/before-cr/` keeps the state just before the contrastive
+regularizer starts: the paper's InfoGAN (modified).
 """
 
 import json
@@ -22,17 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as deserialise
-from safetensors.torch import save as serialise
 from torch import nn
 
 from .config import Config
 from .device import has_bfloat16
 from .errors import InputError
 from .files import flush, named_errors, write_atomically, write_json
-from .models import Build, Model, Optimisers, Shape, build_model
+from .models import Build, Model, Shape, build_model
+from .models.model import Optimisers
 
 BEFORE_CR = "before-cr"
 STEPS = "step-" + 9 * "[0-9]"  # checkpoints, but not a user's copies, whose names differ
@@ -147,7 +145,6 @@ class Log:
     def __init__(self, out: Path, state: dict[str, int]):
         self.file = (out / "metrics.jsonl").open("a+", errors="replace")
         if self.file.seek(0, 2) < state["metrics_bytes"]:
-            self.file.close()
             raise InputError(f"{self.file.name} is shorter than at the checkpoint; restore it or give another --out")
         self.file.truncate(state["metrics_bytes"])
         self.board: Any = None
@@ -211,7 +208,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for file, tensors in (("model", weights), ("optimisers", moments)):
-        content = serialise({key: value.detach().contiguous() for key, value in tensors.items()})
+        content = safetensors.torch.save({key: value.detach().contiguous() for key, value in tensors.items()})
         write_atomically(temporary / f"{file}.safetensors", partial(Path.write_bytes, data=content))
     write_json(temporary / "state.json", state)
     if name:  # of the same step, if the run was killed after it
@@ -227,7 +224,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
 def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[str, ...] = ()) -> dict[str, Any]:
     """Load a checkpoint in place, but for the networks `skip`; return its state. Raises InputError if it is damaged."""
     _load_model(model, folder, skip)
-    saved = read(path := folder / "optimisers.safetensors", deserialise)
+    saved = read(path := folder / "optimisers.safetensors", safetensors.torch.load)
     for name, optimiser in optimisers.items():
         if f"{name}.0.step" not in saved or name in skip:  # H has none while the regularizer is off
             continue
@@ -246,7 +243,7 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[
 
 def _load_model(model: nn.Module, folder: Path, skip: tuple[str, ...] = ()) -> None:
     path = folder / "model.safetensors"
-    saved = {key: value for key, value in read(path, deserialise).items() if not key.startswith(skip)}
+    saved = {key: value for key, value in read(path, safetensors.torch.load).items() if not key.startswith(skip)}
     saved |= {key: value for key, value in model.state_dict().items() if key.startswith(skip)}
     try:
         model.load_state_dict(saved)
@@ -262,5 +259,5 @@ def read(path: Path, parse: Callable[[bytes], Any] = json.loads) -> dict[str, An
         if isinstance(content, dict):
             return content
         raise ValueError("it holds no object")
-    except (FileNotFoundError, ValueError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(f"{path} cannot be read ({error}); restore it or start with a new --out") from None

@@ -67,8 +67,7 @@ def command_process() -> Iterator[None]:
             try:
                 yield
             finally:
-                if sys.stdout:  # None if it was closed before the start
-                    sys.stdout.flush()
+                print(end="", flush=True)
     except (InputError, OSError) as error:
         message = str(error)
         if isinstance(error, OSError):

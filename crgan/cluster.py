@@ -9,16 +9,15 @@ import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from . import cli
-from .errors import InputError
+from .errors import InputError, check_name
 from .loading import LoadedModel, models_of, open_models
 from .selection.centrality import Images, PairVotes, Pool, Sizes, Work
 
-Key = TypeVar("Key")
 RETRIES = 20  # of one piece of work whose worker or machine was lost
 BLOCKS_PER_SLOT = 4  # pieces of a selection for each that run at once, so that all end at about the same time
 
@@ -40,8 +39,8 @@ def connect(address: str) -> bool:
 
 
 def scatter(
-    work: Callable[..., Any], pieces: Mapping[Key, tuple[Any, ...]], threads: int, gpus: float = 0.0
-) -> Generator[tuple[Key, Any] | None, None, None]:
+    work: Callable[..., Any], pieces: Mapping[Any, tuple[Any, ...]], threads: int, gpus: float = 0.0
+) -> Generator[tuple[Any, Any] | None, None, None]:
     """Run work(threads, *arguments) for each piece, anywhere; yield (key, its result or exception) as they end.
 
     Also yield None every second. Each piece takes `threads` cores and a share `gpus` of a GPU.
@@ -91,10 +90,7 @@ class ClusterPool(Pool):
     def __init__(
         self, runs: Sequence[str], sizes: Sizes, batch_size: int | None, address: str, threads: int, device: str
     ):
-        if threads < 1:
-            raise InputError(f"--threads is {threads}; expected at least 1")
-        if device not in ("auto", "cpu", "cuda"):
-            raise InputError(f"--device is {device!r}; expected auto, cpu or cuda: the cluster places the work")
+        check_name("device of a cluster", device, ("auto", "cpu", "cuda"))
         has_gpus = connect(address)
         if device == "cuda" and not has_gpus:
             raise InputError("--device is 'cuda' but the cluster has no GPU; use --device cpu")

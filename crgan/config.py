@@ -5,7 +5,6 @@ The comment of a field is its documentation: `crgan train --help` and `help(crga
 
 import inspect
 import sys
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -128,15 +127,11 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
         if self.cr_weight and self.num_codes > 256:
             raise InputError(f"num_codes is {self.num_codes}; expected at most 256 with the contrastive regularizer")
         if self.cr_weight and self.cr_start < (end := (self.num_codes - 1) * self.code_warmup_steps):
-            raise InputError(
-                f"cr_start is {self.cr_start}, but codes fade in until step {end}; expected cr_start {end} or later"
-            )
+            raise InputError(f"cr_start is {self.cr_start}; expected cr_start {end} or later: until then codes fade in")
         if self.blur and not self.blur_steps:
             raise InputError(f"blur is {self.blur} but blur_steps is 0; give the step at which the blur is gone")
         if self.compile and self.r1_weight:
-            raise InputError(
-                f"r1_weight is {self.r1_weight}; expected 0 with compile: R1 is the gradient of a gradient"
-            )
+            raise InputError(f"r1_weight is {self.r1_weight}; expected 0 with compile, which has no second derivative")
         if self.model != "infogan-cr":
             for name in ("num_noise", "code_warmup_steps", "cr_weight", "r1_weight", "blur", "ema", "compile"):
                 if getattr(self, name):
@@ -176,9 +171,8 @@ _LIMITS: dict[str, tuple[float, float]] = {"seed": (0, 2**31), "g_bias": (-inf, 
 _LIMITS |= {name: (1, 10**9) for name in ("width", "hidden", "steps", "g_steps", "r1_every", "eval_every")}
 _LIMITS |= {"batch_size": (2, inf), "beta1": (0, 1), "beta2": (0, 1), "ema": (0, 1), "gap": (0, 2), "gap_after": (0, 2)}
 TOPICS = (Data, Networks, Losses, Schedule, Optimiser, Run)
-with suppress(OSError):  # without source, as in a frozen program
-    source = inspect.getsource(sys.modules[__name__])
-    Config.__doc__ = f"{Config.__doc__}\n{source[source.index('class Data:') : source.index('class Config(')]}"
+source = inspect.getsource(sys.modules[__name__])
+Config.__doc__ = f"{Config.__doc__}\n{source[source.index('class Data:') : source.index('class Config(')]}"
 
 _PAPER = Config()
 # 27 epochs of 737,280 images in batches of 64; the pool has gamma in 1, 10, 20, 40 with ten seeds each.

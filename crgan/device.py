@@ -20,9 +20,8 @@ def has_bfloat16(device: torch.device) -> bool:
 def exact_arithmetic() -> Iterator[None]:
     """Context manager: deterministic cuDNN algorithms, and no TF32 in matrix products and convolutions."""
     cudnn: Any = torch.backends.cudnn
-    matmul: Any = torch.backends.cuda.matmul
-    settings: list[tuple[Any, str, Any]] = [(cudnn, "deterministic", True), (cudnn, "benchmark", False)]
-    settings += [(cudnn.conv, "fp32_precision", "ieee"), (matmul, "fp32_precision", "ieee")]
+    settings = [(cudnn, "deterministic", True), (cudnn, "benchmark", False), (cudnn.conv, "fp32_precision", "ieee")]
+    settings.append((torch.backends.cuda.matmul, "fp32_precision", "ieee"))
     with ExitStack() as stack:
         for owner, name, value in settings:
             stack.callback(setattr, owner, name, getattr(owner, name))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .checkpoint import latest, load, read_config
 from .device import evaluating, exact_arithmetic
 from .errors import InputError
 
@@ -71,12 +72,6 @@ class LoadedModel:
         """Return the codes [n, K] of images [n, C, H, W]."""
         return self._call("encode", (len(images), self.num_codes), images.to(self.device, self.dtype))
 
-    def check_range(self, images: Tensor) -> None:
-        """Warn of images that the other models' encoders were not made for."""
-        low, high = (value.item() for value in images.aminmax())
-        if low < -0.01 or high > 1.01:
-            warnings.warn(f"{self.name} makes images from {low:.3g} to {high:.3g}; expected 0 to 1", stacklevel=2)
-
     def check_data(self, dataset: Any) -> None:
         """Raise InputError where this model cannot encode the images of `dataset`."""
         if tuple(dataset.image_shape) != self.image_shape:
@@ -119,9 +114,7 @@ def open_models(models: Any, device: str | torch.device = "cpu") -> list[LoadedM
         raise InputError(f"{', '.join(map(str, given.values()))} hold no model; expected runs that have trained")
     for one, other in combinations(opened, 2):
         if one.cache_key == other.cache_key:
-            raise InputError(
-                f"{one.name} and {other.name} behave the same; leave one out, or give each a fingerprint of its own"
-            )
+            raise InputError(f"{one.name} and {other.name} behave the same; leave one out, or give each a fingerprint")
         if one.name == other.name:
             raise InputError(f"two models are called {one.name}; give them names of their own")
     return opened
@@ -134,8 +127,6 @@ def _named(models: Sequence[Any] | Mapping[Any, Any], what: str) -> dict[str, An
 
 def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
     """Open those of one RUN argument; none, with a warning, of a run without a checkpoint."""
-    from .checkpoint import latest, load, read_config
-
     run = run.rstrip("/")
     path = Path(run).expanduser()
     programs = path / "generate.pt2", path / "encode.pt2"
@@ -161,9 +152,7 @@ def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
         for name, model in (_named(found, run) if isinstance(found, Sequence | Mapping) else {run: found}).items():
             yield LoadedModel(name, model.to(device) if isinstance(model, nn.Module) else model)
     else:
-        raise InputError(
-            f"{run} is no model; expected a run folder, a folder with generate.pt2 and encode.pt2, or module:function"
-        )
+        raise InputError(f"{run} is no model; expected a folder of a run or of an export, or module:function")
 
 
 def _hash(*files: Path) -> str:
@@ -202,6 +191,6 @@ class _Exported:
 def draw_codes(prior: str, shape: tuple[int, int], seed: int) -> Tensor:
     """Draw float32 codes on the CPU: "uniform" on [-1, 1], or "normal"."""
     generator = torch.Generator().manual_seed(seed)
-    draw = torch.randn if prior == "normal" else torch.rand
-    codes = draw(shape, generator=generator, dtype=torch.float32, device="cpu")
-    return codes if prior == "normal" else codes * 2 - 1
+    if prior == "normal":
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return 2 * torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu") - 1

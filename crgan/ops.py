@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from _crgan_kernels import contrastive_loss as loss_kernels
 from _crgan_kernels import samplers
-from _crgan_kernels import spectral_norm as norm_kernels
 from _crgan_kernels._triton import obstacle as triton_obstacle
+from _crgan_kernels.contrastive_loss import contrastive_loss_ref, contrastive_loss_triton
 from _crgan_kernels.group_votes import MISSING as EXTENSION_MISSING
 from _crgan_kernels.group_votes import group_votes_ref
+from _crgan_kernels.spectral_norm import spectral_norm_ref, spectral_norm_triton
 from torch import Tensor
 
 from crgan.errors import InputError
@@ -23,8 +23,6 @@ from crgan.errors import InputError
 Step = int | Tensor
 Device = torch.device | str
 _KERNEL_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
 _said: set[str] = set()  # warn once
 
 
@@ -59,9 +57,6 @@ def _one_device(op: str, tensors: Sequence[Tensor]) -> torch.device:
 def describe(device: torch.device) -> str:
     """Return which implementation of the training ops runs on `device`."""
     return "triton" if device.type == "cuda" and not triton_obstacle(device) else "reference"
-
-
-# ---------------------------------------------------------------- votes of the FactorVAE score
 
 
 def group_votes(
@@ -129,21 +124,18 @@ def vote_table(
     return votes[..., :cells].unflatten(-1, (codes.shape[-1], num_factors))
 
 
-# ---------------------------------------------------------------- sampling
-# Philox 4x32-10 keyed by seed and step: equal arguments give the same bits on every device and in every implementation,
-# and there is no generator state. `step` is an int, or a 0-d int64 tensor on `device`, so that a captured CUDA graph
-# draws new numbers at each replay.
-
-
 def sample_latents(
     batch: int, num_codes: int, num_noise: int, seed: int, step: Step, *, device: Device, impl: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Draw codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
 
+    Here and below, equal arguments give the same bits on every device and in every implementation. `step` is an int, or
+    a 0-d int64 tensor on `device`, so that a captured CUDA graph draws new numbers at each replay.
+
     Raises InputError for a seed outside [0, 2^64), a step tensor of another type or shape, and if the named `impl`
     cannot run.
     """
-    draw = _sampler("sample_latents", "draw", seed, step, device, impl)
+    draw = _sampler("sample_latents", samplers.draw_ref, samplers.draw_triton, seed, step, device, impl)
     c, z = draw(batch * (num_codes + num_noise), 0, samplers.LATENTS).split([batch * num_codes, batch * num_noise])
     return c.view(batch, num_codes), z.view(batch, num_noise)
 
@@ -155,7 +147,8 @@ def random_index(n: int, high: int, seed: int, step: Step, *, device: Device, im
     """
     if not 1 <= high <= 2**31:
         raise InputError(f"random_index: high is {high}, expected 1 <= high <= 2^31")
-    return _sampler("random_index", "draw", seed, step, device, impl)(n, high, samplers.DATA_INDEX)
+    draw = _sampler("random_index", samplers.draw_ref, samplers.draw_triton, seed, step, device, impl)
+    return draw(n, high, samplers.DATA_INDEX)
 
 
 def traversal_pairs(
@@ -174,23 +167,20 @@ def traversal_pairs(
         raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")
     if num_codes < 1:
         raise InputError(f"traversal_pairs: num_codes is {num_codes}, expected at least 1")
-    draw = _sampler("traversal_pairs", "traversal_pairs", seed, step, device, impl)
+    ref, triton = samplers.traversal_pairs_ref, samplers.traversal_pairs_triton
+    draw = _sampler("traversal_pairs", ref, triton, seed, step, device, impl)
     return draw(batch, num_codes, num_noise, gap)
 
 
-def _sampler(op: str, kernel: str, seed: int, step: Step, device: Device, impl: str) -> Any:
-    """Return the implementation to run, bound to seed, step and device."""
+def _sampler(op: str, ref: Any, triton: Any, seed: int, step: Step, device: Device, impl: str) -> Any:
+    """Return the implementation to run, `ref` or `triton`, bound to seed, step and device."""
     device = torch.device(device)
     if isinstance(step, Tensor) and (step.dtype != torch.int64 or step.ndim or step.device.type != device.type):
         found = f"{step.dtype} of shape {list(step.shape)} on {step.device}"
         raise InputError(f"{op}: step is {found}, expected an int or a 0-d int64 tensor on {device}")
     if not 0 <= seed < 2**64:
         raise InputError(f"{op}: seed is {seed}, expected 0 <= seed < 2^64")
-    implementation = getattr(samplers, f"{kernel}_{'triton' if _compiled(op, impl, device) else 'ref'}")
-    return functools.partial(implementation, seed=seed, step=step, device=device)
-
-
-# ---------------------------------------------------------------- contrastive loss
+    return functools.partial(triton if _compiled(op, impl, device) else ref, seed=seed, step=step, device=device)
 
 
 def contrastive_loss(
@@ -214,21 +204,16 @@ def contrastive_loss(
     batch, width = features.shape if features.ndim == 2 else (0, 0)
     codes = bias.numel()
     if shapes != [[batch, width], [codes, width], [codes], [batch]] or not (2 <= codes <= 256 and width >= 1):
-        raise InputError(
-            f"contrastive_loss: features, weight, bias and index have shapes {shapes}; "
-            "expected [B, D], [K, D], [K] and [B] with 2 <= K <= 256"
-        )
+        expected = "[B, D], [K, D], [K] and [B] with 2 <= K <= 256"
+        raise InputError(f"contrastive_loss: the arguments have shapes {shapes}; expected {expected}")
     if index.dtype != torch.int64:
         raise InputError(f"contrastive_loss: index is {index.dtype}, expected int64")
     device = _one_device("contrastive_loss", (features, weight, bias, index))
     narrow = all(t.dtype in _KERNEL_TYPES for t in (features, weight, bias))
     unfit = "" if narrow else "the kernel reads float32, float16 and bfloat16"
-    compiled = _compiled("contrastive_loss", impl, device, unfit)
-    implementation = loss_kernels.contrastive_loss_triton if compiled else loss_kernels.contrastive_loss_ref
-    return implementation(features, weight, bias, index)
-
-
-# ---------------------------------------------------------------- spectral norm
+    if _compiled("contrastive_loss", impl, device, unfit) and batch:  # without rows there is nothing to launch
+        return contrastive_loss_triton(features, weight, bias, index)
+    return contrastive_loss_ref(features, weight, bias, index)
 
 
 def spectral_norm(
@@ -257,6 +242,6 @@ def spectral_norm(
     if types not in ({torch.float32}, {torch.float64}):
         raise InputError(f"spectral_norm: arguments are {types}; expected all float32, or all float64")
     unfit = "" if types == {torch.float32} else "the kernel reads float32"
-    compiled = _compiled("spectral_norm", impl, device, unfit)
-    implementation = norm_kernels.spectral_norm_triton if compiled else norm_kernels.spectral_norm_ref
-    return implementation(matrices, vectors)
+    if _compiled("spectral_norm", impl, device, unfit):
+        return spectral_norm_triton(matrices, vectors)
+    return spectral_norm_ref(matrices, vectors)

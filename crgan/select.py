@@ -51,7 +51,7 @@ def select(
     """
     out = Path(out).expanduser()
     cli.at_least(2, samples=samples)
-    cli.at_least(1, batch_size=batch_size)
+    cli.at_least(1, batch_size=batch_size, threads=threads)
     if method != "centrality" and (budget < 1 or ray):
         raise InputError(f"--budget and --ray serve ModelCentrality: {method} encodes each model once; leave them out")
     if ray:
@@ -73,11 +73,11 @@ def select(
 
 def _dataset(models: Sequence[LoadedModel], name: str | None, root: str | None) -> Any:
     """Load the data set named, else the one that all models were trained on; None where there is no such one."""
-    configs = [getattr(model.model, "cfg", None) for model in models]
-    if name is None and len({cfg and (cfg.data, cfg.root) for cfg in configs}) == 1 and configs[0]:
-        name, root = configs[0].data, configs[0].root if root is None else root
     if name is None:
-        return None
+        configs: list[Any] = [getattr(model.model, "cfg", None) for model in models]
+        if not all(configs) or len({(cfg.data, cfg.root) for cfg in configs}) > 1:
+            return None
+        name, root = configs[0].data, root or configs[0].root
     dataset = datasets.load(name, root)
     for model in models:
         model.check_data(dataset)

@@ -93,10 +93,8 @@ def run_here(runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) 
                 if slot not in active and waiting:
                     run = waiting.pop(0)
                     gpu = {"CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)]} if gpus else {}
-                    active[slot] = (
-                        run,
-                        cli.start_python(run.arguments, run.log, {"OMP_NUM_THREADS": str(threads)} | gpu),
-                    )
+                    process = cli.start_python(run.arguments, run.log, {"OMP_NUM_THREADS": str(threads)} | gpu)
+                    active[slot] = run, process
             yield None
             time.sleep(0.2)
             for slot, (run, process) in list(active.items()):
@@ -199,7 +197,8 @@ def sweep(
 
 def main(args: Sequence[str] | None = None) -> None:
     with cli.command_process():
-        bind = functools.wraps(sweep)(functools.partial(functools.partial, sweep))
+        # Only after its call does tyro tell which flags are those of crgan.train.
+        bind = functools.wraps(sweep)(lambda *given, **named: functools.partial(sweep, *given, **named))
         what = (sweep.__doc__ or "").partition("\n")[0]
         bound, flags = tyro.cli(bind, args=args, prog="crgan sweep", description=what, return_unknown_args=True)
         bound(flags=tuple(flags))

@@ -3,6 +3,7 @@
 import os
 import shutil
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,13 +13,12 @@ try:
     import triton.language as tl
     from triton import jit
 except ImportError:  # the kernels are then plain functions that nothing calls
-    triton = tl = None
+    triton, tl = None, SimpleNamespace(constexpr=None)
 
     def jit(fn: Any = None, **options: Any) -> Any:
         return fn or jit
 
 
-# Triton's launcher needs it
 HAS_COMPILER = bool(os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc"))))
 INTERPRET = triton is not None and triton.knobs.runtime.interpret
 # the smallest sides of a product of matrices that Triton compiles

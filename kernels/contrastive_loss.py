@@ -1,11 +1,4 @@
-"""H's last layer and its loss, fused: which code does a pair of images share?
-
-The least to move, for B rows of D float32 features: the forward reads 4 B D bytes, the backward reads them again and
-writes as many: 34 and 67 MB at 65,536 x 128. Where D > BLOCK_D, the backward reads D / BLOCK_D + 1 times: 101 MB
-there, of which caches serve a part. Partial sums of the gradients add 3 MB, written and read.
-"""
-
-from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
+"""H's last layer and its loss, fused: which code does a pair of images share?"""
 
 from typing import Any
 
@@ -15,13 +8,8 @@ from torch import Tensor
 from ._triton import MIN_DOT, device_guard, jit, tl, triton
 
 
-def contrastive_loss_ref(
-    features: Tensor,  # [B, D]
-    weight: Tensor,  # [K, D]
-    bias: Tensor,  # [K]
-    index: Tensor,  # [B] int64 in [0, K)
-) -> Tensor:
-    """Define the loss in PyTorch: in float64 for float64 features, else in float32."""
+def contrastive_loss_ref(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
+    """Define `crgan.contrastive_loss` in PyTorch: in float64 for float64 features, else in float32."""
     dtype = torch.promote_types(features.dtype, torch.float32)
     with torch.autocast(features.device.type, enabled=False):
         logits = features.to(dtype) @ weight.to(dtype).T + bias.to(dtype)  # [B, K]
@@ -152,6 +140,7 @@ def config(kernel: Any, num_codes: int) -> dict:
 def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int, int, int]) -> None:
     """Launch `kernel` with its sums in `outs`, by way of one partial sum per program if there are several."""
     batch, num_codes, width = shape
+    inputs = [t.contiguous() for t in inputs]
     tiles = config(kernel, num_codes)
     # more rows than codes, so that the partial sums stay smaller than the features; at most 1024 programs
     rows = 64 * triton.cdiv(max(num_codes, triton.cdiv(batch, 1024)), 64)
@@ -171,11 +160,8 @@ def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int
 
 @torch.library.custom_op("crgan::contrastive_loss", mutates_args=())
 def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, index: Tensor) -> Tensor:
-    new = torch.empty if len(index) else torch.zeros
-    loss = new((), dtype=torch.float32, device=features.device)
-    if len(index):
-        inputs = [t.contiguous() for t in (features, weight, bias, index)]
-        _run(forward_kernel, inputs, [loss], (len(index), *weight.shape))
+    loss = features.new_empty((), dtype=torch.float32)
+    _run(forward_kernel, [features, weight, bias, index], [loss], (len(index), *weight.shape))
     return loss
 
 
@@ -183,11 +169,8 @@ def contrastive_loss_triton(features: Tensor, weight: Tensor, bias: Tensor, inde
 def _contrastive_loss_backward(
     grad: Tensor, features: Tensor, weight: Tensor, bias: Tensor, index: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    new = torch.empty if len(index) else torch.zeros
-    grads = [new(t.shape, dtype=t.dtype, device=t.device) for t in (features, weight, bias)]
-    if len(index):
-        inputs = [t.contiguous() for t in (grad, features, weight, bias, index)]
-        _run(backward_kernel, [*inputs, grads[0]], grads[1:], (len(index), *weight.shape))
+    grads = [t.new_empty(t.shape) for t in (features, weight, bias)]
+    _run(backward_kernel, [grad, features, weight, bias, index, grads[0]], grads[1:], (len(index), *weight.shape))
     return tuple(grads)
 
 

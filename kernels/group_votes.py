@@ -6,11 +6,8 @@ import torch
 from torch import Tensor
 
 
-def group_votes_ref(
-    codes: Tensor,  # [..., G, L, K]
-    scale: Tensor,  # [..., K]
-) -> Tensor:  # [..., G] int64
-    """Compute the definition of `crgan.group_votes`, in float64 for float64 codes, else in float32."""
+def group_votes_ref(codes: Tensor, scale: Tensor) -> Tensor:  # [..., G, L, K], [..., K] -> [..., G] int64
+    """Define `crgan.group_votes` in PyTorch: in float64 for float64 codes, else in float32."""
     x = codes.detach().to(torch.promote_types(codes.dtype, torch.float32))
     scale = scale.detach().to(x.dtype)[..., None, :]
     deviation = x - x.mean(dim=-2, keepdim=True)

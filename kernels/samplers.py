@@ -5,8 +5,6 @@ a block of four 32-bit words is a pure function of the key, which is the 64-bit 
 (block, stream, step low, step high). Each purpose has a stream of its own. No generator state exists.
 """
 
-from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
-
 import math
 from typing import Any
 
@@ -43,15 +41,10 @@ def philox_ref(counter: Tensor, seed: int) -> Tensor:
     return torch.stack((even, odd), dim=1).flatten(0, 1) & MASK
 
 
-def words_ref(
-    blocks: dict[int, int],  # stream: number of blocks
-    seed: int,
-    step: int | Tensor,  # Tensor: 0-d int64
-    device: torch.device,
-) -> list[Tensor]:
-    """Return the first blocks of several streams, each [4, blocks] int64, in one pass.
+def words_ref(blocks: dict[int, int], seed: int, step: int | Tensor, device: torch.device) -> list[Tensor]:
+    """Return the first blocks[s] blocks of each stream s, [4, blocks[s]] int64, in one pass.
 
-    Word i of block e is value i * blocks + e of those drawn: whole runs for neighbouring threads.
+    Word i of block e is value i * blocks[s] + e of those drawn: whole runs for neighbouring threads.
     """
     sizes = list(blocks.values())
     counter = torch.empty(4, sum(sizes), dtype=torch.int64, device=device)

@@ -1,7 +1,5 @@
 """Spectral norm of all layers of a network at once: a handful of launches where plain PyTorch makes hundreds."""
 
-from __future__ import annotations  # those of the kernels name types of Triton, which may not be there
-
 import functools
 from typing import Any
 
@@ -12,11 +10,8 @@ from torch.nn.functional import normalize
 from ._triton import device_guard, jit, tl
 
 
-def spectral_norm_ref(
-    matrices: list[Tensor],  # W [R, C] of each layer
-    vectors: list[Tensor],  # u [R] of each layer, of length 1
-) -> tuple[list[Tensor], list[Tensor]]:
-    """W / sigma and the next u of each layer, in float32 (in float64 for float64 matrices)."""
+def spectral_norm_ref(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Define `crgan.ops.spectral_norm` in PyTorch: in float64 for float64 matrices, else in float32."""
     normalised, moved = [], []
     for matrix, u in zip(matrices, vectors, strict=True):
         with torch.autocast(matrix.device.type, enabled=False):
@@ -173,7 +168,7 @@ def _prepare(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, lis
     reusable = all(t.is_contiguous() for t in given)  # a copy will have another address at the next call
     make = _make_table if reusable else _make_table.__wrapped__
     table = make(matrices[0].device, shapes, tuple(t.data_ptr() for t in held))
-    rows, columns, elements = (max(most) for most in zip(*((r, c, r * c) for r, c in shapes)))
+    rows, columns, elements = max(r for r, _ in shapes), max(c for _, c in shapes), max(r * c for r, c in shapes)
     blocks = ((columns, COLUMNS["BLOCK_C"]), (rows, ROWS["BLOCK_R"]), (elements, ELEMENTS["BLOCK"]))
     return table, [(-(-n // block), len(matrices)) for n, block in blocks], held
 

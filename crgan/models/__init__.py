@@ -6,14 +6,11 @@ from ..config import Config
 from ..device import plain_defaults
 from . import infogan, vae
 from .infogan import InfoGAN
-from .model import Model, Optimisers
+from .model import Model
 from .networks import Shape
 from .vae import VAE
 
-__all__ = ["ALGORITHMS", "VAE", "Build", "InfoGAN", "Model", "Optimisers", "Shape", "build_model"]
-
-Build = Callable[[Config, Shape], Model]
-"""Makes the untrained model of a configuration for images of one shape [C, H, W]."""
+Build = Callable[[Config, Shape], Model]  # makes the untrained model of a configuration for images [C, H, W]
 ALGORITHMS = {"infogan-cr": infogan, "factor-vae": vae, "beta-vae": vae, "beta-tcvae": vae}
 
 

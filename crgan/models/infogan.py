@@ -1,8 +1,6 @@
 """InfoGAN-CR (Lin et al. 2020, section 3): the model, its optimisers, one training step, and the losses.
 
-    min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)
-
-The contrastive term is `crgan.contrastive_loss`.
+min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)
 """
 
 import copy
@@ -59,7 +57,6 @@ class InfoGAN(Model):
         return (self.average or self).get_submodule("generator")(codes, noise)
 
     def code_mean(self, images: Tensor) -> Tensor:
-        """Return Q's estimate of the codes."""
         return normalise((self.average or self).get_submodule("discriminator"))(images)[1]
 
 
@@ -162,8 +159,9 @@ def restart_h(model: InfoGAN, optimisers: Optimisers, step: int) -> None:
     fresh = copy.deepcopy(model.contrastive).cpu()
     fresh.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # draws fill it in this order
     draw = networks.seeded_generator(model.cfg.seed, 2, step)
-    networks.initialise(fresh, draw, model.cfg.init, keep_vectors=True)
-    model.contrastive.load_state_dict(fresh.state_dict())
+    networks.initialise(fresh, draw, model.cfg.init)
+    weights = {name: value for name, value in fresh.state_dict().items() if not name.endswith(".u")}
+    model.contrastive.load_state_dict(weights, strict=False)
     for entry in optimisers["contrastive"].state.values():
         for value in entry.values():
             value.zero_()

@@ -12,8 +12,7 @@ from .. import ops
 from ..config import Config
 from ..errors import InputError
 
-Shape = tuple[int, int, int]
-"""Of an image: C, H, W."""
+Shape = tuple[int, int, int]  # of an image: C, H, W
 
 
 class Normalised(NamedTuple):
@@ -42,8 +41,8 @@ def normalise(network: nn.Module) -> Normalised:
     vectors = [layer.u for layer in layers.values()]
     matrices, following = ops.spectral_norm([tap.flatten(1) for tap in taps], vectors)
     weights = [matrix.view(tap.shape).movedim(-1, 1) for matrix, tap in zip(matrices, taps)]
-    names = [f"{name}.weight" for name in layers]
-    return Normalised(network, dict(zip(names, weights)), list(zip(vectors, following)))
+    named = {f"{name}.weight": weight for name, weight in zip(layers, weights)}
+    return Normalised(network, named, list(zip(vectors, following)))
 
 
 @torch.no_grad()
@@ -80,13 +79,6 @@ class BlockConvTranspose2d(nn.ConvTranspose2d):
         return pixel_shuffle(blocks, 2)[:, :, 1:-1, 1:-1]
 
 
-def _downsample(cfg: Config, before: int, after: int) -> nn.Conv2d:
-    """Return the convolution that halves the sides of a map."""
-    if cfg.network == "dcgan":
-        return nn.Conv2d(before, after, 5, 2, 2)
-    return (BlockConv2d if before <= 2 else nn.Conv2d)(before, after, 4, 2, 1)
-
-
 def _upsample(cfg: Config, before: int, after: int) -> nn.ConvTranspose2d:
     """Return the transposed convolution that doubles the sides of a map."""
     if cfg.network == "dcgan":
@@ -109,8 +101,8 @@ def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None, norm_f
 
 
 @torch.no_grad()
-def initialise(network: nn.Module, generator: torch.Generator, init: str = "normal", keep_vectors=False) -> None:
-    """Draw new weights in place; biases become 0, batch norms the identity, singular vectors u random or kept.
+def initialise(network: nn.Module, generator: torch.Generator, init: str) -> None:
+    """Draw new weights and singular vectors u in place; biases become 0, batch norms the identity.
 
     "normal": N(0, 0.02), truncated at two standard deviations for convolutions (the original code).
     "he": N(0, 2 / fan-in) of He et al. (2015), N(0, 1 / fan-in) for the layers in `network.outputs`. The fan-in of a
@@ -130,8 +122,7 @@ def initialise(network: nn.Module, generator: torch.Generator, init: str = "norm
             if module.bias is not None:
                 module.bias.zero_()
             if (u := module._buffers.get("u")) is not None:
-                drawn = normalize(torch.randn(u.shape, generator=generator, dtype=torch.float32), dim=0)
-                u.copy_(u if keep_vectors else drawn)
+                u.copy_(normalize(torch.randn(u.shape, generator=generator, dtype=torch.float32), dim=0))
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_parameters()
 
@@ -202,7 +193,11 @@ class Trunk(nn.Sequential):
         layers: list[nn.Module] = []
         for before, after in pairwise([image_shape[0], *maps]):
             norm: nn.Module | None = nn.BatchNorm2d(after) if batch_norm and layers else None
-            layers.append(_spectral(_downsample(cfg, before, after), spectral_norm))
+            if self.centred:
+                convolution = nn.Conv2d(before, after, 5, 2, 2)
+            else:
+                convolution = (BlockConv2d if before <= 2 else nn.Conv2d)(before, after, 4, 2, 1)
+            layers.append(_spectral(convolution, spectral_norm))
             layers += _activate(cfg, nn.LeakyReLU(0.2), norm)
         layers.append(nn.Flatten())
         self.num_features = maps[-1] * smallest**2

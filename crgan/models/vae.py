@@ -59,11 +59,9 @@ class VAE(Model):
         return mean, log_variance
 
     def decode(self, codes: Tensor, noise: Tensor) -> Tensor:
-        """Return the pixels' means. There is no noise."""
         return self.decoder(codes).sigmoid()
 
     def code_mean(self, images: Tensor) -> Tensor:
-        """Return the posterior's mean."""
         return self.posterior(images)[0]
 
 

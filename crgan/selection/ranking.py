@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,8 @@ def rank_pool(
 ) -> Ranking:
     """Rank a pool, and write the ranking into the folder `out`, if one is given, in which earlier work is found."""
     begin = time.monotonic()
-    with output_folder(out, method) as before, cli.progress() as bar:
+    folder = output_folder(out, method) if out else nullcontext[dict[str, Any]]({})
+    with folder as before, cli.progress() as bar:
         if method == "centrality":
             ranking = _by_centrality(pool, out, budget, bar)
         else:
@@ -142,14 +143,11 @@ def rank_pool(
 
 
 @contextmanager
-def output_folder(out: Path | None, method: str) -> Iterator[dict[str, Any]]:
-    """Make the folder, if one is given, hold its lock, and yield what its ranking.json has from before.
+def output_folder(out: Path, method: str) -> Iterator[dict[str, Any]]:
+    """Make the folder, hold its lock, and yield what its ranking.json has from before.
 
     Raises InputError where the folder is a run's, holds the ranking of another method, or is in use.
     """
-    if out is None:
-        yield {}
-        return
     if (out / "config.json").exists():
         raise InputError(f"{out} is a run folder; give another --out")
     out.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 
 from ..errors import InputError
@@ -34,8 +35,6 @@ class Scores(NamedTuple):
 
 def read(path: str | Path) -> Scores:
     """Read scores.h5. Raises InputError where the file is of an older format, or damaged."""
-    import h5py
-
     # A file object takes no HDF5 locks, which fail on network file systems and while somebody else has the file open,
     # and leaves the operating system's errors as they are: neither is damage.
     with Path(path).open("rb") as raw:
@@ -91,8 +90,6 @@ def restore(path: Path, pool: Pool) -> list[str]:
 
 def save(path: Path, pool: Pool) -> None:
     """Replace the file: a kill at any moment leaves the old or the new one."""
-    import h5py
-
     columns: dict[str, dict[str, PairVotes]] = {}  # by generator, then encoder
     for (encoder, generator), found in pool.known.items():
         columns.setdefault(generator, {})[encoder] = found
@@ -108,13 +105,11 @@ def save(path: Path, pool: Pool) -> None:
                 group = file.create_group(f"pairs/{generator}")
                 votes, variance, exact = zip(*column.values())
                 group["encoders"], group["exact"] = list(column), exact
-                group["votes"], group["variance"] = _padded(votes), _padded(variance)
+                for name, rows in (("votes", votes), ("variance", variance)):
+                    longest = max(map(len, rows))
+                    padded = [np.pad(row, (0, longest - len(row)), constant_values=PAD) for row in rows]
+                    group[name] = np.stack(padded)
             file.flush()
             temporary.write_bytes(file.id.get_file_image())
 
     write_atomically(path, write)
-
-
-def _padded(rows: Sequence[Array]) -> Array:
-    longest = max(map(len, rows))
-    return np.stack([np.pad(row, (0, longest - len(row)), constant_values=PAD) for row in rows])

@@ -5,6 +5,7 @@ other. All models encode one sample of images.
 """
 
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -49,16 +50,15 @@ def udr(
         x.append((c - c.mean(0)) / c.std(0))
     N, n = len(x), len(arrays[0])
     pairs = np.zeros((N, N))
-    for i in range(N):
-        for j in range(N):
-            if i != j and x[i].shape[1] and x[j].shape[1]:
-                if method == "udr-lasso":
-                    R = Lasso(alpha, fit_intercept=False, tol=1e-8).fit(x[i], x[j]).coef_.reshape(-1, x[i].shape[1]).T
-                else:
-                    R = x[i].T @ x[j] / n
-                R = np.abs(R)
-                best = [R.max(axis) ** 2 / np.where(R.any(axis), R.sum(axis), 1) for axis in (0, 1)]
-                pairs[i, j] = (best[0].mean() + best[1].mean()) / 2
+    for i, j in permutations(range(N), 2):
+        if x[i].shape[1] and x[j].shape[1]:
+            if method == "udr-lasso":
+                R = Lasso(alpha, fit_intercept=False, tol=1e-8).fit(x[i], x[j]).coef_.reshape(-1, x[i].shape[1]).T
+            else:
+                R = x[i].T @ x[j] / n
+            R = np.abs(R)
+            best = [R.max(axis) ** 2 / np.where(R.any(axis), R.sum(axis), 1) for axis in (0, 1)]
+            pairs[i, j] = (best[0].mean() + best[1].mean()) / 2
     return {"score": np.array([np.median(np.delete(pairs[:, i], i)) for i in range(N)]), "pairs": pairs}
 
 
