@@ -207,7 +207,9 @@ def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
     """
     graphs: dict[Phase, tuple[torch.cuda.CUDAGraph, Losses]] = {}
     eager_steps: dict[Phase, int] = {}
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.current_stream()
+    if stream == torch.cuda.default_stream():  # where nothing can be captured
+        stream = torch.cuda.Stream()
 
     def step(phase: Phase) -> Losses:
         if phase not in graphs:

@@ -1,4 +1,9 @@
-"""H's last layer and its loss, fused: which code does a pair of images share?"""
+"""H's last layer and its loss, fused: which code does a pair of images share?
+
+The least to move, for B rows of D float32 features: the forward reads 4 B D bytes, the backward reads them again and
+writes as many: 34 and 67 MB at 65,536 x 128. Where D > BLOCK_D, the backward reads D / BLOCK_D + 1 times: 101 MB
+there, of which caches serve a part. Partial sums of the gradients add 3 MB, written and read.
+"""
 
 from typing import Any
 

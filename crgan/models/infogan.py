@@ -1,6 +1,8 @@
 """InfoGAN-CR (Lin et al. 2020, section 3): the model, its optimisers, one training step, and the losses.
 
-min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)
+    min_{G,Q,H} max_D  L_adv(G, D) - lambda I(c; Q(G(c, z))) - alpha L_cr(G, H)
+
+The contrastive term is `crgan.contrastive_loss`.
 """
 
 import copy

@@ -1,7 +1,9 @@
 """ModelCentrality (Lin et al. 2020, InfoGAN-CR, section 4): the best model of a pool without labels.
 
-Models that disentangle well agree with each other. `cross_scores` gives the FactorVAE score of each encoder on the
-images of each generator, whose codes serve as the factors; the medoid under their `similarity` is chosen.
+Models that disentangle well agree with each other. B[i, j] is the FactorVAE score of encoder i on images of
+generator j, whose codes serve as the factors; the medoid of the pool under that similarity is chosen:
+
+    A = (B + B^T) / 2        s_i = mean_{j != i} A[i, j]        choose argmax_i s_i
 """
 
 import hashlib
