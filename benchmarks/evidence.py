@@ -290,7 +290,7 @@ def claims(results: dict) -> list[tuple[str, str, str, str]]:
             + ", ".join(f"{mean[pool]:.3f}" for pool in pools),
         ),
         (
-            "it picks better than UDR",
+            "better than UDR",
             "holds" if all(won) else "mixed" if any(won) else "does not hold",
             "; ".join(f"{m}: {ahead} better, {behind} worse" for m, (ahead, behind) in against.items()),
         ),
