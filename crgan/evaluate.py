@@ -97,6 +97,8 @@ def evaluate(
 def _entry(file: Path, key: str, head: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return what metrics.json holds, by cache key of the model, and its entry of this model, data and draws."""
     content = read(file) if file.exists() else {}
+    if not all(isinstance(found, list) and all("metrics" in entry for entry in found) for found in content.values()):
+        raise InputError(f"{file} is of another version; move it away or give --out DIR")
     entries = content.setdefault(key, [])
     entry = next((entry for entry in entries if head.items() <= entry.items()), None)
     if entry is None:

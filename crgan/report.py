@@ -42,7 +42,9 @@ def report(folder: Annotated[Path, tyro.conf.Positional]) -> None:
         raise InputError(f"{folder} holds neither config.json nor ranking.json; expected a run, a selection or a sweep")
     try:
         text = page(folder)
-    except (LookupError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, OSError) as error:
         raise InputError(f"the files in {folder} are damaged, or not of this library ({error!r})") from error
     write_atomically(folder / "report.html", lambda temporary: temporary.write_text(text, "utf-8", "replace"))
     print(f"wrote {folder / 'report.html'}")

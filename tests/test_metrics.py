@@ -211,7 +211,7 @@ def test_factor_vae_of_scaled_rotated_merged_and_repeated_codes():
     assert metrics.factor_vae(*draw([[1, 0, 0], [2, 0, 0], [0, 1, 0], [0, 0, 1]]))["score"] == 1.0
 
 
-def test_constant_codes_do_not_vote():
+def test_constant_codes_do_not_vote_and_tiny_ones_do():
     groups, label, points = draw(np.eye(3))
     for value in (0.0, 0.1, 1e4, float(np.float32(1) / 3)):
         beside, all_points = (np.insert(x, 1, value, axis=-1).astype(np.float32) for x in (groups, points))
@@ -219,6 +219,10 @@ def test_constant_codes_do_not_vote():
         assert (result["score"], result["votes"][1].sum(), result["num_active"]) == (1.0, 0, 3)
         constant = metrics.factor_vae(beside[..., [1, 1]], label, all_points[:, [1, 1]])
         assert (constant["score"], constant["votes"].sum()) == (np.bincount(label).max() / 200, 0)
+    for size, counts in ((1e-15, True), (1e-25, False)):  # as long as their squares are numbers
+        small, small_points = ((x * [size, 1, 1]).astype(np.float32) for x in (groups, points))
+        votes = metrics.factor_vae(small, label, small_points)["votes"]
+        assert votes[0].tolist() == [(label == 0).sum() * counts, 0, 0]
 
 
 def test_codes_that_are_pruned_score_zero_with_a_warning_that_names_them():

@@ -155,7 +155,9 @@ def test_what_a_run_lacks_is_said(tmp_path, run_text):
 
 def test_what_cannot_be_shown_is_named(tmp_path, refused):
     assert "neither config.json nor ranking.json" in refused(main, tmp_path)
-    for file, content, problem in (("ranking.json", "{}", "damaged"), ("config.json", "{", "cannot be read")):
+    broken = (".sweep/sweep.json", "{", "damaged"), ("ranking.json", "{}", "damaged")
+    (tmp_path / ".sweep").mkdir()
+    for file, content, problem in (*broken, ("config.json", "{", "cannot be read")):
         (tmp_path / file).write_text(content)
         assert problem in refused(main, tmp_path)
 

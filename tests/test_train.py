@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,14 +153,15 @@ def test_h_and_its_optimiser_restart_in_place_and_keep_the_singular_vectors():
     assert state["step"] == 1
 
 
-def test_products_are_not_rounded_and_the_callers_settings_stay():
+@pytest.mark.parametrize("setting", ["tf32", "ieee", "none"])
+def test_products_are_not_rounded_and_the_callers_settings_stay(setting):
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    matmul.fp32_precision = "tf32"
+    matmul.fp32_precision = setting
     before = cudnn.deterministic, cudnn.conv.fp32_precision
     with exact_arithmetic():
         assert cudnn.deterministic
         assert matmul.fp32_precision == cudnn.conv.fp32_precision == "ieee"
-    assert (*before, "tf32") == (cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision)
+    assert (*before, setting) == (cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision)
 
 
 def test_a_numbered_gpu_becomes_the_current_one(monkeypatch):
@@ -243,7 +245,10 @@ def test_compiled_networks_train_as_eager_ones_and_are_compiled_once(tmp_path, s
 
 
 def test_a_run_leaves_all_that_it_promises(tmp_path, train):
+    mask = os.umask(0o022)
     model, out = train("run"), tmp_path / "run"
+    os.umask(mask)
+    assert {path.stat().st_mode & 0o777 for path in checkpoint.latest(out).iterdir()} == {0o644}
     names = {path.name for path in out.iterdir() if "tfevents" not in path.name and path.name[0] != "."}
     assert names == {"config.json", "metrics.jsonl", "traversal.png", "traversal.gif", "samples.png", "checkpoint"}
     assert any("tfevents" in path.name for path in out.iterdir())
@@ -377,6 +382,10 @@ def test_broken_checkpoints_are_refused_and_left_alone(run, train):
     assert (run / "config.json").read_bytes() == config
     with pytest.raises(InputError, match="is no run folder"):
         load(run.parent)
+    copy = folder.with_name("step-000009999.bak")  # a user's, so no checkpoint
+    shutil.copytree(folder, copy)
+    train("run", steps=30)
+    assert copy.is_dir()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(run, train):

@@ -122,7 +122,7 @@ def rank_pool(
     budget: float = 1.0,
     samples: int = 0,  # images that all models encode for UDR
     dataset: Any = None,  # of UDR's images, and of the labels
-    labels: dict[str, Any] | None = None,  # which data set's, to score the models by them too
+    labels: dict[str, Any] | None = None,  # data set, root and seed of the supervised scores; None: no such scores
 ) -> Ranking:
     """Rank a pool, and write the ranking into the folder `out`, if one is given, in which earlier work is found."""
     begin = time.monotonic()
