@@ -7,6 +7,7 @@ regularizer starts: the paper's InfoGAN (modified).
 
 import json
 import platform
+import re
 import shlex
 import shutil
 import sys
@@ -28,7 +29,7 @@ from torch import nn
 from .config import Config
 from .device import has_bfloat16
 from .errors import InputError
-from .files import flush, named_errors, write_atomically, write_json
+from .files import named_errors, write_atomically, write_json
 from .models import Build, Model, Shape, build_model
 from .models.model import Optimisers
 
@@ -68,7 +69,7 @@ def load(run: str | Path, device: str | torch.device = "cpu", build: Build | Non
 
 def write_config(run: Path, cfg: Config, image_shape: Shape, about: dict[str, Any] | None = None) -> None:
     """Write config.json: the configuration, the shape of the images, and where the run was made (`about`)."""
-    write_json(run / "config.json", {"config": cfg.to_json(), "image_shape": list(image_shape), **(about or {})})
+    write_json(run / "config.json", {"config": vars(cfg), "image_shape": list(image_shape), **(about or {})})
 
 
 def read_config(run: Path) -> tuple[Config, Shape]:
@@ -139,19 +140,20 @@ def describe(cfg: Config, device: torch.device, dataset: Any) -> dict[str, Any]:
 class Log:
     """metrics.jsonl, one object per line, and the same values as TensorBoard events.
 
-    Continues after the last checkpoint: later lines are removed, as they will be written again.
+    Lines of steps after `step`, from which the run continues, are removed: they will be written again.
     """
 
-    def __init__(self, out: Path, state: dict[str, int]):
-        self.file = (out / "metrics.jsonl").open("a+", errors="replace")
-        if self.file.seek(0, 2) < state["metrics_bytes"]:
-            raise InputError(f"{self.file.name} is shorter than at the checkpoint; restore it or give another --out")
-        self.file.truncate(state["metrics_bytes"])
+    def __init__(self, out: Path, step: int):
+        path = out / "metrics.jsonl"
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in lines if (found := re.match(r'{"step": (\d+),.*}\n', line)) and int(found[1]) <= step]
+        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+        self.file = path.open("a")
         self.board: Any = None
         with suppress(ImportError, UnicodeError):  # not installed, or it cannot take the name of the folder
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(out), purge_step=state["step"] + 1 if state["step"] else None)
+            self.board = SummaryWriter(str(out), purge_step=step + 1 if step else None)
 
     def write(self, step: int, values: dict[str, float], **pictures: Any) -> None:
         if values:
@@ -163,13 +165,6 @@ class Log:
                 self.board.add_scalar(name, value, step)
             for name, picture in pictures.items():
                 self.board.add_image(name, np.asarray(picture), step, dataformats="HWC")
-
-    def size(self) -> int:
-        """Return the bytes of metrics.jsonl, which are on the disk: a checkpoint holds this number."""
-        if self.board:
-            self.board.flush()
-        flush(Path(self.file.name))
-        return Path(self.file.name).stat().st_size
 
     def close(self) -> None:
         if self.board:
@@ -214,7 +209,6 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
     if name:  # of the same step, if the run was killed after it
         shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    flush(final.parent)
     if not name:
         for folder in {*final.parent.glob(STEPS)} - {final}:
             shutil.rmtree(folder)
@@ -236,7 +230,7 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[
             moments = [torch.empty_like(parameter).copy_(value) for value in moments]
             optimiser.state[parameter] = dict(zip(MOMENTS, [step.to(parameter.device), *moments]))
     state = read(folder / "state.json")
-    if not all(isinstance(state.get(name), int) for name in ("step", "metrics_bytes")):
+    if not isinstance(state.get("step"), int):
         raise InputError(f"{folder / 'state.json'} is damaged: {state}; start with a new --out")
     return state
 

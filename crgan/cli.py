@@ -122,29 +122,27 @@ def start_python(arguments: Sequence[str], log: str | Path, environment: Mapping
 
 
 @contextmanager
-def stop_signal() -> Iterator[Callable[[], int]]:
-    """Let Ctrl-C and SIGTERM only raise a flag: `stopped()` returns the signal's number, or 0.
+def delayed_stop() -> Iterator[list[int]]:
+    """Delay Ctrl-C and SIGTERM to the end of the body; the list that this yields holds their numbers meanwhile.
 
-    Before the first call of `stopped`, and at a second Ctrl-C, they end the process at once.
+    A second Ctrl-C does not wait. Nothing is delayed outside the main thread, to which Python gives all signals.
     """
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number: int, _frame: Any) -> None:
         if number == signal.SIGINT and number in received:
             raise KeyboardInterrupt
         received.append(number)
 
-    def stopped() -> int:
-        for number in before:
-            signal.signal(number, note)
-        return received[-1] if received else 0
-
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield stopped
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if received:
+        raise KeyboardInterrupt if received[-1] == signal.SIGINT else SystemExit(128 + received[-1])
 
 
 def announce(doing: str, device: "torch.device", **facts: Any) -> None:

@@ -5,7 +5,7 @@ The comment of a field is its documentation: `crgan train --help` and `help(crga
 
 import inspect
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from math import inf
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
@@ -155,9 +155,6 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
     def restarts_h(self, step: int) -> bool:
         """Return whether H starts anew at `step`: where the regularizer begins and where the gap changes."""
         return self.cr_weight > 0 and step in (self.cr_start, self.gap_switch) and step > 0
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Config":

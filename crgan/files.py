@@ -1,6 +1,5 @@
 """Atomic writes and locks: a reader, or a kill at any moment, never meets half a file."""
 
-import errno
 import json
 import os
 import tempfile
@@ -21,9 +20,9 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     with named_errors(path), tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
         temporary = Path(folder) / path.name
         write(temporary)
-        flush(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
-    flush(path.parent)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -58,16 +57,3 @@ def lock(folder: Path, timeout: float = 0) -> Iterator[bool]:
         yield acquired
     finally:
         file.release()
-
-
-def flush(path: Path) -> None:
-    """Make a file, or the names in a folder, survive a power cut, where the file system offers that."""
-    with named_errors(path):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):  # FUSE, CIFS
-                raise
-        finally:
-            os.close(descriptor)

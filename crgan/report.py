@@ -83,7 +83,7 @@ def run_page(folder: Path) -> str:
         folder,
         about=about,
         config=config,
-        paper=Config().to_json(),
+        paper=vars(Config()),
         topics={topic.__name__: [field.name for field in fields(topic)] for topic in TOPICS},
         step=step,
         seconds=read(checkpoint / "state.json").get("seconds") if checkpoint else None,
@@ -140,7 +140,7 @@ def sweep_page(folder: Path) -> str:
         runs.append(row)
     runs.sort(key=lambda run: -1.0 if run["score"] is None else run["score"], reverse=True)
     configs = [run["config"] for run in runs if run["config"]]
-    varied = [key for key in Config().to_json() if len({str(config.get(key)) for config in configs}) > 1]
+    varied = [key for key in vars(Config()) if len({str(config.get(key)) for config in configs}) > 1]
     return render("sweep.html", folder, runs=runs, varied=varied)
 
 
@@ -191,9 +191,10 @@ def _scores(folder: Path, cache_key: str | None) -> dict[str, Any]:
     found = read(file) if file.is_file() else {}
     entries = [entry | {"is_old": key != cache_key} for key, entries in found.items() for entry in entries]
     rows = {}
-    for metric in dict.fromkeys(name for entry in entries for name in entry["metrics"]):
-        for part, label, _ in metrics.rows(metric):
-            rows[label] = [entry["metrics"].get(metric, {}).get(part) for entry in entries]
+    for metric in metrics.METRICS:
+        if any(metric in entry["metrics"] for entry in entries):
+            for part, label, _ in metrics.rows(metric):
+                rows[label] = [entry["metrics"].get(metric, {}).get(part) for entry in entries]
     return {"entries": entries, "rows": rows}
 
 

@@ -166,25 +166,24 @@ def sweep(
     table.parent.mkdir(parents=True, exist_ok=True)
     for run in due:
         run.log.unlink(missing_ok=True)
-    with cli.stop_signal() as stopped, cli.progress() as progress, closing(ends):
-        steps = {run: run.step for run in runs}
-        progress.start("sweep", sum(run.cfg.steps for run in runs), sum(steps.values()), "steps")
-        for ended in ends:
-            if stopped():
-                break
-            steps |= {run: run.step for run in due if run.result is None}
-            if ended is not None:
-                run, run.result = ended
-            counts = Counter(run.state for run in runs)
-            progress.update(sum(steps.values()), ", ".join(f"{n} {state}" for state, n in counts.items()))
-        number = stopped()
-    for run in runs:
-        name, state = run.out.name, run.state.replace("running", "stopped")
-        rows[name] = {"name": name, "state": state, "step": run.step, "arguments": run.arguments}
-    write_json(table, list(rows.values()))
-    if number:
-        print(f"stopped; what had begun in {out} was saved and the same command continues it")
-        sys.exit(128 + number)
+    with cli.delayed_stop() as stop:
+        with cli.progress() as progress, closing(ends):
+            steps = {run: run.step for run in runs}
+            progress.start("sweep", sum(run.cfg.steps for run in runs), sum(steps.values()), "steps")
+            for ended in ends:
+                if stop:
+                    break
+                steps |= {run: run.step for run in due if run.result is None}
+                if ended is not None:
+                    run, run.result = ended
+                counts = Counter(run.state for run in runs)
+                progress.update(sum(steps.values()), ", ".join(f"{n} {state}" for state, n in counts.items()))
+        for run in runs:
+            name, state = run.out.name, run.state.replace("running", "stopped")
+            rows[name] = {"name": name, "state": state, "step": run.step, "arguments": run.arguments}
+        write_json(table, list(rows.values()))
+        if stop:
+            print(f"stopped; what had begun in {out} was saved and the same command continues it")
     failed = [run for run in runs if run.result]
     for run in failed:
         text = run.log.read_text(errors="replace").strip() if run.log.exists() else ""

@@ -38,7 +38,6 @@ def fit(
     start_from: str | Path | None = None,
     checkpoint_every: int = 1_000,
     cuda_graph: bool = True,
-    stopped: Callable[[], int] = lambda: 0,
     **overrides: Any,
 ) -> Model:
     """Train a model and return it in eval mode.
@@ -53,16 +52,15 @@ def fit(
         start_from: A run folder; training starts from its state before the regularizer.
         checkpoint_every: Steps between two checkpoints.
         cuda_graph: Replay the whole step as one captured graph, on CUDA.
-        stopped: Called after every step; a number above 0 saves, and ends the process with exit code 128 plus it.
 
-    KeyboardInterrupt saves and passes through. Raises InputError for unknown presets, fields and values, OSError where
-    the folder or the disk refuse.
+    Ctrl-C and SIGTERM take effect after the step, which is saved first. Raises InputError for unknown presets, fields
+    and values, OSError where the folder or the disk refuse.
     """
     cli.at_least(1, checkpoint_every=checkpoint_every)
     name, cfg = base_config(preset)
     if data is not None:
         overrides["data"] = data if isinstance(data, str) else data.name
-    cfg = Config.from_json(cfg.to_json() | overrides)
+    cfg = Config.from_json(vars(cfg) | overrides)
     torch_device, out = cli.device(device), Path(out or default_out(name, cfg)).expanduser()
     dataset = datasets.load(cfg.data, cfg.root) if data is None or isinstance(data, str) else data
     cfg = checkpoint.resolve(checkpoint.continued_config(out, cfg, dataset.identity), torch_device, dataset.image_shape)
@@ -78,7 +76,7 @@ def fit(
         run = Run(cfg, out, torch_device, dataset, build, start_from)
         stack.callback(run.log.close)
         if run.step < cfg.steps:
-            _loop(run, checkpoint_every, cuda_graph, stopped)
+            _loop(run, checkpoint_every, cuda_graph)
         else:
             print(f"{out} has finished its {run.step} steps; give --steps a larger number to continue")
     return run.model.for_use()
@@ -112,7 +110,7 @@ class Run:
         if cfg.compile:
             for network in self.model.children():
                 network.compile()
-        state: dict[str, Any] = {"step": 0, "metrics_bytes": 0}
+        state: dict[str, Any] = {"step": 0}
         about, folder = checkpoint.describe(cfg, device, dataset), checkpoint.latest(out)
         if folder is not None:
             state = checkpoint.restore(folder, self.model, self.optimisers)
@@ -130,18 +128,18 @@ class Run:
             print(f"starting from step {state['step']} of {trunk}, before its regularizer")
         if cfg.cr_weight and cfg.cr_start >= cfg.steps:
             print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
-        self.log = checkpoint.Log(out, state)
         self.step = state["step"]  # number of steps done
+        self.log = checkpoint.Log(out, self.step)
         self.seconds = state.get("seconds", 0.0)  # that earlier processes took for them
         checkpoint.write_config(out, cfg, dataset.image_shape, about)  # now that nothing stands against continuing
 
     def save(self, name: str = "") -> Path:
         seconds = round(self.seconds + time.monotonic() - self.begun, 1)
-        state = {"step": self.step, "metrics_bytes": self.log.size(), "seconds": seconds}
+        state = {"step": self.step, "seconds": seconds}
         return checkpoint.save(self.out, self.model, self.optimisers, state, name)
 
 
-def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[], int]) -> None:
+def _loop(run: Run, checkpoint_every: int, cuda_graph: bool) -> None:
     cfg, model = run.cfg, run.model
     done = torch.tensor(run.step, dtype=torch.int64, device=run.device)
     batch = RealImages(run.dataset, cfg.images_per_step, cfg.seed, run.device)
@@ -154,49 +152,43 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool, stopped: Callable[[
 
     on_cpu = run.device.type == "cpu"
     take_step = eager_step if on_cpu or not cuda_graph else capture(eager_step)
-    stop, best_rate = 0, 0.0
+    best_rate = 0.0
     model.train()
-    with cli.progress() as progress:
+    with cli.delayed_stop() as stop, cli.progress() as progress:
         progress.start("training", cfg.steps, run.step, "steps")
-        try:
-            while run.step < cfg.steps and not stop:
-                if cfg.restarts_h(run.step):
-                    assert isinstance(model, InfoGAN)
-                    if run.step == cfg.cr_start:
-                        run.save(checkpoint.BEFORE_CR)
-                    restart_h(model, run.optimisers, run.step)
-                batch.fetch(run.step)
-                with exact_arithmetic():
-                    report = take_step(cfg.phase(run.step))
-                run.step += 1
-                if run.step % LOG_EVERY == 0 or on_cpu:  # the one read-back: a CPU waits for nothing
-                    values = {name: value.item() for name, value in report.items()}
-                    for name, value in values.items():
-                        if not abs(value) < float("inf"):
-                            raise checkpoint.diverged(run.out, f"the loss {name} is {value} at step {run.step}")
-                    progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
-                    if run.step % LOG_EVERY == 0:
-                        run.log.write(run.step, values)
-                        rate = progress.task.speed or 0.0
-                        if cfg.threads > 1 and 0 < rate < best_rate / 3:
-                            slower = f"{best_rate / rate:.0f} times slower"
-                            print(f"{slower}: threads wait for other work; --threads 1 waits less, in a new run")
-                            rate = best_rate = 0.0
-                        best_rate = max(rate, best_rate)
-                if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
-                    with exact_arithmetic(), progress.aside("evaluating"):
-                        scores = evaluate(run)
-                    for name, value in scores.items():
-                        print(f"step {run.step}: {name} {value:.3f}")
-                stop = stopped()
-                if run.step % checkpoint_every == 0 or run.step == cfg.steps or stop:
-                    run.save()
-        except KeyboardInterrupt:
-            print(f"stopped in step {run.step + 1}, saved in {run.save()}; the same call continues")
-            raise
-    if stop and run.step < cfg.steps:
-        print(f"stopped after step {run.step}, saved in {checkpoint.latest(run.out)}; the same command continues")
-        sys.exit(128 + stop)
+        while run.step < cfg.steps and not stop:
+            if cfg.restarts_h(run.step):
+                assert isinstance(model, InfoGAN)
+                if run.step == cfg.cr_start:
+                    run.save(checkpoint.BEFORE_CR)
+                restart_h(model, run.optimisers, run.step)
+            batch.fetch(run.step)
+            with exact_arithmetic():
+                report = take_step(cfg.phase(run.step))
+            run.step += 1
+            if run.step % LOG_EVERY == 0 or on_cpu:  # the one read-back: a CPU waits for nothing
+                values = {name: value.item() for name, value in report.items()}
+                for name, value in values.items():
+                    if not abs(value) < float("inf"):
+                        raise checkpoint.diverged(run.out, f"the loss {name} is {value} at step {run.step}")
+                progress.update(run.step, " ".join(f"{name} {value:.2f}" for name, value in values.items()))
+                if run.step % LOG_EVERY == 0:
+                    run.log.write(run.step, values)
+                    rate = progress.task.speed or 0.0
+                    if cfg.threads > 1 and 0 < rate < best_rate / 3:
+                        slower = f"{best_rate / rate:.0f} times slower"
+                        print(f"{slower}: threads wait for other work; --threads 1 waits less, in a new run")
+                        rate = best_rate = 0.0
+                    best_rate = max(rate, best_rate)
+            if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
+                with exact_arithmetic(), progress.aside("evaluating"):
+                    scores = evaluate(run)
+                for name, value in scores.items():
+                    print(f"step {run.step}: {name} {value:.3f}")
+            if run.step % checkpoint_every == 0 or run.step == cfg.steps:
+                run.save()
+        if stop:
+            print(f"stopped after step {run.step}, saved in {run.save()}; the same command continues")
     print(f"wrote {run.out}/: traversal.png, traversal.gif, samples.png, metrics.jsonl, config.json, checkpoint/")
 
 
@@ -287,12 +279,11 @@ def main(args: list[str] | None = None) -> None:
         preset, cfg, flags = parse(sys.argv[1:] if args is None else list(args))
         out = flags.out or default_out(preset, cfg)
         if flags.dry_run:
-            shown = checkpoint.resolve(cfg, cli.device(flags.device)).to_json()
-            print(json.dumps({"out": str(out), "device": flags.device, "config": shown}, indent=2))
+            shown = checkpoint.resolve(cfg, cli.device(flags.device))
+            print(json.dumps({"out": str(out), "device": flags.device, "config": vars(shown)}, indent=2))
             return
         options = {name: value for name, value in vars(flags).items() if name not in ("out", "dry_run")}
-        with cli.stop_signal() as stopped:
-            fit(cfg, out, stopped=stopped, **options)
+        fit(cfg, out, **options)
 
 
 if __name__ == "__main__":

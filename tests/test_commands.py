@@ -47,7 +47,7 @@ def test_public_names_are_all_there():
 def test_dry_run_prints_the_configuration_and_writes_nothing(tmp_path, capsys):
     __main__.main(["train", "dsprites", "--dry-run", "--cr-weight", "3", "--out", str(tmp_path / "run")])
     shown = json.loads(capsys.readouterr().out)
-    assert shown["config"] == {**crgan.PRESETS["dsprites"].to_json(), "cr_weight": 3.0}
+    assert shown["config"] == {**vars(crgan.PRESETS["dsprites"]), "cr_weight": 3.0}
     assert not (tmp_path / "run").exists()
 
 

@@ -1,14 +1,13 @@
 """A file is whole or not there; locks hold between processes and end with them."""
 
 import errno
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
 
-from crgan.files import flush, lock, write_atomically
+from crgan.files import lock, write_atomically
 
 
 def test_a_writer_that_fails_leaves_the_old_file(tmp_path):
@@ -40,18 +39,6 @@ def test_files_have_the_permissions_of_the_umask(tmp_path):
     write_atomically(tmp_path / "a.txt", lambda temporary: temporary.touch())
     (tmp_path / "b.txt").touch()
     assert (tmp_path / "a.txt").stat().st_mode == (tmp_path / "b.txt").stat().st_mode
-
-
-def test_file_systems_without_fsync_are_no_obstacle(tmp_path, monkeypatch):
-    def refuse(descriptor, number=errno.EINVAL):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    flush(tmp_path)
-    monkeypatch.setattr(os, "fsync", lambda descriptor: refuse(descriptor, errno.EIO))
-    with pytest.raises(OSError, match=os.strerror(errno.EIO)) as caught:
-        flush(tmp_path)
-    assert caught.value.filename == str(tmp_path)
 
 
 def test_a_lock_holds_between_processes_and_ends_with_its_own(tmp_path):

@@ -82,7 +82,7 @@ def test_curves_share_a_panel_only_where_they_share_a_scale():
 
 
 def test_marks_are_the_steps_where_the_schedule_changes():
-    cfg = CFG.to_json() | {"gap_switch": 250, "gap_after": 0.5, "code_warmup_steps": 10}
+    cfg = vars(CFG) | {"gap_switch": 250, "gap_after": 0.5, "code_warmup_steps": 10}
     marks = schedule_marks(cfg, last=240)
     assert [(letter, step) for letter, step, _ in marks] == [("A", 30), ("B", 100), ("C", 200)]
     assert schedule_marks(cfg | {"cr_weight": 0.0, "blur": 0.0, "code_warmup_steps": 0}, 300) == []

@@ -1,6 +1,6 @@
 """`evaluate`: draws the samples of a protocol, encodes each image once and scores the codes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -15,7 +15,7 @@ from ..device import exact_arithmetic, plain_defaults
 from ..errors import InputError, check_name
 from ..loading import LoadedModel, eval_mode
 from . import images, information, prediction
-from .arrays import Scores, tensor
+from .arrays import Scores
 from .factor_vae import factor_vae
 
 # Factors whose classes have no order, by the names that the data sets give them.
@@ -40,7 +40,6 @@ class Protocol:
     points: int = 73_728  # MIG, DCI, SAP, Modularity, Explicitness, IRS: images to fit on
     test_points: int = 0  # images to score on; 0: the same
     dhsic_points: int = 5_000
-    generated: int = 50_000  # images for the inception score
     reconstructed: int = 5_000  # images for PSNR and SSIM
 
 
@@ -118,13 +117,6 @@ class Samples:
             other[rows] = same[other[rows] % len(same)]
         return other
 
-    def chunks(self, n: int, what: str) -> Iterator[tuple[slice, int]]:
-        """Yield (images, seed below 2^32) of the chunks in which a model generates n images."""
-        for start in range(0, n, CHUNK):
-            stop = min(start + CHUNK, n)
-            yield slice(start, stop), int(np.random.SeedSequence([self.seed, start]).generate_state(1)[0])
-            self.progress(what, stop, n)
-
     def factor_vae(self) -> Scores:
         (groups, factor), heldout = self.groups(self.protocol.groups, 0), self.groups(self.protocol.heldout_groups, 2)
         points = self.encode(self.draw(self.protocol.scale_samples, 4))  # images of `fit`
@@ -152,29 +144,22 @@ class Samples:
         distinct = torch.randperm(self.dataset.num_images, generator=self.generator(11), device="cpu")
         return information.dhsic(self.encode(distinct[: self.protocol.dhsic_points]))
 
-    def inception(self) -> Scores:
-        classify, accuracy = images.shape_classifier()
-        probabilities = []
-        for part, seed in self.chunks(self.protocol.generated, "inception"):
-            drawn = tensor(self.model.sample(part.stop - part.start, seed), "a sample", "N C H W").to(torch.float32)
-            probabilities.append(classify(drawn.clamp(0, 1)))
-        return {**images.inception(torch.cat(probabilities)), "classifier_accuracy": accuracy}
-
     def reconstruction(self) -> Scores:
         index = self.draw(self.protocol.reconstructed, 10).to(self.model.device)
-        codes, chunks = self.encode(index), self.chunks(len(index), "reconstruction")
-        rebuilt = torch.cat([self.model.generate(codes[part], seed) for part, seed in chunks])
-        return images.reconstruction(self.dataset.images(index), rebuilt)
+        codes, rebuilt = self.encode(index), []
+        for start in range(0, len(index), CHUNK):
+            seed = int(np.random.SeedSequence([self.seed, start]).generate_state(1)[0])  # below 2^32
+            rebuilt.append(self.model.generate(codes[start : start + CHUNK], seed))
+            self.progress("reconstruction", start, len(index))
+        return images.reconstruction(self.dataset.images(index), torch.cat(rebuilt))
 
 
 class Metric(NamedTuple):
     compute: Callable[[Samples], Scores]
     factors: int = 1  # that vary; with one, every vote and guess of some metrics is right, whatever the codes
     shown: tuple[str, ...] = ("score",)  # what a table shows of the result
-    needs: str = "encode"  # the model's method
 
 
-LOWER_IS_BETTER = {"dhsic", "inception mode_kl"}
 DCI = ("disentanglement", "completeness", "informativeness")
 METRICS = {
     "factor_vae": Metric(Samples.factor_vae, 2),
@@ -187,17 +172,16 @@ METRICS = {
     "explicitness": Metric(lambda s: prediction.explicitness(*s.fit(), test=s.test(), standardise=s.dlib)),
     "irs": Metric(lambda s: information.irs(*s.fit())),
     "dhsic": Metric(Samples.dhsic, 0),
-    "inception": Metric(Samples.inception, 1, ("score", "confidence", "mode_kl"), "sample"),
-    "reconstruction": Metric(Samples.reconstruction, 0, ("psnr", "ssim"), needs="generate"),
+    "reconstruction": Metric(Samples.reconstruction, 0, ("psnr", "ssim")),
 }
 
 
 def applicable(dataset: Any, model: Any = None) -> list[str]:
     """Return the metrics that mean something on this data set, and that this model has the methods for."""
     varying = sum(size > 1 for size in dataset.factor_sizes)
-    suits = {"reconstruction": min(dataset.image_shape[1:]) >= 11, "inception": dataset.name == "dsprites"}
-    able = [name for name, metric in METRICS.items() if model is None or hasattr(model, metric.needs)]
-    return [name for name in able if varying >= METRICS[name].factors and suits.get(name, True)]
+    rebuilds = min(dataset.image_shape[1:]) >= 11 and (model is None or hasattr(model, "generate"))
+    suited = [name for name, metric in METRICS.items() if varying >= metric.factors]
+    return [name for name in suited if rebuilds or name != "reconstruction"]
 
 
 def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) -> list[str]:
@@ -212,7 +196,7 @@ def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) 
 def rows(metric: str) -> list[tuple[str, str, str]]:
     """Return (key of the result, label, "higher" or "lower" for which is better) of a metric's rows in a table."""
     labels = {key: metric if key == "score" else f"{metric} {key}" for key in METRICS[metric].shown}
-    return [(key, label, "lower" if label in LOWER_IS_BETTER else "higher") for key, label in labels.items()]
+    return [(key, label, "lower" if label == "dhsic" else "higher") for key, label in labels.items()]
 
 
 @exact_arithmetic()  # scores must not depend on the caller's settings
@@ -231,11 +215,11 @@ def evaluate(
 ) -> dict[str, Scores]:
     """Score a model on a data set: {metric: its dict}.
 
-    `model` is any object with `encode`; inception needs `sample` too, reconstruction `generate`. `dataset` is any
-    object with images(index), factors(index), factor_names, factor_sizes, num_images, image_shape and name. Factors of
-    size 1 are left out; index f of every result counts the others, in the order of the data set. The same seed draws
-    the same images, whichever metrics are asked for. `progress(what, done, total)` is called as work proceeds. Raises
-    InputError for an unknown metric, protocol or size, and for a metric that the data or the model cannot have.
+    `model` is any object with `encode`; reconstruction needs `generate` too. `dataset` is any object with
+    images(index), factors(index), factor_names, factor_sizes, num_images, image_shape and name. Factors of size 1 are
+    left out; index f of every result counts the others, in the order of the data set. The same seed draws the same
+    images, whichever metrics are asked for. `progress(what, done, total)` is called as work proceeds. Raises InputError
+    for an unknown metric, protocol or size, and for a metric that the data or the model cannot have.
     """
     check_name("protocol", protocol, PROTOCOLS)
     for what, given, verb in (("data set", dataset, "images"), ("model", model, "encode")):

@@ -1,55 +1,13 @@
-"""Metrics of images: the dSprites inception score, PSNR and SSIM."""
+"""Metrics of images: PSNR and SSIM."""
 
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..data import load
 from ..errors import InputError
 from .arrays import Scores, tensor
-
-
-def inception(probabilities: Any) -> Scores:  # [N, C], rows summing to 1
-    """Compute the inception score exp(mean KL(p(y|x) || p(y))), from 1 to C (Salimans et al. 2016, section 4).
-
-    `probabilities` are those of the classes of each generated image. InfoGAN-CR takes a classifier of dSprites' shapes
-    in place of Inception. Returns score; log_std, the standard deviation of that KL; confidence, the mean of
-    max_y p(y|x); modes [C], the share of images of each class; mode_kl, its KL divergence from uniform.
-    """
-    p = tensor(probabilities, "probabilities", "N C").double()
-    kl = (p * (p.clamp(min=1e-12).log() - p.mean(0).clamp(min=1e-12).log())).sum(1)
-    modes = p.argmax(1).bincount(minlength=p.shape[1]) / len(p)
-    mode_kl = float((modes * (modes.clamp(min=1e-12) * len(modes)).log()).sum())
-    scores = {"score": float(kl.mean().exp()), "log_std": float(kl.std(correction=0)), "mode_kl": mode_kl}
-    return scores | {"confidence": float(p.amax(1).mean()), "modes": modes.numpy(force=True)}
-
-
-@cache
-def shape_classifier() -> tuple[Callable[[Tensor], Tensor], float]:
-    """Return a network, fitted to dSprites, that gives the shapes' probabilities [N, 3] of images, and its accuracy."""
-    from sklearn.neural_network import MLPClassifier
-
-    dataset, generator = load("dsprites"), torch.Generator().manual_seed(0)
-    index = torch.randint(dataset.num_images, (12_000,), generator=generator, device="cpu")
-    x, y = _centred(dataset.images(index)), dataset.factors(index)[:, dataset.factor_names.index("shape")]
-    network = MLPClassifier(64, tol=1e-3, random_state=0).fit(x[2_000:], y[2_000:])
-    accuracy = float(network.score(x[:2_000], y[:2_000]))
-    return lambda images: torch.from_numpy(network.predict_proba(_centred(images.cpu()))), accuracy
-
-
-def _centred(x: Tensor) -> Tensor:  # [N, 1, 64, 64] -> [N, 32 * 32]
-    """Cut out the pixels around the centre of mass, so that the classifier need not learn every position."""
-    mass = x[:, 0] + 1e-6  # an empty image has its centre in the middle
-    axis, window = torch.arange(64, dtype=x.dtype, device="cpu"), torch.arange(32, device="cpu")
-    row = (mass.sum(2) @ axis / mass.sum((1, 2))).round().long()[:, None, None]
-    column = (mass.sum(1) @ axis / mass.sum((1, 2))).round().long()[:, None, None]
-    image = torch.arange(len(x), device="cpu")[:, None, None]
-    padded = functional.pad(x[:, 0], (16, 16, 16, 16))
-    return padded[image, row + window[:, None], column + window].flatten(1)
 
 
 def reconstruction(images: Any, rebuilt: Any) -> Scores:  # [N, C, H, W] in [0, 1] both
