@@ -11,7 +11,7 @@ from crgan.data import RENDERED, load
 from crgan.errors import InputError
 
 _COLUMNS = 10
-_SEED = 3541  # of what stays fixed: factors that all show
+_SEED = 3425  # of what stays fixed: factors that all show
 
 
 def gallery(out: Path, /) -> None:

@@ -100,12 +100,9 @@ class Dataset:
         return index
 
     def sample_factors(self, n: int, seed: int = 0) -> Tensor:
-        """Draw factors [n, F] int64 on the CPU, uniformly over the grid (with a table: over its rows)."""
+        """Draw factors [n, F] int64 on the CPU: those of random images."""
         generator = torch.Generator("cpu").manual_seed(seed)
-        draw = partial(torch.randint, size=(n,), generator=generator, device="cpu")
-        if self.table is not None or not self.factor_names:
-            return self.factors(draw(self.num_images))
-        return torch.stack([draw(size) for size in self.factor_sizes], -1)
+        return self.factors(torch.randint(self.num_images, (n,), generator=generator, device="cpu"))
 
     def __len__(self) -> int:
         return self.num_images
