@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the runs and the results")
     parser.add_argument("--gan", default=GAN, help="preset and flags of InfoGAN-CR")
     parser.add_argument("--seeds", type=int, default=10, help="seeds of the GANs")
-    parser.add_argument("--vae-seeds", type=int, default=3, help="seeds of each FactorVAE")
+    parser.add_argument("--vae-seeds", type=int, default=3, help="seeds of FactorVAE for each gamma")
     parser.add_argument("--vae-steps", type=int, default=6000)
     parser.add_argument("--jobs", type=int, default=2, help="processes at once, one thread each")
     parser.add_argument("--dry-run", action="store_true")
@@ -82,7 +82,7 @@ def main() -> None:
 def plan(out: Path, given: argparse.Namespace) -> dict[str, list[Path]]:
     """Train all runs and return them by pool: every trunk first, then what starts from it."""
     pools: dict[str, list[Path]] = {"InfoGAN-CR": [], "InfoGAN": [], "FactorVAE": []}
-    chains: list[list[str]] = []  # commands that follow each other
+    chains: list[list[str]] = []  # commands that run one after another
     for seed in range(given.seeds):
         on, off = out / f"infogan-cr-{seed}", out / f"infogan-{seed}"
         flags = f"{given.gan} --seed {seed}"
@@ -130,7 +130,7 @@ def crgan(command: str, log: Path) -> None:
 
 
 def evaluate(out: Path, runs: list[Path], jobs: int) -> None:
-    """Score every run by the paper's metrics; scores that metrics.json holds are not computed again."""
+    """Score every run by the paper's metrics; scores already in metrics.json are not computed again."""
     names = ",".join(METRICS)
     with ThreadPoolExecutor(jobs) as threads:
         list(
@@ -140,7 +140,7 @@ def evaluate(out: Path, runs: list[Path], jobs: int) -> None:
 
 
 def select(out: Path, pools: dict[str, list[Path]]) -> dict[str, dict[str, dict]]:
-    """Rank each pool, and all together, by each method. The pairs of the whole pool serve the others."""
+    """Rank each pool, and all together, by each method. The smaller pools reuse the pairs of the whole."""
     every = [run for pool in pools.values() for run in pool]
     rankings: dict[str, dict[str, dict]] = {}
     for name, pool in {"all": every, **pools}.items():
@@ -170,7 +170,7 @@ def collect(out: Path, pools: dict[str, list[Path]], selections: dict[str, dict[
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         curves[run.name] = [(row["step"], row["factor_vae"]) for row in rows if "factor_vae" in row]
         seconds += json.loads(next(run.glob("checkpoint/step-*/state.json")).read_text())["seconds"]
-    for run in pools["InfoGAN-CR"]:  # whose trunk the other run of the pair counts once more
+    for run in pools["InfoGAN-CR"]:  # whose trunk is counted again in the other run of the pair
         seconds -= json.loads((run / "checkpoint/before-cr/state.json").read_text())["seconds"]
     chosen = {}
     for pool, methods in selections.items():
@@ -260,7 +260,7 @@ PAPER = ("0.82 to 0.88", "0.92, mean 0.88", "VAEs 0.84, UDR 0.81", "0.92, Factor
 
 
 def claims(results: dict) -> list[tuple[str, str, str, str]]:
-    """Return of each claim: the claim, whether these scores support it, the paper's scores on dSprites, and these."""
+    """Return for each claim: its text, the verdict on these scores, the paper's scores on dSprites, and these."""
     pair = paired(results, "factor_vae")
     on, off = (values.mean() for values in _pairs(results, "factor_vae"))
     chosen = {pool: {m: row["factor_vae_of_winner"] for m, row in methods.items()} for pool, methods in
@@ -328,7 +328,7 @@ def blocks(results: dict) -> dict[str, list[str]]:
 
 def report(results: dict) -> str:
     """Write the claims and the two tables, in Markdown."""
-    about = "FactorVAE scores and all others in the paper protocol, mean ± standard error over the models of a pool."
+    about = "All scores are in the paper protocol, mean ± standard error over the models of a pool."
     parts = [
         f"# Evidence on `{results['data']}`",
         "",
@@ -352,7 +352,7 @@ def publish(results: dict, root: Path = Path(__file__).parents[1]) -> None:
 
 
 def plot(out: Path, results: dict) -> None:
-    """Draw the pairs of runs, centrality against the supervised score, and the scores while training."""
+    """Draw the pairs of runs, centrality against the supervised score, and the scores during training."""
     from matplotlib.figure import Figure
 
     figure = Figure((13, 4), layout="constrained")

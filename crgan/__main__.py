@@ -2,9 +2,9 @@
 
   train     train a model: crgan train quick
   select    rank a pool of models without labels: crgan select runs/* --out choice
-  evaluate  score models by the metrics of disentanglement: crgan evaluate runs/quick-seed0
+  evaluate  score models by disentanglement metrics: crgan evaluate runs/quick-seed0
   sweep     train a pool of models: crgan sweep quick --seeds 0:10 --out runs/pool
-  report    write one HTML page of a run or a selection: crgan report runs/quick-seed0
+  report    write one HTML page of a run, a selection or a sweep: crgan report runs/quick-seed0
   traverse  draw what each code changes: crgan traverse runs/quick-seed0 --out codes.gif
   export    write a model as torch.export programs: crgan export runs/quick-seed0 my-model
   data      list the data sets: crgan data
@@ -36,11 +36,11 @@ def traverse(
 
     Args:
         run: Run folder, exported folder or module:function, as for crgan select.
-        out: Picture: .png, with a row per code; or .gif, in which the codes move to and fro.
+        out: Picture: .png, with a row per code; or .gif, in which the codes move back and forth.
         codes: Numbers of the codes, from 1; default all.
         range: First and last value; default -1 1, or -2 2 where codes are Gaussian.
-        steps: Values of each code.
-        base: Seed of the image whose codes the others keep; default: codes 0.
+        steps: Number of values of each code.
+        base: Seed of the image whose codes the others keep; default: all codes 0.
     """
     import torch
 
@@ -58,7 +58,7 @@ def traverse(
     codes, seed, reach = codes or tuple(numbers), base or 0, pictures.code_reach(model)
     centre = torch.zeros(model.num_codes) if base is None else model.encode(model.sample(1, seed))[0]
     values = pictures.traversal_codes(centre, steps, *range or (-reach, reach))[[number - 1 for number in codes]]
-    # One image at a time: all of them are then drawn with the same noise, which the seed draws too.
+    # One image at a time, so that each call draws the same noise from the seed.
     images = torch.cat([model.generate(code[None], seed).detach() for code in values.flatten(0, 1)])
     images, labels = images.unflatten(0, (-1, steps)), [f"c{number}" for number in codes]
     frames = images.split(1 if out.suffix == ".gif" else steps, 1)
@@ -100,7 +100,7 @@ def data(name: str | None = None, /, *, root: str | None = None) -> None:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command that the arguments begin with on the arguments that follow."""
+    """Run the command that the first argument names, with the other arguments."""
     command, *rest = (sys.argv[1:] if args is None else args) or ["--help"]
     with cli.command_process():
         if command in ("-h", "--help"):

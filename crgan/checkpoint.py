@@ -1,4 +1,4 @@
-"""Run folders without pickle: safetensors and JSON, whole or absent, enough to continue with the same bits.
+"""Run folders without pickle: safetensors and JSON, written whole or not at all, enough to resume bit for bit.
 
 A run folder holds `config.json`, `metrics.jsonl` and `checkpoint/step-<n>/` with `model.safetensors`,
 `optimisers.safetensors` and `state.json`. `checkpoint/before-cr/` keeps the state just before the contrastive
@@ -68,12 +68,12 @@ def load(run: str | Path, device: str | torch.device = "cpu", build: Build | Non
 
 
 def write_config(run: Path, cfg: Config, image_shape: Shape, about: dict[str, Any] | None = None) -> None:
-    """Write config.json: the configuration, the shape of the images, and where the run was made (`about`)."""
+    """Write config.json: the configuration, the shape of the images, and `about`, from `describe`."""
     write_json(run / "config.json", {"config": vars(cfg), "image_shape": list(image_shape), **(about or {})})
 
 
 def read_config(run: Path) -> tuple[Config, Shape]:
-    """Return the configuration and the shape of the images; raise InputError if there is none of this version."""
+    """Return configuration and image shape; raise InputError if the file is missing or of another version."""
     path = run / "config.json"
     if not path.is_file():
         raise InputError(f"{run} is no run folder: it has no config.json; expected the --out of python -m crgan.train")
@@ -140,7 +140,7 @@ def describe(cfg: Config, device: torch.device, dataset: Any) -> dict[str, Any]:
 class Log:
     """metrics.jsonl, one object per line, and the same values as TensorBoard events.
 
-    Lines of steps after `step`, from which the run continues, are removed: they will be written again.
+    The run continues from `step`: lines of later steps are removed, as they will be written again.
     """
 
     def __init__(self, out: Path, step: int):
@@ -150,7 +150,7 @@ class Log:
         write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
         self.file = path.open("a")
         self.board: Any = None
-        with suppress(ImportError, UnicodeError):  # not installed, or it cannot take the name of the folder
+        with suppress(ImportError, UnicodeError):  # not installed, or it cannot handle the folder's name
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(str(out), purge_step=step + 1 if step else None)
@@ -206,7 +206,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
         content = safetensors.torch.save({key: value.detach().contiguous() for key, value in tensors.items()})
         write_atomically(temporary / f"{file}.safetensors", partial(Path.write_bytes, data=content))
     write_json(temporary / "state.json", state)
-    if name:  # of the same step, if the run was killed after it
+    if name:  # left from a run that was killed after this step
         shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     if not name:
@@ -216,7 +216,7 @@ def save(run: Path, model: nn.Module, optimisers: Optimisers, state: dict[str, A
 
 
 def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Load a checkpoint in place, but for the networks `skip`; return its state. Raises InputError if it is damaged."""
+    """Load a checkpoint in place, except the networks `skip`; return its state. Raises InputError if it is damaged."""
     _load_model(model, folder, skip)
     saved = read(path := folder / "optimisers.safetensors", safetensors.torch.load)
     for name, optimiser in optimisers.items():
@@ -226,7 +226,7 @@ def restore(folder: Path, model: nn.Module, optimisers: Optimisers, skip: tuple[
             step, *moments = (saved.get(f"{name}.{i}.{key}", torch.empty(0)) for key in MOMENTS)
             if any(value.shape != parameter.shape for value in moments):
                 raise InputError(f"{path} is of another model: its {name}.{i} differs; give a new --out")
-            # The fused Adam walks raw memory: its moments must lie as the weights do (channels_last).
+            # The fused Adam walks raw memory: its moments need the memory layout of the weights (channels_last).
             moments = [torch.empty_like(parameter).copy_(value) for value in moments]
             optimiser.state[parameter] = dict(zip(MOMENTS, [step.to(parameter.device), *moments]))
     state = read(folder / "state.json")

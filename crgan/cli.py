@@ -23,11 +23,11 @@ from .errors import InputError, check_name
 if TYPE_CHECKING:  # --help and typos answer before torch is loaded
     import torch
 
-PARENT = "CRGAN_PARENT"  # environment variable: the process that started this one and that it must not outlive
+PARENT = "CRGAN_PARENT"  # environment variable: id of the parent process, which this one must not outlive
 
 
 def run(name: str, command: Callable[..., Any], args: Sequence[str] | None = None) -> None:
-    """Call `command` with its parameters from the command line; its signature and docstring make the flags."""
+    """Call `command` with parameters from the command line; its signature and docstring define the flags."""
     with command_process():
         import tyro
 
@@ -71,14 +71,14 @@ def command_process() -> Iterator[None]:
     except (InputError, OSError) as error:
         message = str(error)
         if isinstance(error, OSError):
-            if error.errno is None:  # raised by a library: a fault of the program
+            if error.errno is None:  # raised by a library: a bug, not a mistake of the user
                 raise
             if error.filename is None:
                 try:
                     print(flush=True)
-                except OSError:  # it is stdout, which Python would flush again at its end
+                except OSError:  # it is stdout, which Python would flush again at exit
                     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-                    if isinstance(error, BrokenPipeError):  # the reader, as `head`, has seen enough
+                    if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has seen enough
                         sys.exit(1)
                     error.filename = "standard output"
             message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -101,7 +101,7 @@ def tune_malloc() -> None:
 
 
 def follow_parent() -> None:
-    """Send this process SIGTERM, at which training saves and ends, once the process that `PARENT` names is gone."""
+    """Send this process SIGTERM, on which training saves and ends, once its parent, named by `PARENT`, is gone."""
 
     def watch(parent: int) -> None:
         while os.getppid() == parent:
@@ -113,7 +113,7 @@ def follow_parent() -> None:
 
 
 def start_python(arguments: Sequence[str], log: str | Path, environment: Mapping[str, str]) -> subprocess.Popen:
-    """Start `python ARGUMENTS`, its output appended to `log`; it ends, as at SIGTERM, when this process is gone."""
+    """Start `python ARGUMENTS` with output appended to `log`; it receives SIGTERM when this process is gone."""
     with open(log, "ab") as file:
         return subprocess.Popen(
             [sys.executable, "-X", "faulthandler", *arguments], stdin=subprocess.DEVNULL, stdout=file,
@@ -123,7 +123,7 @@ def start_python(arguments: Sequence[str], log: str | Path, environment: Mapping
 
 @contextmanager
 def delayed_stop() -> Iterator[list[int]]:
-    """Delay Ctrl-C and SIGTERM to the end of the body; the list that this yields holds their numbers meanwhile.
+    """Delay Ctrl-C and SIGTERM to the end of the body; the list yielded holds the numbers of those received so far.
 
     A second Ctrl-C does not wait. Nothing is delayed outside the main thread, to which Python gives all signals.
     """
@@ -155,7 +155,7 @@ def announce(doing: str, device: "torch.device", **facts: Any) -> None:
 
 
 class progress:
-    """Context manager: a progress bar on stderr; where that is no terminal, a line there every `every` seconds.
+    """Context manager: a progress bar on stderr, or, where that is not a terminal, a line every `every` seconds.
 
     `task.speed` is the rate over the last minute, None at first.
     """
@@ -164,7 +164,7 @@ class progress:
         self.every, self.idle, self.what, console = every, 0.0, "", Console(stderr=True)
         self.bar = Progress(
             "{task.description}", BarColumn(8), "{task.completed:,.0f}/{task.total:,.0f}", TimeRemainingColumn(True),
-            TextColumn("{task.fields[note]}", table_column=Column()),  # which gives way where the terminal is narrow
+            TextColumn("{task.fields[note]}", table_column=Column()),  # which shrinks where the terminal is narrow
             console=console, disable=not console.is_terminal, redirect_stdout=bool(sys.stdout and sys.stdout.isatty()),
             speed_estimate_period=60, get_time=lambda: time.monotonic() - self.idle,
         )  # fmt: skip
@@ -184,7 +184,7 @@ class progress:
         self.bar.reset(self.task.id, total=total, completed=done, visible=True, description=what, note="")
 
     def update(self, done: float, note: str = "") -> None:
-        """Say how much is done, and what else is to be shown beside."""
+        """Set how much is done, and a note to show beside it."""
         if self.task.speed:
             note = f"{self.task.speed:,.1f}{self.unit}/s {note}"
         self.bar.update(self.task.id, completed=done, note=note)
@@ -194,12 +194,12 @@ class progress:
             print(f"{self.what}: {of}, {note}", file=sys.stderr, flush=True)
 
     def advance(self, count: float = 1) -> None:
-        """Say that `count` more units are done."""
+        """Add `count` to the units that are done."""
         self.update(self.task.completed + count)
 
     @contextmanager
     def aside(self, what: str) -> Iterator[None]:
-        """Show `what` while the body runs, whose time does not count in the rate."""
+        """Show `what` while the body runs, and leave its time out of the rate."""
         begun, self.task.description = time.monotonic(), what
         yield
         self.task.description = self.what

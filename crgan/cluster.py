@@ -1,6 +1,6 @@
-"""Work on a Ray cluster that is already there: Ray places it, and repeats what a lost machine had in hand.
+"""Run work on an existing Ray cluster: Ray places it, and repeats what a lost machine was working on.
 
-What a worker runs lives here, so that it is found by name on every machine that has crgan installed.
+What workers run is defined here, so that every machine with crgan installed finds it by name.
 """
 
 import logging
@@ -19,11 +19,11 @@ from .loading import LoadedModel, models_of, open_models
 from .selection.centrality import Images, PairVotes, Pool, Sizes, Work
 
 RETRIES = 20  # of one piece of work whose worker or machine was lost
-BLOCKS_PER_SLOT = 4  # pieces of a selection for each that run at once, so that all end at about the same time
+BLOCKS_PER_SLOT = 4  # blocks of pairs per worker: several, so that all workers end at about the same time
 
 
 def connect(address: str) -> bool:
-    """Join the cluster and return whether it has GPUs. Raises InputError where Ray or the cluster is not there."""
+    """Join the cluster and return whether it has GPUs. Raises InputError where Ray or the cluster is missing."""
     try:
         import ray
     except ImportError:
@@ -33,7 +33,7 @@ def connect(address: str) -> bool:
         if port.isdigit() and "/" not in host:  # Ray itself would wait for minutes
             socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except OSError:  # a ConnectionError is one
+    except OSError:  # Ray raises ConnectionError, a subclass
         raise InputError(f"there is no Ray cluster at {address!r}; give what `ray start --head` printed") from None
     return ray.cluster_resources().get("GPU", 0) > 0
 
@@ -65,15 +65,15 @@ def scatter(
 def run_python(threads: int, arguments: Sequence[str], log: str) -> int:
     """Run `python ARGUMENTS` as a child of this worker and return its exit code.
 
-    Raises ChildProcessError, after which Ray starts the command again, if a signal ended it.
+    Raises ChildProcessError if a signal ended it; Ray then starts the command again.
     """
     with open(log, "a") as file:
         file.write(f"on {os.uname().nodename}, process {os.getpid()}\n")
-    # As many threads as in a local run give its bits: sums are split among them.
+    # With as many threads as a local run, the bits are the same: sums are split among threads.
     process = cli.start_python(arguments, log, {"OMP_NUM_THREADS": str(threads)})
     try:
         code = process.wait()
-    finally:  # where this task is cancelled
+    finally:  # also if this task is cancelled
         process.terminate()
         process.wait()
     if code < 0 or code > 128:
@@ -82,9 +82,9 @@ def run_python(threads: int, arguments: Sequence[str], log: str) -> int:
 
 
 class ClusterPool(Pool):
-    """A pool measured on a Ray cluster: a block of pairs, one generator and some encoders, goes to one worker.
+    """A pool measured on a Ray cluster: each worker takes a block of pairs, one generator with some encoders.
 
-    Workers open the models themselves, at the same paths. With one thread each, they give the bits of a local pool.
+    Workers open the models themselves, at the same paths. With one thread each, they equal a local pool bit for bit.
     """
 
     def __init__(
@@ -124,14 +124,14 @@ def measure_block(
     threads: int,
     runs: tuple[str, ...],
     device: str,
-    folder: str,  # that the paths in `runs` start from
+    folder: str,  # the paths in `runs` are relative to it
     sizes: Sizes,
     batch_size: int | None,
     groups: int | None,
-    names: list[tuple[str, str]],  # and cache keys, of the generator and then the encoders
-    before: list[PairVotes | None],  # of each encoder
+    names: list[tuple[str, str]],  # name and cache key of the generator, then of each encoder
+    before: list[PairVotes | None],  # the votes known, of each encoder
 ) -> list[PairVotes]:
-    """Take the votes of some encoders on one generator, inside this worker."""
+    """Compute the votes of some encoders on one generator, inside this worker."""
     torch.set_num_threads(threads)
     os.chdir(folder)
     generator, *encoders = [_loaded(runs, name, key, device) for name, key in names]
@@ -140,7 +140,7 @@ def measure_block(
 
 @lru_cache(maxsize=4096)
 def _loaded(runs: tuple[str, ...], name: str, key: str, device: str) -> LoadedModel:
-    """Open the model of that name: the run of that name, or one of a module that returns several."""
+    """Open the model called `name`: a run folder, or one of the models that a module returns."""
     for run in [name] if any(Path(name, file).is_file() for file in ("config.json", "encode.pt2")) else runs:
         for model in models_of(run, torch.device(device)):
             if model.name == name:

@@ -13,7 +13,7 @@ from .errors import InputError, check_name
 
 
 class Phase(NamedTuple):
-    """What the schedules fix for a stretch of steps. Constant inside a captured CUDA graph."""
+    """Settings that the schedules fix for a stretch of steps. Constant inside a captured CUDA graph."""
 
     cr_weight: float
     gap: float
@@ -42,9 +42,9 @@ class Networks:
     network: Literal["conv4", "dcgan"] = "conv4"  # 4x4 convolutions and a hidden layer, or 5x5 ones and tanh images.
     width: int = 32  # Channels of the first convolution; deeper layers have multiples of it.
     hidden: int = 128  # Units of the fully connected layers of conv4.
-    spectral_norm: Literal["all", "trunk", "none"] = "all"  # Layers of D and Q under it. trunk: all but the heads.
+    spectral_norm: Literal["all", "trunk", "none"] = "all"  # Which layers of D and Q have it. trunk: all but the heads.
     h_norm: Literal["spectral", "batch", "none"] = "spectral"  # Normalisation of H, except its last layer.
-    init: Literal["normal", "he"] = "normal"  # First weights: N(0, 0.02) (paper), or N(0, 2 / fan-in), dark images.
+    init: Literal["normal", "he"] = "normal"  # First weights: N(0, 0.02^2) (paper), or N(0, 2/fan-in), dark images.
     # None: G's fully connected layers activate before batch norm (paper). A number: batch norm comes first and starts
     # with this bias. Above 1 the ReLUs are nearly linear at the start.
     g_bias: float | None = None
@@ -73,11 +73,11 @@ class Schedule:
     gap: float = 0.0  # Contrastive gap in [0, 2) until gap_switch.
     gap_switch: int | None = None  # Step at which the gap becomes gap_after, with a new H. None: never.
     gap_after: float = 0.0  # Contrastive gap in [0, 2) from gap_switch on.
-    r1_every: int = 4  # Apply R1 at every r1_every-th step, scaled by r1_every.
+    r1_every: int = 4  # Apply R1 every r1_every steps, scaled by r1_every.
     blur: float = 0.0  # Gaussian blur of what D sees: standard deviation at step 0, in pixels.
     blur_steps: int = 0  # Steps until the blur, which decays linearly, is gone.
-    # Fade in code k > 2 from step (k - 2) code_warmup_steps on, over as many steps, as early on blurred images show
-    # only position and all codes would come to encode it. 0: all are always active.
+    # Steps over which each code k > 2 fades in, from step (k - 2) code_warmup_steps on. Early on, blurred images show
+    # only position, and all codes would encode it. 0: all codes are always active.
     code_warmup_steps: int = 0
 
 
@@ -99,7 +99,7 @@ class Run:
 
     seed: int = 0  # Seed of the weights and of every random draw.
     eval_every: int = 10_000  # Steps between two evaluations: pictures and the FactorVAE score.
-    # Arithmetic of the networks. Weights and losses stay float32. auto: bfloat16 where the processor has it.
+    # Arithmetic of the networks; weights and losses are float32. auto: bfloat16 if the processor has it, else float32.
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     threads: int = 0  # CPU threads; the last bits depend on it. 0: one for images up to 32x32, else all cores.
     compile: bool = False  # torch.compile G, D and H, without R1: pays off from some 20,000 steps on a GPU.
@@ -139,7 +139,7 @@ class Config(Run, Optimiser, Schedule, Losses, Networks, Data):
 
     @property
     def images_per_step(self) -> int:
-        """Real images per step; FactorVAE's discriminator takes a batch of its own."""
+        """Return the number of real images per step; FactorVAE's discriminator takes a second batch."""
         return 2 * self.batch_size if self.model == "factor-vae" else self.batch_size
 
     def phase(self, step: int) -> Phase:
@@ -177,18 +177,18 @@ _FACTOR_VAE = replace(
     _PAPER, model="factor-vae", num_codes=10, num_noise=0, cr_weight=0.0, steps=27 * 11_520, lr_g=1e-4, lr_d=1e-4,
     beta1=0.9,
 )  # fmt: skip
-# What each of these changes is worth is in docs/notebook.md.
+# docs/notebook.md says what each of these changes is worth.
 _FAST = Config(
     num_noise=0, spectral_norm="none", h_norm="none", init="he", g_bias=1.5, g_steps=1, lr_d=3e-3, lr_h=1e-3,
     beta2=0.99, info_weight=0.1, r1_weight=0.005, r1_every=8, ema=0.995, precision="auto", gap=1.0, cr_weight=1.0,
 )  # fmt: skip
 
-# Codes that come in one after another; the blur keeps positions unfolded.
+# Codes fade in one after another; the blur keeps positions unfolded.
 _DSPRITES = replace(
     _FAST, info_weight=0.05, q_std="fitted", code_warmup_steps=1_500, r1_weight=0.02, steps=10_000, blur=4.0,
     blur_steps=20_000, cr_start=6_000, eval_every=2_000,
 )  # fmt: skip
-# Where nothing moves across the image no blur is needed, and under it G draws colours as patterns.
+# Nothing moves across these images, so no blur is needed; under blur G draws colours as patterns.
 _SCENES = replace(_DSPRITES, lr_d=3e-4, r1_weight=0.1, blur=0.0, blur_steps=0, cr_weight=0.0)
 _PICTURES = replace(
     _FAST, lr_d=3e-4, r1_weight=0.1, num_codes=5, num_noise=50, steps=8_000, cr_start=4_000, eval_every=1_000

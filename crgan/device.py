@@ -1,4 +1,4 @@
-"""Devices and their arithmetic: which one to use, what it can do, and what torch may use while a step runs."""
+"""Whether a device has bfloat16, and context managers for exact arithmetic, eval mode and torch's defaults."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,7 +31,7 @@ def exact_arithmetic() -> Iterator[None]:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Context manager: modules are in eval mode, and their parts go back into their own modes after."""
+    """Context manager: put modules into eval mode, and restore the mode of each submodule afterwards."""
     training = [part for module in modules for part in module.modules() if part.training]
     try:
         for part in training:

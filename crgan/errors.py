@@ -1,15 +1,15 @@
-"""Raised for invalid input; commands print the message and exit with code 2."""
+"""Errors for invalid input; commands print the message and exit with code 2."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class InputError(ValueError):
-    """Names the value, what was expected and the way out, in one sentence."""
+    """Raised for invalid input: one sentence with the value, what was expected and the way out."""
 
 
 class NotFiniteError(InputError):
-    """Codes that are not finite: no metric is defined on them."""
+    """Raised for codes that are not finite, on which no metric is defined."""
 
 
 def check_name(what: str, name: str, names: Iterable[str]) -> None:

@@ -35,9 +35,9 @@ def evaluate(
     """Score models by disentanglement metrics and print a table. Scores that metrics.json holds are not computed again.
 
     Args:
-        runs: Run folders, model archives or module:function, as for crgan.select.
+        runs: Run folders, exported folders or module:function, as for crgan select.
         metrics_: Metrics by name, or all that apply to the data; dci_boosting, dci_lasso or dci_forest for a predictor.
-        protocol: Sizes and variants: paper (the original of InfoGAN-CR) or dlib (disentanglement_lib).
+        protocol: Sizes and variants: paper (InfoGAN-CR's original code) or dlib (disentanglement_lib).
         data: Data set; default the one that each model was trained on.
         root: Folder of the data set's published files.
         out: Folder for one metrics.json of all models; default one in each run folder.
@@ -95,7 +95,7 @@ def evaluate(
 
 
 def _entry(file: Path, key: str, head: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what metrics.json holds, by cache key of the model, and its entry of this model, data and draws."""
+    """Return the content of metrics.json, by cache key, and the entry of this model, data, protocol and seed."""
     content = read(file) if file.exists() else {}
     if not all(isinstance(found, list) and all("metrics" in entry for entry in found) for found in content.values()):
         raise InputError(f"{file} is of another version; move it away or give --out DIR")

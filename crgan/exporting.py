@@ -1,4 +1,4 @@
-"""A model as torch.export programs, which run without crgan."""
+"""Export a model as torch.export programs, which run without crgan."""
 
 import copy
 from functools import partial
@@ -19,7 +19,7 @@ def export(run_or_model: str | Path | nn.Module, folder: str | Path) -> None:
     """Write `generate.pt2`, `encode.pt2` and a model card, README.md, into `folder`; selection opens such a folder.
 
     A model with noise takes it as `generate(codes, noise=...)`. Raises InputError where the model is no
-    torch.nn.Module, and what torch.export raises where it does not understand the model.
+    torch.nn.Module. Errors of torch.export, for a model that it cannot trace, pass through.
     """
     folder = Path(folder).expanduser()
     model: Any = run_or_model
@@ -29,7 +29,7 @@ def export(run_or_model: str | Path | nn.Module, folder: str | Path) -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"{source} is a {type(model).__name__}; expected a torch.nn.Module")
     if (folder / "config.json").exists():
-        raise InputError(f"{folder} is a run folder; give another for what is exported")
+        raise InputError(f"{folder} is a run folder; give another folder for the export")
     num_noise, prior = int(getattr(model, "num_noise", 0)), getattr(model, "prior", "normal")
     model = copy.deepcopy(model).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     model.eval().requires_grad_(False)
@@ -54,5 +54,5 @@ Exported by crgan {__version__} with torch {torch.__version__}. `crgan select` t
     images = generate({", ".join(draw.format(x.shape[1]) for x in inputs)})  # {[64, *images.shape[1:]]} in [0, 1]
     codes = encode(images)  # [64, {codes.shape[1]}]; batches may have any size
 
-Settings of its training: {getattr(model, "cfg", "unknown")}
+Training configuration: {getattr(model, "cfg", "unknown")}
 """))  # fmt: skip

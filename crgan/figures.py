@@ -18,12 +18,12 @@ PANELS = (
     ("Information loss", "Q's negative log-likelihood of the codes; lower is better.", ["info"]),
     ("Contrastive loss", "H's cross-entropy of the code that two images share.", ["contrastive"]),
     ("Reconstruction loss", "Negative log-likelihood of the images; lower is better.", ["reconstruction"]),
-    ("Divergence from the prior", "Of the codes, as KL divergence in nats.", ["kl", "total_correlation"]),
+    ("Divergence of the codes", "KL from the prior, and total correlation, in nats.", ["kl", "total_correlation"]),
 )
 
 
 def curves(rows: Sequence[Mapping[str, Any]], marks: Sequence[tuple[str, int, str]]) -> list[tuple[str, str, str]]:
-    """Draw a panel for each group of curves that `rows` hold, with letters as marks: (title, explanation, SVG)."""
+    """Draw a panel for each group of curves in `rows`, marked with letters: (title, explanation, SVG)."""
     drawn = []
     for title, text, names in PANELS:
         series = {name: [(row["step"], row[name]) for row in rows if name in row] for name in names}
@@ -85,7 +85,7 @@ def _svg(description: str, draw: Callable[[Any], None]) -> str:
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = content.getvalue()
     text = text[text.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{escape(description)}"', 1)
-    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # the same in every figure
+    text = re.sub(r' id="[\w.]+_\d+"', "", text)  # which would repeat in every figure of a page
     for colour, name in CSS.items():
         text = text.replace(colour, name)
     return text

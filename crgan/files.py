@@ -1,4 +1,4 @@
-"""Atomic writes and locks: a reader, or a kill at any moment, never meets half a file."""
+"""Atomic writes and locks: readers never meet half a file, even after a kill."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> None:
     """Call `write(temporary)`, flush what it wrote to the disk, and move it to `path` in one step.
 
-    Where that fails, as on a full disk, raises OSError that names `path` and leaves the old file as it was.
+    If that fails, as on a full disk, raises an OSError that names `path` and leaves the old file as it was.
     """
     path = Path(path)
     with named_errors(path), tempfile.TemporaryDirectory(prefix=f".{path.stem}-", dir=path.parent) as folder:
@@ -32,7 +32,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 @contextmanager
 def named_errors(path: str | Path) -> Iterator[None]:
-    """Add `path` to errors of the operating system that name no file, as that of a full disk."""
+    """Add `path` to errors of the operating system that name no file, such as a full disk's."""
     try:
         yield
     except OSError as error:
@@ -44,7 +44,7 @@ def named_errors(path: str | Path) -> Iterator[None]:
 def lock(folder: Path, timeout: float = 0) -> Iterator[bool]:
     """Hold the lock of `folder` and yield True; yield False if another process still holds it after `timeout` seconds.
 
-    -1 waits for ever. Where the file system has no locks, or the folder cannot be written, everyone gets it.
+    -1 waits for ever. Where the file system has no locks, or the folder cannot be written, every process gets it.
     """
     file, acquired = FileLock(folder / ".lock"), True
     try:

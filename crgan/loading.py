@@ -1,4 +1,4 @@
-"""Open models of any kind, and check what they give: the contract of docs/models.md."""
+"""Open models of any kind, and check what they return against the contract of docs/models.md."""
 
 import hashlib
 import importlib
@@ -21,10 +21,10 @@ from .errors import InputError
 
 
 class LoadedModel:
-    """A model under a name; `sample`, `generate` and `encode` are checked at each call and give float32.
+    """A model with a name; `sample`, `generate` and `encode` check each call and return float32.
 
-    By `cache_key` its scores are found again: the one given (a hash of the model's files), else the model's attribute
-    `fingerprint`, else a SHA-256 of 64 images that the model makes and of the codes that it gives to them.
+    Its scores are cached under `cache_key`: the one given (a hash of the model's files), else the model's attribute
+    `fingerprint`, else a SHA-256 of 64 images that the model generates and its codes for them.
     """
 
     def __init__(self, name: str, model: Any, cache_key: str | None = None):
@@ -52,7 +52,7 @@ class LoadedModel:
         key = self._given_key or getattr(self.model, "fingerprint", None)
         if isinstance(key, str):
             if not re.fullmatch(r"[\w-]+", key):  # it names a group in scores.h5
-                raise InputError(f"{self.name} has the fingerprint {key!r}; expected letters, digits, _ and - alone")
+                raise InputError(f"{self.name} has the fingerprint {key!r}; expected only letters, digits, _ and -")
             return key
         with exact_arithmetic(), eval_mode([self]), torch.inference_mode():
             images = self.sample(64, 0)
@@ -81,7 +81,7 @@ class LoadedModel:
     def _call(self, verb: str, shape: tuple[int | None, ...], *arguments: Any, **more: Any) -> Tensor:
         try:
             given = getattr(self.model, verb)(*arguments, **more)
-        except (RuntimeError, AssertionError) as error:  # an exported graph asserts the sizes that it was made for
+        except (RuntimeError, AssertionError) as error:  # an exported graph asserts the sizes that it was exported for
             raise InputError(f"{self.name}.{verb} failed ({error}); its weights are {self.dtype}") from error
         fits = isinstance(given, Tensor) and given.is_floating_point()
         if fits and len(shape) == given.dim() and all(a in (None, b) for a, b in zip(shape, given.shape)):
@@ -92,16 +92,16 @@ class LoadedModel:
 
 
 def eval_mode(models: Iterable[LoadedModel]) -> AbstractContextManager[None]:
-    """Put models that are torch modules, or hold some as attributes, into eval mode, and restore their modes after."""
+    """Context manager: eval mode for models that are torch modules or hold some as attributes; restored afterwards."""
     held = (part for m in models for part in (m.model, *getattr(m.model, "__dict__", {}).values()))
     return evaluating(*(part for part in held if isinstance(part, nn.Module)))
 
 
 def open_models(models: Any, device: str | torch.device = "cpu") -> list[LoadedModel]:
-    """Open the models of a pool: RUN arguments, named after them, or models, in a sequence or a mapping of names.
+    """Open the models of a pool: RUN arguments, which name them, or models, in a sequence or a mapping from names.
 
     A RUN is the folder of a training run, or a folder of such folders; a folder with `generate.pt2` and `encode.pt2`
-    (torch.export.save); or `module:function`, which returns a model, a sequence or a mapping of models. Both of these
+    (torch.export.save); or `module:function`, which returns a model, a sequence or a mapping of models. The last two
     run as code: open only what you trust. Leaves out, with a warning, runs without a checkpoint. Raises InputError for
     what is none of these, cannot be read or breaks the contract, and for a model or a name given twice.
     """
@@ -126,7 +126,7 @@ def _named(models: Sequence[Any] | Mapping[Any, Any], what: str) -> dict[str, An
 
 
 def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
-    """Open those of one RUN argument; none, with a warning, of a run without a checkpoint."""
+    """Open the models of one RUN argument; warn about a run without a checkpoint, and leave it out."""
     run = run.rstrip("/")
     path = Path(run).expanduser()
     programs = path / "generate.pt2", path / "encode.pt2"
@@ -135,12 +135,12 @@ def models_of(run: str, device: torch.device) -> Iterator[LoadedModel]:
     elif path.is_dir():
         inside = [] if (path / "config.json").exists() else sorted(path.glob("*/config.json"))  # a sweep's runs
         for name, folder in [(str(config.parent), config.parent) for config in inside] or [(run, path)]:
-            read_config(folder)  # else it is no run
+            read_config(folder)  # raises InputError if it is no run
             if checkpoint := latest(folder):  # runs that ended with the same weights are the same model
                 key = _hash(checkpoint / "model.safetensors")  # before training replaces it
                 yield LoadedModel(name, load(folder, device), key)
             else:
-                warnings.warn(f"{name} has no checkpoint, as a run that failed; it is left out", stacklevel=2)
+                warnings.warn(f"{name} has no checkpoint, perhaps because its run failed; it is left out", stacklevel=2)
     elif ":" in run:
         module, _, function = run.partition(":")
         if "" not in sys.path:
@@ -160,7 +160,7 @@ def _hash(*files: Path) -> str:
 
 
 class _Exported:
-    """A model of the saved programs of generate and encode, with draws from the prior."""
+    """A model made of exported programs, generate and encode, with draws from its prior."""
 
     def __init__(self, generate: Path, encode: Path, device: torch.device):
         from torch.export.passes import move_to_device_pass
@@ -170,7 +170,7 @@ class _Exported:
         extra = {"prior": ""}
         try:
             programs = torch.export.load(generate, extra_files=extra), torch.export.load(encode)
-            self.sizes = [example.shape[1] for example in programs[0].example_inputs[0]]  # of the codes, and the noise
+            self.sizes = [example.shape[1] for example in programs[0].example_inputs[0]]  # of codes, then noise
             self._generate, self.encode = (move_to_device_pass(program, device).module() for program in programs)
         except Exception as error:  # torch raises a different one for each way in which a file can be broken
             raise InputError(f"{generate.parent} cannot be opened with torch.export.load ({error})") from None

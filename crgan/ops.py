@@ -67,7 +67,7 @@ def group_votes(
 ) -> Tensor:  # [..., G] int64
     """Return the dimension that each group of L codes votes for, as in the FactorVAE score; -1 where none can vote.
 
-    (Kim and Mnih 2018, section 4.) The dimension with the least var / scale^2 (ddof 0) wins, of equal ones the first.
+    (Kim and Mnih 2018, section 4.) The dimension with the least var / scale^2 (ddof 0) wins; ties go to the first.
     Leading dimensions are independent (one per encoder, or per pair of models), and `scale` broadcasts over them.
     Computed in float32; 16-bit codes are widened first.
 
@@ -130,7 +130,7 @@ def sample_latents(
     """Draw codes c [B, K] and noise z [B, Z], float32, independent and uniform on [-1, 1).
 
     Here and below, equal arguments give the same bits on every device and in every implementation. `step` is an int, or
-    a 0-d int64 tensor on `device`, so that a captured CUDA graph draws new numbers at each replay.
+    a 0-d int64 tensor on `device`, with which a captured CUDA graph draws new numbers at each replay.
 
     Raises InputError for a seed outside [0, 2^64), a step tensor of another type or shape, and if the named `impl`
     cannot run.
@@ -161,7 +161,7 @@ def traversal_pairs(
     [-1, 1). All other codes differ by at least `gap` (0 <= gap < 2): two values drawn from
     [-1 + gap/2, 1 - gap/2] are pushed apart by gap/2 each. Range and gap hold exactly in float32.
 
-    Raises InputError for a gap outside [0, 2), for no codes, and as `sample_latents` does.
+    Raises InputError for a gap outside [0, 2) or `num_codes` below 1, and as `sample_latents` does.
     """
     if not 0 <= gap < 2:
         raise InputError(f"traversal_pairs: gap is {gap}, expected 0 <= gap < 2")

@@ -18,7 +18,7 @@ from .loading import draw_codes
 
 
 def image_grid(images: Tensor, labels: Sequence[str] = (), gutter: int = 2, shortest: int = 64) -> Image.Image:
-    """Arrange images [rows, columns, C, H, W] in [0, 1], each enlarged to at least `shortest`, with labels of rows."""
+    """Arrange images [rows, columns, C, H, W] in [0, 1], enlarged to `shortest` px or more, with a label per row."""
     from matplotlib import get_data_path  # for its font: Pillow's has no dash
 
     rows, columns, channels, height, width = images.shape
@@ -46,7 +46,7 @@ def save(path: Path, *frames: Image.Image) -> None:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """Return a picture as text for a web page, in WebP: without loss unless that is large."""
+    """Return a picture as text for a web page, in WebP: lossless unless that is large."""
     content = io.BytesIO()
     picture.save(content, format="WEBP", lossless=True)
     if content.tell() > 150_000:
@@ -61,7 +61,7 @@ def code_reach(model: Any) -> float:
 
 
 def traversal_codes(base: Tensor, num_values: int, low: float, high: float) -> Tensor:  # [K] -> [K, num_values, K]
-    """Latent traversal: row i moves code i from `low` to `high` while the others keep their value in `base`."""
+    """Return a latent traversal: row i moves code i from `low` to `high`, the others keep their value in `base`."""
     codes = base.expand(len(base), num_values, -1).clone()
     rows = torch.arange(len(base))
     codes[rows, :, rows] = torch.linspace(low, high, num_values, dtype=base.dtype, device=base.device)
@@ -69,10 +69,10 @@ def traversal_codes(base: Tensor, num_values: int, low: float, high: float) -> T
 
 
 def traversals(model: Any, count: int = 1, num_values: int = 10, seed: int = 0) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield traversals around `count` base images: of random codes and noise, and last of codes and noise 0.
+    """Yield traversals around `count` base images of random codes and noise; the last has codes and noise 0.
 
-    Each is the images [K, num_values, C, H, W], after the column [K] that holds each code's value in the base image:
-    where `num_values` is odd, images[k, columns[k]] is the base image for every k.
+    Each is (columns [K], images [K, num_values, C, H, W]): column k holds the value of code k in the base image.
+    Where `num_values` is odd, images[k, columns[k]] is the base image for every k.
     """
     K, reach, middle = model.num_codes, code_reach(model), num_values // 2
     latents = draw_codes(model.prior, (count, K + model.num_noise), seed)
@@ -87,7 +87,7 @@ def traversals(model: Any, count: int = 1, num_values: int = 10, seed: int = 0) 
 def sprite_sheets(model: Any, max_codes: int, seed: int = 0, max_size: int = 3_500_000) -> dict[str, Any]:
     """Draw traversals around up to six base images, a sheet each: rows are the first codes, columns values.
 
-    Returns the sheets as data URIs of `max_size` characters together, the columns of the base images, and the values.
+    Returns the sheets as data URIs of up to `max_size` characters in all, the columns of the base images, the values.
     """
     sheets, columns = list[str](), list[list[int]]()
     for column, images in traversals(model, 6, 15, seed):
@@ -106,7 +106,7 @@ def traversal_picture(model: Any, labels: Sequence[str] = ()) -> Image.Image:
 
 
 def traversal_frames(model: Any, labels: Sequence[str] = ()) -> list[Image.Image]:
-    """Draw an animation in which every code (row) moves to and fro, in four base images (columns)."""
+    """Draw an animation in which every code (row) moves back and forth, in four base images (columns)."""
     images = torch.stack([images for _, images in traversals(model, 4, num_values=9)])  # [4, K, 9, C, H, W]
     frames = [image_grid(frame, _row_labels(model, labels)) for frame in images.permute(2, 1, 0, 3, 4, 5)]
     return frames + frames[-2:0:-1]

@@ -21,7 +21,7 @@ from .files import write_atomically
 from .loading import open_models
 from .selection.scores import Tables, read_tables, short_names
 
-MAX_CODES = 32  # whose traversals are shown
+MAX_CODES = 32  # codes whose traversals are shown
 MAX_MODELS = 60  # in the similarity matrix
 
 
@@ -147,7 +147,7 @@ def sweep_page(folder: Path) -> str:
 def _losses(folder: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:
     """Return the rows of metrics.jsonl, the last step, and the last row with a score."""
     path = folder / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a kill may leave half of one at the end
+    lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a kill may leave half a line at the end
     rows = [json.loads(line) for line in lines]
     scored = [row for row in rows if "factor_vae" in row]
     return rows, rows[-1]["step"] if rows else 0, scored[-1] if scored else {}
@@ -186,7 +186,7 @@ def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scores(folder: Path, cache_key: str | None) -> dict[str, Any]:
-    """Return what crgan.evaluate has found: a column for each data set, protocol, seed and checkpoint."""
+    """Return the scores of crgan evaluate: a column for each data set, protocol, seed and checkpoint."""
     file = folder / "metrics.json"
     found = read(file) if file.is_file() else {}
     entries = [entry | {"is_old": key != cache_key} for key, entries in found.items() for entry in entries]

@@ -32,7 +32,7 @@ def select(
 ) -> None:
     """Rank a pool of models and choose the best one, without labels.
 
-    Writes scores.h5, ranking.json and similarity.png to the --out folder. A run that was stopped goes on where it was;
+    Writes scores.h5, ranking.json and similarity.png to the --out folder. A selection that was stopped continues;
     models that are added later cost only their own pairs.
 
     Args:
@@ -40,14 +40,14 @@ def select(
         out: Folder for the results.
         method: ModelCentrality, or the UDR baseline with Lasso or Spearman.
         budget: Share of the exact selection's encodes to spend, in (0, 1]; below 1 only the leaders are scored fully.
-        with_labels: Also score each model with the factors of --data (FactorVAE score), to see whether to trust this.
+        with_labels: Also score each model with the factors of --data (FactorVAE score), to check the ranking.
         data: Data set for --with-labels and UDR; default: the one that the models were trained on.
         root: Folder with the files of --data.
         samples: Images that all models encode for UDR.
         batch_size: Images encoded at once; default: 512 on the CPU, 4096 on a GPU.
         device: auto, cpu, cuda or cuda:<number>.
-        ray: Address of a Ray cluster that encodes, or auto; it must see the runs at the same paths.
-        threads: CPU cores of each of its workers.
+        ray: Address of a Ray cluster that encodes, or auto; its machines must see the runs at the same paths.
+        threads: CPU cores of each Ray worker.
     """
     out = Path(out).expanduser()
     cli.at_least(2, samples=samples)
@@ -72,7 +72,7 @@ def select(
 
 
 def _dataset(models: Sequence[LoadedModel], name: str | None, root: str | None) -> Any:
-    """Load the data set named, else the one that all models were trained on; None where there is no such one."""
+    """Load the data set `name`, else the one that all models were trained on; None if there is no such one."""
     if name is None:
         configs: list[Any] = [getattr(model.model, "cfg", None) for model in models]
         if not all(configs) or len({(cfg.data, cfg.root) for cfg in configs}) > 1:

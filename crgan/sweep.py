@@ -46,7 +46,7 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Return the last step in metrics.jsonl, whose last line may be half a line."""
+        """Return the last step in metrics.jsonl, whose last line may be incomplete."""
         path = self.out / "metrics.jsonl"
         if not path.exists():
             return 0
@@ -59,7 +59,7 @@ class Run:
 def expand(preset: str, out: Path, settings: Sequence[str], flags: Sequence[str] = ()) -> list[Run]:
     """Return the runs of a grid: every combination of the values of `settings`, "field=value,value" or "field=0:10".
 
-    The flags of crgan.train in `flags` apply to every run. What it does not take ends the process with its message.
+    `flags` of crgan.train apply to every run. One that crgan.train rejects ends the process with its error message.
     """
     from .train import parse
 
@@ -76,7 +76,7 @@ def expand(preset: str, out: Path, settings: Sequence[str], flags: Sequence[str]
         name = ",".join(f"{field}={value}" for field, value in (chosen | {"seed": cfg.seed}).items())
         folder = out.resolve() / name.replace("/", "_")
         if cfg.root:
-            own.append(f"--root={Path(cfg.root).expanduser().resolve()}")  # as workers run in other folders
+            own.append(f"--root={Path(cfg.root).expanduser().resolve()}")  # as Ray's workers run in other folders
         runs[folder] = Run(["-m", "crgan.train", preset, *own, "--out", str(folder)], cfg, folder)
     return list(runs.values())
 
@@ -84,7 +84,7 @@ def expand(preset: str, out: Path, settings: Sequence[str], flags: Sequence[str]
 def run_here(runs: Sequence[Run], jobs: int, threads: int, gpus: Sequence[str]) -> Generator[Any, None, None]:
     """Train `runs`, `jobs` at once, each with `threads` CPU threads and one of the `gpus`, if any.
 
-    Yields each run that has ended with its exit code, and None in between. When it is closed, the runs save and end.
+    Yields (run, exit code) for each run that has ended, and None in between. Closing this makes the runs save and end.
     """
     waiting, active = list(runs), dict[int, tuple[Run, Any]]()
     try:
@@ -131,7 +131,7 @@ def sweep(
         set: field=value,value: vary a field of the configuration. Repeat the flag for a grid.
         jobs: Runs at once on this machine; default: one per GPU, or one per `threads` cores. Several may share a GPU.
         threads: CPU threads of a run. The last bits of a result depend on it.
-        device: The GPUs, if there are any, or the CPU.
+        device: auto (the GPUs, if there are any), cpu or cuda.
         ray: Address of a Ray cluster that sees `out` on shared storage, or auto; default: this machine alone.
         dry_run: Print the command of each run and exit.
     """
@@ -158,7 +158,7 @@ def sweep(
         ends = cluster.scatter(cluster.run_python, work, threads, float(use_gpus))
     else:
         for name, root in {(run.cfg.data, run.cfg.root) for run in due}:
-            data.load(name, root)  # what is wrong with it would stop every run
+            data.load(name, root)  # an error here would stop every run
         count = torch.cuda.device_count() if cli.device(device).type == "cuda" else 0
         gpus = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")[:count]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -187,7 +187,7 @@ def sweep(
     failed = [run for run in runs if run.result]
     for run in failed:
         text = run.log.read_text(errors="replace").strip() if run.log.exists() else ""
-        line = (text or "no word").splitlines()[-1]
+        line = (text or "no output").splitlines()[-1]
         print(f"failed: {run.out.name}: {line} (ended with {run.result}; log: {run.log})", file=sys.stderr)
     print(f"{len(runs) - len(failed)} of {len(runs)} runs are done; `crgan select {out} --out choice` ranks them")
     if failed:
@@ -196,7 +196,7 @@ def sweep(
 
 def main(args: Sequence[str] | None = None) -> None:
     with cli.command_process():
-        # Only after its call does tyro tell which flags are those of crgan.train.
+        # tyro returns the flags of crgan.train only after its call, so what it calls binds the others and does not run.
         bind = functools.wraps(sweep)(lambda *given, **named: functools.partial(sweep, *given, **named))
         what = (sweep.__doc__ or "").partition("\n")[0]
         bound, flags = tyro.cli(bind, args=args, prog="crgan sweep", description=what, return_unknown_args=True)

@@ -54,7 +54,7 @@ def fit(
         cuda_graph: Replay the whole step as one captured graph, on CUDA.
 
     Ctrl-C and SIGTERM take effect after the step, which is saved first. Raises InputError for unknown presets, fields
-    and values, OSError where the folder or the disk refuse.
+    and values, OSError where a file cannot be written.
     """
     cli.at_least(1, checkpoint_every=checkpoint_every)
     name, cfg = base_config(preset)
@@ -130,8 +130,8 @@ class Run:
             print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
         self.step = state["step"]  # number of steps done
         self.log = checkpoint.Log(out, self.step)
-        self.seconds = state.get("seconds", 0.0)  # that earlier processes took for them
-        checkpoint.write_config(out, cfg, dataset.image_shape, about)  # now that nothing stands against continuing
+        self.seconds = state.get("seconds", 0.0)  # that earlier processes spent on these steps
+        checkpoint.write_config(out, cfg, dataset.image_shape, about)  # last, so that errors above leave it unchanged
 
     def save(self, name: str = "") -> Path:
         seconds = round(self.seconds + time.monotonic() - self.begun, 1)
@@ -166,7 +166,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool) -> None:
             with exact_arithmetic():
                 report = take_step(cfg.phase(run.step))
             run.step += 1
-            if run.step % LOG_EVERY == 0 or on_cpu:  # the one read-back: a CPU waits for nothing
+            if run.step % LOG_EVERY == 0 or on_cpu:  # the only read-back; on a CPU it costs no wait
                 values = {name: value.item() for name, value in report.items()}
                 for name, value in values.items():
                     if not abs(value) < float("inf"):
@@ -177,7 +177,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool) -> None:
                     rate = progress.task.speed or 0.0
                     if cfg.threads > 1 and 0 < rate < best_rate / 3:
                         slower = f"{best_rate / rate:.0f} times slower"
-                        print(f"{slower}: threads wait for other work; --threads 1 waits less, in a new run")
+                        print(f"{slower}: threads wait for other processes; --threads 1, in a new run, would wait less")
                         rate = best_rate = 0.0
                     best_rate = max(rate, best_rate)
             if run.step % cfg.eval_every == 0 or run.step == cfg.steps:
@@ -193,7 +193,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool) -> None:
 
 
 def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
-    """Replay `take_step` as one CUDA graph per phase. The first steps of a phase run eagerly, as a graph demands.
+    """Replay `take_step` as one CUDA graph per phase. The first steps of a phase run eagerly, as capture requires.
 
     All on one stream: cuBLAS has a workspace per stream, which graphs must not share.
     """
@@ -226,7 +226,7 @@ def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
 def evaluate(run: Run) -> dict[str, float]:
     """Write samples.png, traversal.png and traversal.gif; log and return the FactorVAE score (paper protocol).
 
-    It needs several factors. Before the last step a fifth of the paper's 500 groups has to do.
+    The score needs two varying factors. Before the last step it uses 100 of the paper's 500 groups.
     """
     dataset, cfg, model = run.dataset, run.cfg, run.model.for_use()
     scores, labels = dict[str, float](), list[str]()
@@ -251,7 +251,7 @@ class Flags:
     # Run folder; default runs/<preset>-seed<seed>. The same command continues from its last checkpoint.
     out: Path | None = None
     device: str = "auto"  # auto, cpu, cuda or cuda:<number>.
-    # Run folder. Start from its state just before the regularizer, to compare settings of it.
+    # Run folder. Start from its state just before the regularizer, to compare the regularizer's settings.
     start_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
     checkpoint_every: int = 1_000  # Steps between two checkpoints.
     cuda_graph: bool = True  # On CUDA, replay the whole step as one captured graph.
@@ -259,7 +259,7 @@ class Flags:
 
 
 def parse(args: list[str]) -> tuple[str, Config, Flags]:
-    """Parse `[PRESET | --config FILE] [flags]`; returns the preset's name too."""
+    """Parse `[PRESET | --config FILE] [flags]`; return the preset's name too."""
     preset = args.pop(0) if args and not args[0].startswith("-") else "quick"
     if args[:1] == ["--config"]:
         preset, args = "".join(args[1:2]), args[2:]

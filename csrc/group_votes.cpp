@@ -16,7 +16,7 @@ CRGAN_INLINE void fold(float* sums, int64_t rows, int64_t K) {
   }
 }
 
-// The votes of groups begin to end, of all N * G. Eight rows are worked on as one of 8 * K values, in loops that
+// Computes the votes of groups begin to end, of N * G. Eight rows are taken as one of 8 * K values, in loops that
 // compilers vectorise. FIXED is K where it is known when this is compiled, else 0.
 template <int FIXED>
 CRGAN_INLINE void group_votes(const GroupVotes& t, int64_t begin, int64_t end) {
@@ -58,7 +58,7 @@ CRGAN_INLINE void group_votes(const GroupVotes& t, int64_t begin, int64_t end) {
   }
 }
 
-// The baseline of x86-64 is that of 2003, so AVX2 is compiled beside it and chosen at run time. AVX-512 gains nothing.
+// The x86-64 baseline dates from 2003, so AVX2 is compiled beside it and chosen at run time. AVX-512 gains nothing.
 #ifdef __x86_64__
 template <int FIXED>
 __attribute__((target("avx2,fma"))) void avx2(const GroupVotes& t, int64_t begin, int64_t end) {
@@ -81,7 +81,7 @@ auto choose(int64_t num_codes, std::integer_sequence<int, K...>) {
 Tensor group_votes_cpu(const Tensor& codes, const Tensor& scale) {
   const GroupVotesOp op(torch::stable::to(codes, ScalarType::Float), scale);
   const auto kernel = choose(op.t.K, std::make_integer_sequence<int, 13>{});
-  const int64_t grain = 1 + 16384 / (op.t.L * op.t.K + 1);  // below some 10 us of work a thread does not pay
+  const int64_t grain = 1 + 16384 / (op.t.L * op.t.K + 1);  // below some 10 us of work a thread does not pay off
   torch::stable::parallel_for(0, op.t.N * op.t.G, grain, [&](int64_t begin, int64_t end) { kernel(op.t, begin, end); });
   return op.votes;
 }

@@ -12,7 +12,7 @@
 namespace crgan {
 namespace {
 
-// Sums of the deviations from a shift that some of the values give, so that one pass over all of them is enough.
+// Sums of the deviations from a shift, the mean of some of the values, so that one pass over all of them is enough.
 struct Moments {
   float shift = 0, sum = 0, square = 0;
 
@@ -41,7 +41,7 @@ __device__ inline void load(const T* piece, float (&x)[kPiece / sizeof(T)]) {
 }
 
 // A warp takes a tile of `groups` groups, `rows` of their rows at a time, and for each has `parts` x min(K, 32) lanes;
-// what lanes are left over are idle.
+// leftover lanes are idle.
 struct Tiling {
   int groups, parts, rows, tiles;
   int64_t stage, bytes;  // of shared memory: for the codes; with the sums
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kWarp) group_votes(GroupVotes t, Tiling tiling
     __pipeline_wait_prior(0);
     __syncwarp();
 
-    // What all parts have summed up for a dimension, from row 0 on: in the same order for all, as equal ones shall tie.
+    // Adds up the parts' sums of a dimension, from row 0 on: in the same order for all, so that equal ones tie.
     const auto fold = [&](const float* from, int d) {
       float sum = 0;
 #pragma unroll 4

@@ -27,7 +27,7 @@ struct GroupVotes {
   int64_t N, G, L, K;
 };
 
-// Keeps the tensors alive that a GroupVotes points into. Checks what could make a kernel touch foreign memory.
+// Keeps the tensors alive that a GroupVotes points into. Checks what could make a kernel access memory beyond them.
 struct GroupVotesOp {
   Tensor codes, scale, votes;
   GroupVotes t;
@@ -45,12 +45,12 @@ struct GroupVotesOp {
 };
 
 // How many of n rows give the shift, which is their mean. Few, so that most of a group is read once; enough that the
-// shift lies near the group's mean, or four bits away where they are outliers.
+// shift lies near the group's mean; `spread` says what is lost where they are outliers.
 CRGAN_INLINE int64_t head_rows(int64_t n) { return (n + 7) / 8; }
 
-// Variance (ddof 0) over the square of the scale, E[d^2] - E[d]^2 with d = x - shift; NaN where the scale cannot be
-// divided by. At most log2(count / n) bits cancel where the shift is the mean of n values, and only if those are
-// outliers. Divides twice, as scale^2 could underflow.
+// Variance (ddof 0) over the square of the scale, E[d^2] - E[d]^2 with d = x - shift; NaN where the scale is not
+// positive and finite. Where the shift is the mean of n values, at most log2(count / n) bits cancel, and only if
+// those are outliers. Divides twice, as scale^2 could underflow.
 CRGAN_INLINE float spread(float sum, float square, float count, float scale) {
   using limits = std::numeric_limits<float>;
   const float mean = sum / count, usable = scale > 0 && scale <= limits::max() ? scale : limits::quiet_NaN();

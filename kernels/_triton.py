@@ -21,7 +21,7 @@ except ImportError:  # the kernels are then plain functions that nothing calls
 
 HAS_COMPILER = bool(os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc"))))
 INTERPRET = triton is not None and triton.knobs.runtime.interpret
-# the smallest sides of a product of matrices that Triton compiles
+# the smallest side of a matrix product that Triton compiles
 MIN_DOT = 8 if triton is not None and tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
 
 
@@ -37,5 +37,5 @@ def obstacle(device: torch.device) -> str:
 
 
 def device_guard(device: torch.device) -> AbstractContextManager:
-    """Make `device` current: Triton launches there, wherever the tensors are."""
+    """Make `device` current: Triton launches on the current one, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -1,8 +1,8 @@
 """H's last layer and its loss, fused: which code does a pair of images share?
 
-The least to move, for B rows of D float32 features: the forward reads 4 B D bytes, the backward reads them again and
-writes as many: 34 and 67 MB at 65,536 x 128. Where D > BLOCK_D, the backward reads D / BLOCK_D + 1 times: 101 MB
-there, of which caches serve a part. Partial sums of the gradients add 3 MB, written and read.
+Minimum traffic, for B rows of D float32 features: the forward reads 4 B D bytes; the backward reads them again and
+writes as many: 34 and 67 MB at 65,536 x 128. Where D > BLOCK_D, the backward reads them D / BLOCK_D + 1 times: 101
+MB there, of which caches serve a part. Partial sums of the gradients add 3 MB, written and read.
 """
 
 from typing import Any
@@ -22,8 +22,8 @@ def contrastive_loss_ref(features: Tensor, weight: Tensor, bias: Tensor, index: 
     return (-log_prob).sum() / max(len(index), 1)  # an empty batch has loss 0 and gradients 0
 
 
-# A program takes `rows` rows, BLOCK_B at a time, with the logits of a block in registers only. What several programs
-# have summed up, `sum_kernel` adds in a fixed order: no atomics, so that equal input gives equal bits. Products are
+# A program takes `rows` rows, BLOCK_B at a time, with the logits of a block in registers only. `sum_kernel` adds
+# the sums of several programs in a fixed order: no atomics, so that equal input gives equal bits. Products are
 # nearly as exact as in float32 whatever the types in memory: "tf32x3", three on the matrix units, or "ieee", which
 # takes fewer registers. Codes are padded to BLOCK_K.
 
@@ -39,7 +39,7 @@ def _logits(
     features, weight, bias, row, batch, K: tl.constexpr, D: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """[rows, BLOCK_K]; -inf beyond the codes."""
+    """Return the logits [rows, BLOCK_K], -inf beyond the codes."""
     code = tl.arange(0, BLOCK_K)
     logits = tl.zeros([row.shape[0], BLOCK_K], tl.float32)
     for start in range(0, D, BLOCK_D):
@@ -80,7 +80,7 @@ def backward_kernel(
     stride, rows, batch, K: tl.constexpr, D: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """A program has the gradients of its rows for BLOCK_D of the features; it computes the logits again."""
+    """Compute the gradients of a program's rows for BLOCK_D of the features, from logits computed again."""
     program, chunk = tl.program_id(0), tl.program_id(1)
     code = tl.arange(0, BLOCK_K)
     d = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -112,7 +112,7 @@ def backward_kernel(
 
 @jit
 def sum_kernel(partial, programs, stride, out1, n1, out2, n2, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr):
-    """Adds up the rows of partial [programs, stride]: n1 columns into out1, the next n2 into out2."""
+    """Add up the rows of partial [programs, stride]: n1 columns into out1, the next n2 into out2."""
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros([BLOCK_P, BLOCK], tl.float32)
     for start in range(0, programs, BLOCK_P):
@@ -128,7 +128,7 @@ SUM_CONFIG = {"BLOCK": 16, "BLOCK_P": 128, "enable_fp_fusion": True}
 
 
 def config(kernel: Any, num_codes: int) -> dict:
-    """Tiles of 64 rows and 64 features, smaller for many codes, so that they stay within the registers."""
+    """Return tiles of 64 rows and 64 features, smaller for many codes, so that they fit into the registers."""
     block_k = max(MIN_DOT, triton.next_power_of_2(num_codes))
     tile = max(16, min(64, 1024 // block_k))
     return {
@@ -138,12 +138,12 @@ def config(kernel: Any, num_codes: int) -> dict:
         "PRECISION": "tf32x3" if block_k < 256 else "ieee",
         "num_warps": 4 if kernel is forward_kernel and block_k < 128 else 8,
         "enable_fp_fusion": True,
-        "maxnreg": 255,  # all there are: left alone, the assembler spills a few to fit one more program
+        "maxnreg": 255,  # all there are: by default the assembler spills a few to fit one more program
     }
 
 
 def _run(kernel: Any, inputs: list[Tensor], outs: list[Tensor], shape: tuple[int, int, int]) -> None:
-    """Launch `kernel` with its sums in `outs`, by way of one partial sum per program if there are several."""
+    """Launch `kernel`, whose sums go into `outs`, through one partial sum per program if there are several."""
     batch, num_codes, width = shape
     inputs = [t.contiguous() for t in inputs]
     tiles = config(kernel, num_codes)

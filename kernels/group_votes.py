@@ -20,7 +20,7 @@ def group_votes_ref(codes: Tensor, scale: Tensor) -> Tensor:  # [..., G, L, K], 
 
 
 def _load(module: str, where: str = "") -> str:
-    """Load the kernels of one type of device; return "" or why there are none, and the way out."""
+    """Load the kernels for one type of device; return "", or why there are none and what to do."""
     try:
         importlib.import_module(module)
     except ImportError as error:

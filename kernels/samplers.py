@@ -21,13 +21,13 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 UNIT = 2.0**-23  # codes lie on this grid, which float32 holds exactly in [-1, 1]
 
-# Few numbers are drawn at a time: a launch is its latency, and nothing is left to tune. Nor may anything be rounded
-# otherwise than in the reference.
+# So few numbers are drawn at a time that latency dominates and nothing is left to tune. Without fused multiply-adds,
+# rounding is the same as in the reference.
 CONFIG = {"BLOCK": 128, "enable_fp_fusion": False}
 
 
 def philox_ref(counter: Tensor, seed: int) -> Tensor:
-    """Ten rounds on each column of counter, [4, N] int64 of 32-bit words, to [4, N] int64 of 32-bit words."""
+    """Apply ten rounds of Philox to each column of counter: [4, N] int64 of 32-bit words to the same."""
     # constants are computed on the device: a graph capture allows no copy from the host
     rounds = torch.arange(10, device=counter.device)
     keys = [key + rounds * increment for key, increment in zip((seed & MASK, seed >> 32), KEY_INCREMENTS)]
@@ -44,7 +44,7 @@ def philox_ref(counter: Tensor, seed: int) -> Tensor:
 def words_ref(blocks: dict[int, int], seed: int, step: int | Tensor, device: torch.device) -> list[Tensor]:
     """Return the first blocks[s] blocks of each stream s, [4, blocks[s]] int64, in one pass.
 
-    Word i of block e is value i * blocks[s] + e of those drawn: whole runs for neighbouring threads.
+    Word i of block e is value i * blocks[s] + e of those drawn, so that neighbouring threads write neighbours.
     """
     sizes = list(blocks.values())
     counter = torch.empty(4, sum(sizes), dtype=torch.int64, device=device)
@@ -71,7 +71,7 @@ def traversal_pairs_ref(
     batch: int, num_codes: int, num_noise: int, gap: float, seed: int, step: int | Tensor, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # Codes are whole numbers in units of 2^-23 until the last lines. What the floats then hold is exact: |c| <= 1 and
-    # |c1 - c2| >= gap hold to the last bit, and no fused multiply-add can tell kernel and reference apart.
+    # |c1 - c2| >= gap hold to the last bit, and no fused multiply-add can make kernel and reference differ.
     blocks = {PAIR_CODES: -(-batch * num_codes // 2), PAIR_INDEX: batch, PAIR_NOISE: -(-batch * num_noise // 4)}
     code_words, index_words, noise_words = words_ref(blocks, seed, step, device)
     z = _uniform(noise_words.flatten()[: batch * num_noise]).view(batch, num_noise)
@@ -82,7 +82,7 @@ def traversal_pairs_ref(
     word1, word2 = (code_words[i::2].flatten()[: batch * num_codes].view(batch, num_codes) for i in (0, 1))
     value1 = (word1 * (2 * bound + 1) >> 32) - bound  # on [-1 + gap/2, 1 - gap/2]
     value2 = (word2 * (2 * bound + 1) >> 32) - bound
-    push = torch.where(value1 >= value2, half, -half)  # the larger up, the smaller down
+    push = torch.where(value1 >= value2, half, -half)  # the larger goes up, the smaller down
     shared = torch.arange(num_codes, device=device) == index[:, None]  # [B, K]
     value = (word1 >> 8) - 2**23  # the shared code keeps the whole of [-1, 1)
     c1 = torch.where(shared, value, value1 + push).float() * UNIT
@@ -92,7 +92,7 @@ def traversal_pairs_ref(
 
 @jit
 def block_words(block, stream, seed, step):
-    """The four uint32 words of each block. `step` is an int64 or a pointer to one."""
+    """Return the four uint32 words of each block. `step` is an int64 or a pointer to one."""
     if step.dtype.is_ptr():
         step = tl.load(step)
     step = step + tl.full([], 0, tl.int64)  # a small argument arrives as int32
@@ -103,13 +103,13 @@ def block_words(block, stream, seed, step):
 
 @jit
 def to_unit(word):
-    """uint32 to float32, uniform on [-1, 1), by its top 24 bits."""
+    """Convert uint32 to float32, uniform on [-1, 1), by its top 24 bits."""
     return ((word >> 8).to(tl.int32) - 8388608).to(tl.float32) * (1 / 8388608)
 
 
 @jit(do_not_specialize=["n", "blocks", "high", "seed", "step"])
 def draw_kernel(out, n, blocks, high, seed, step, STREAM: tl.constexpr, BLOCK: tl.constexpr):
-    """Indices below `high` where `out` holds integers, else uniform floats."""
+    """Draw indices below `high` where `out` holds integers, else uniform floats."""
     block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     words = block_words(block, STREAM, seed, step)
     for i in tl.static_range(4):
@@ -148,7 +148,7 @@ def traversal_pairs_kernel(
     CODES: tl.constexpr, INDEX: tl.constexpr, NOISE: tl.constexpr,  # streams
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Each thread draws two codes of the pair and four noise values; whoever needs an index draws it again."""
+    """Draw, per thread, two codes of the pair and four noise values; every thread draws the indices it needs."""
     block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     n = batch * num_codes
     blocks = (n + 1) // 2

@@ -38,7 +38,7 @@ ELEMENTS = {"BLOCK": 1024, "num_warps": 4, "enable_fp_fusion": True}
 
 @jit
 def _layer(table):
-    """W, u, rows, columns and where the layer's part of the results, of the state and of the sums begins."""
+    """Return W, u, rows, columns, and where the layer's part of the results, the state and the sums begins."""
     row = table + tl.program_id(1) * 7
     weight = tl.load(row).to(tl.pointer_type(tl.float32))
     u = tl.load(row + 1).to(tl.pointer_type(tl.float32))
@@ -48,7 +48,7 @@ def _layer(table):
 
 @jit
 def _length(x, n, BLOCK: tl.constexpr):
-    """|x|, but no less than the 1e-12 of torch's normalize."""
+    """Return |x|, but no less than the 1e-12 of torch's normalize."""
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, n, BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -59,7 +59,7 @@ def _length(x, n, BLOCK: tl.constexpr):
 
 @jit
 def project_kernel(table, state, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """a = W^T u"""
+    """Compute a = W^T u."""
     weight, u, rows, columns, _, place, _ = _layer(table)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     total = tl.zeros([BLOCK_C], tl.float32)
@@ -73,7 +73,7 @@ def project_kernel(table, state, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @jit
 def multiply_kernel(table, state, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """t = W v"""
+    """Compute t = W v."""
     weight, _, rows, columns, _, place, _ = _layer(table)
     a = state + place
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -88,7 +88,7 @@ def multiply_kernel(table, state, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @jit
 def divide_kernel(table, state, out, BLOCK: tl.constexpr):
-    """W / sigma, and by the first program of a layer its next u"""
+    """Compute W / sigma, and in the first program of a layer its next u."""
     weight, _, rows, columns, begin, place, _ = _layer(table)
     t = state + place + columns
     sigma = _length(t, rows, BLOCK)
@@ -104,7 +104,7 @@ def divide_kernel(table, state, out, BLOCK: tl.constexpr):
 
 @jit
 def reduce_kernel(table, state, out, grad, sums, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """b = result^T next_u = W^T next_u / sigma, and a share of <G, result> for each block of columns"""
+    """Compute b = result^T next_u = W^T next_u / sigma, and a share of <G, result> for each block of columns."""
     _, _, rows, columns, begin, place, place_sums = _layer(table)
     next_u = state + place + columns + rows
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -124,7 +124,7 @@ def reduce_kernel(table, state, out, grad, sums, BLOCK_R: tl.constexpr, BLOCK_C:
 
 @jit
 def gradient_kernel(table, state, grad, sums, grad_weight, BLOCK: tl.constexpr, BLOCK_C: tl.constexpr):
-    """dW"""
+    """Compute dW."""
     _, u, rows, columns, begin, place, place_sums = _layer(table)
     a, t, next_u = state + place, state + place + columns, state + place + columns + rows
     length, sigma = _length(a, columns, BLOCK), _length(t, rows, BLOCK)
@@ -161,8 +161,8 @@ def _make_table(device: torch.device, shapes: tuple[torch.Size, ...], addresses:
 
 
 def _prepare(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, list[tuple[int, int]], list[Tensor]]:
-    """Return the table of all layers, grids of programs that take COLUMNS, ROWS or ELEMENTS of each layer, and what the
-    table's addresses point to, to be held until the kernels are launched."""
+    """Return the table of all layers, the launch grids by COLUMNS, ROWS and ELEMENTS, and the tensors behind the
+    table's addresses, to be held until the kernels are launched."""
     shapes, given = tuple(m.shape for m in matrices), [*matrices, *vectors]
     held = [t.contiguous() for t in given]
     reusable = all(t.is_contiguous() for t in given)  # a copy will have another address at the next call
@@ -182,7 +182,7 @@ def spectral_norm_triton(matrices: list[Tensor], vectors: list[Tensor]) -> tuple
 
 @torch.library.custom_op("crgan::spectral_norm", mutates_args=())
 def _spectral_norm(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the results of all layers one after another, and the state: the gradient needs it; it holds the next u."""
+    """Return the results of all layers, concatenated, and the state, which holds the next u and serves the gradient."""
     table, (by_columns, by_rows, by_elements), _held = _prepare(matrices, vectors)
     out, state = _spectral_norm_fake(matrices)
     with device_guard(table.device):
@@ -196,7 +196,7 @@ def _spectral_norm(matrices: list[Tensor], vectors: list[Tensor]) -> tuple[Tenso
 def _spectral_norm_backward(
     grad: Tensor, out: Tensor, state: Tensor, matrices: list[Tensor], vectors: list[Tensor]
 ) -> Tensor:
-    """Return the gradients of all matrices one after another."""
+    """Return the gradients of all matrices, concatenated."""
     table, (by_columns, _, by_elements), _held = _prepare(matrices, vectors)
     grad, grad_weight = grad.contiguous(), torch.empty_like(out)
     sums = out.new_empty(_sizes(tuple(m.shape for m in matrices))[2])

@@ -25,7 +25,7 @@ class Dataset:
     `images` may run inside a captured CUDA graph.
 
     Factors are class numbers, `factors[:, f]` in [0, factor_sizes[f]). Without a `table` they form the full grid,
-    slowest first, image i is the i-th cell, and factors find their image. With a `table` each image has its own row.
+    first factor slowest, and image i is the i-th cell. With a `table` each image has its own row.
     Data sets without factors have empty `factor_names`.
 
     `len(dataset)`, `dataset[...]` and `torch.utils.data.DataLoader(dataset)` work as with any map-style data set.
@@ -38,11 +38,11 @@ class Dataset:
     factor_sizes: tuple[int, ...] = ()
     render: Callable[[Tensor], Tensor] | None = None  # factors [n, F] int64 -> [n, C, H, W] float32 in [0, 1]
     read: Callable[[Tensor], Tensor] | None = None  # index [n] int64 -> [n, C, H, W] integers, or floats in [0, 1]
-    max_value: int = 255  # of images stored as integers: what becomes 1.0
+    max_value: int = 255  # of images stored as integers: the value that becomes 1.0
     table: Tensor | None = None  # [num_images, F] int64
     continuous_factors: Tensor | None = None  # [num_images, F] float64 as measured; `table` then holds their classes
     source: str = ""  # "rendered", "memory", or the path of the file or folder that is read
-    identity: str = ""  # tells data apart wherever they lie: a run stores it to notice that its data changed
+    identity: str = ""  # identifies the data wherever they are stored: a run keeps it to notice a change
 
     def __post_init__(self) -> None:
         n, names, sizes, table = self.num_images, self.factor_names, self.factor_sizes, self.table
@@ -100,7 +100,7 @@ class Dataset:
         return index
 
     def sample_factors(self, n: int, seed: int = 0) -> Tensor:
-        """Draw factors [n, F] int64 on the CPU: those of random images."""
+        """Draw the factors [n, F] of random images, int64 on the CPU."""
         generator = torch.Generator("cpu").manual_seed(seed)
         return self.factors(torch.randint(self.num_images, (n,), generator=generator, device="cpu"))
 
@@ -112,7 +112,7 @@ class Dataset:
         index = torch.from_numpy(np.array(np.arange(self.num_images)[key]))
         return self.images(index) if index.dim() else self.images(index[None])[0]
 
-    def __getitems__(self, index: Sequence[int]) -> list[Tensor]:  # of a DataLoader's batch, read at once
+    def __getitems__(self, index: Sequence[int]) -> list[Tensor]:  # a DataLoader's batch, read at once
         return list(self[index])
 
     def _check_factors(self, factors: Tensor) -> None:
@@ -124,7 +124,7 @@ class Dataset:
 def from_images(
     images: Any, factors: Any = None, factor_names: Sequence[str] | None = None, name: str = "images"
 ) -> Dataset:
-    """Make a data set of images in memory, and of their factors where those are known.
+    """Make a data set of images in memory, with their factors if those are known.
 
     `images`: a tensor, an array, or a torch data set of images or (image, ...) tuples, which is read once.
     Shape [N, C, H, W], [N, H, W, C] or, for grey, [N, H, W]; whole numbers from 0 to 255 (or only 0 and 1), or floats
@@ -133,14 +133,14 @@ def from_images(
     `factors` [N] or [N, F]: whole numbers are classes from 0. Floats are continuous: `continuous_factors` keeps them,
     and `factors()` gives ten equal classes from the minimum to the maximum of each.
 
-    Raises InputError for what does not fit.
+    Raises InputError for anything else.
     """
     if not isinstance(images, Tensor | np.ndarray):
         try:
             items = [images[i] for i in range(len(images))]
             images = np.stack([_array(item[0] if isinstance(item, tuple) else item) for item in items])
         except (TypeError, ValueError) as error:
-            raise InputError(f"{name}: expected images of one shape, and how many there are: {error}") from error
+            raise InputError(f"{name}: expected a sized sequence of images of one shape: {error}") from error
     pixels = _array(images)
     shape, is_float = list(pixels.shape), pixels.dtype.kind == "f"
     is_image = len(shape) == 3 or (len(shape) == 4 and min(shape[1], shape[3]) <= 4)
@@ -161,8 +161,8 @@ def from_images(
 def from_stored(name: str, stored: np.ndarray, factors: Any, rows: Any = None, **fields: Any) -> Dataset:
     """Make a data set of stored images [N, H, W] or [N, H, W, C].
 
-    `factors` gives the sizes by name of a full grid. Else `rows` [N] or [N, F] hold the factors of each image, as for
-    `from_images`, and sizes that are not given are the largest class + 1.
+    `factors` maps the names of a full grid's factors to their sizes. Else `rows` [N] or [N, F] hold the factors of each
+    image, as for `from_images`, and sizes that are not given are the largest class + 1.
     """
     stored = stored[..., None] if stored.ndim == 3 else stored
     height, width, channels = stored.shape[1:]
@@ -190,7 +190,7 @@ def from_stored(name: str, stored: np.ndarray, factors: Any, rows: Any = None, *
 class RealImages:
     """Draw the `size` real images of each training step by seed and step.
 
-    Rendered ones are made within the step, stored ones read before it into memory that a captured CUDA graph knows.
+    Rendered ones are drawn within the step, stored ones read before it into a buffer that a captured CUDA graph reads.
     """
 
     def __init__(self, dataset: Dataset, size: int, seed: int, device: torch.device):

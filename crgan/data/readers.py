@@ -2,7 +2,7 @@
 
 No large array is ever loaded whole: images are converted once, a block at a time, into a file of plain bytes in the
 cache folder, $CRGAN_CACHE or ~/.cache/crgan, and that file is mapped into memory. Photographs are cropped and resized
-before.
+first.
 """
 
 import errno
@@ -40,7 +40,7 @@ _BLOCK = 1_000  # images converted at a time
 
 
 class FileError(InputError):
-    """Names the file that cannot be used."""
+    """Raised for a file that cannot be used; the message names it."""
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a damaged offset
-            raise  # the system could not open or read the file: that is no damage
+            raise  # the system could not open or read the file: it may be undamaged
         raise FileError(f"{path} is damaged or not as expected: {error}; replace or remove it") from error
 
 
@@ -73,7 +73,7 @@ def images(path: Path, key: str, shape: tuple[int, ...], max_value: int = 255) -
         found, is_fortran, dtype = np.lib.format.read_array_header_1_0(member)
         expect(f"{key}: shape of an image, Fortran order", (found[1:], is_fortran), (shape, False))
         entry = archive.getinfo(f"{key}.npy")
-        if dtype == np.uint8 and entry.compress_type == zipfile.ZIP_STORED:  # as MPI3D's 12 GB: mapped where they lie
+        if dtype == np.uint8 and entry.compress_type == zipfile.ZIP_STORED:  # such as MPI3D's 12 GB: mapped in place
             with path.open("rb") as raw:  # behind a zip header that ends with a name and an extra field
                 raw.seek(entry.header_offset + 26)
                 name_size, extra_size = np.frombuffer(raw.read(4), "<u2").tolist()
@@ -88,7 +88,7 @@ def images(path: Path, key: str, shape: tuple[int, ...], max_value: int = 255) -
 def cached(
     name: str, sources: Sequence[Path], shape: tuple[int, ...], blocks: Iterable[np.ndarray], max_value: int = 255
 ) -> np.ndarray:
-    """Map uint8 images of `shape` [N, ...] from a file that is made on first use of the images that `blocks` yields.
+    """Map uint8 images of `shape` [N, ...] from a cache file, which is written on first use from what `blocks` yields.
 
     Floats in [0, 1] become 0..max_value. The file's name depends on `shape` and on the paths, sizes and times
     of `sources`, so that changed ones are converted anew. One process converts while others wait.
@@ -118,7 +118,7 @@ def cached(
 
 
 def read_raw(path: Path, header: int, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Read the array after a header of that many bytes, in a plain or gzipped file."""
+    """Read the array after a header of `header` bytes, in a plain or gzipped file."""
     unpack = gzip.decompress if path.suffix == ".gz" else bytes
     with reading(path):
         return np.frombuffer(unpack(path.read_bytes()), dtype, offset=header).reshape(shape)
@@ -131,7 +131,7 @@ def read_grid(path: Path, name: str, factors: dict[str, int]) -> Dataset:
 
 
 def teapots(path: Path) -> Dataset:
-    """Read 3D Teapots (Eastwood and Williams 2018), 3x64x64, with its five random generative values in ten classes."""
+    """Read 3D Teapots (Eastwood and Williams 2018), 3x64x64, with its five random factors, in ten classes each."""
     with np.load(path, allow_pickle=False) as file:
         return from_stored("teapots", images(path, "images", (64, 64, 3)), TEAPOTS, file["gts"])
 
@@ -270,8 +270,8 @@ def folder(root: Path) -> Dataset:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    image = ImageOps.exif_transpose(image)  # a telephone's picture lies as its sensor did
-    if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
+    image = ImageOps.exif_transpose(image)  # phones store a picture as their sensor was held
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
         image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
     if image.mode in ("I", "F"):
         raise InputError("expected 8 or 16 bits a channel, got pixels of 32 bits, whose range is unknown")

@@ -1,4 +1,4 @@
-"""Data sets rendered from their factors [n, F]. New tensors name their type and device, whatever the defaults."""
+"""Data sets rendered from their factors [n, F]. New tensors state their type and device, whatever torch's defaults."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -45,21 +45,21 @@ def dsprites(factors: Tensor) -> Tensor:
 
 
 def circular_dsprites(factors: Tensor) -> Tensor:
-    """Draw circular dSprites (Lin et al. 2020) anew: 1x64x64, {0, 1}, a disc of radius 5 px about the centre."""
+    """Draw circular dSprites (Lin et al. 2020) anew: 1x64x64, {0, 1}, a disc of radius 5 px at an angle and radius."""
     offset = torch.arange(-5, 6, device=factors.device).square()
     disc = (offset[:, None] + offset) <= 30
     angle, radius = factors[:, 0].double() * (2 * pi / CIRCULAR["angle"]), factors[:, 1].double()
     centre = 32 + torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
-    # The published discs sit on whole pixels: their corner is the truncated position. (In 17 images a position
-    # a rounding error below a whole pixel widened the disc by one; 1e-9 steps over that.)
+    # The published discs sit on whole pixels: their corner is the truncated position. (In 17 images rounding put a
+    # position just below a whole pixel, which widened the disc by one; adding 1e-9 avoids that.)
     return _paste(disc.expand(len(factors), -1, -1), (centre - 5 + 1e-9).long())
 
 
 def squares(factors: Tensor) -> Tensor:
     """Draw coloured squares on black, 3x16x16: side 2 to 7 px, wholly inside the image, red to blue through purple.
 
-    Red and blue add up to 1, so that colour and size do not share the brightness; an edge pixel holds the share
-    that is covered.
+    Red and blue add up to 1, so that colour does not change the brightness as size does; a pixel on an edge is
+    lit by the share that is covered.
     """
     half = 1 + factors[:, 2:3, None].float() * (2.5 / 7)
     centre = 3.5 + factors[:, :2, None].float() * (9 / 15)
@@ -92,8 +92,8 @@ _SAMPLES = 3  # per pixel and direction
 def shapes3d_like(factors: Tensor) -> Tensor:
     """Draw a scene like that of Shapes3D (Burgess and Kim 2018), 3x64x64.
 
-    The first request on a device traces the 480 geometries there (seconds); after that an image is one small
-    matrix product.
+    The first request for a device traces the 480 geometries on the CPU (seconds); after that an image is one
+    small matrix product.
     """
     # Light is linear in the colours of the surfaces: an image is colours [3, 4] times the geometry's maps.
     scale, shape, orientation = factors[:, 3], factors[:, 4], factors[:, 5]
@@ -108,7 +108,7 @@ def shapes3d_like(factors: Tensor) -> Tensor:
 @cache
 def _maps(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return how much light floor, walls, object and sky send to each pixel [480, 4, 64 * 64], and the sky's RGB."""
-    angles = torch.linspace(-pi / 6, pi / 6, 15, dtype=torch.float32, device="cpu")  # gives every device the same
+    angles = torch.linspace(-pi / 6, pi / 6, 15, dtype=torch.float32, device="cpu")  # the same maps for every device
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # many small operations: two threads on a busy CPU take 15 times as long
     try:
@@ -161,7 +161,7 @@ def _hit(shape: int, scale: float, origin: Tensor, ray: Tensor) -> tuple[Tensor,
     if shape == 0:
         centre = (middle - origin) / ray
         reach = radius / ray.abs()
-        t, axis = (centre - reach).max(0)  # it enters the box when it has entered all three slabs
+        t, axis = (centre - reach).max(0)  # a ray enters the box when it has entered all three slabs
         normal = -ray.sign() * (axis == torch.arange(3, device=ray.device)[:, None])
         return t.where((t < (centre + reach).amin(0)) & (t > 0), torch.inf), normal
     side = _root(dx * dx + dy * dy, x * dx + y * dy, x * x + y * y - radius**2)

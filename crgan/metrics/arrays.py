@@ -11,7 +11,7 @@ from torch import Tensor
 from ..errors import InputError, NotFiniteError
 
 Array = NDArray[Any]
-Pair = tuple[Any, Any]  # codes and factors; groups and the factor that each shares
+Pair = tuple[Any, Any]  # codes and factors, or groups and the factor that each shares
 Scores = dict[str, Any]
 
 
@@ -42,8 +42,8 @@ def tensor(values: Any, name: str, shape: str) -> Tensor:
 def fit_and_test(codes: Any, factors: Any, test: Pair | None = None) -> tuple[Array, Array, Array, Array]:
     """Return codes and factors to fit on, and those to score on: the same ones where `test` is None.
 
-    Codes that are constant among those to fit on become 0. Raises InputError for shapes that do not agree, and for a
-    factor that does not vary among those to fit on.
+    Codes that are constant in the rows to fit on become 0. Raises InputError for shapes that do not agree, and for a
+    factor that does not vary in these rows.
     """
     x, y = tensor(codes, "codes", "N K").numpy(force=True), tensor(factors, "factors", "N F").numpy(force=True)
     test_x, test_y = x, y
@@ -79,7 +79,7 @@ def active_dimensions(points: Any, min_std: float = 0.0, ddof: int = 0) -> tuple
 def varies(std: Tensor, mean: Tensor) -> Tensor:  # float64 both
     """Return whether codes of this standard deviation and mean are more than float32 constants.
 
-    A deviation of about 1e-8 times the mean is rounding. Squares of one below 1e-19 underflow.
+    A standard deviation up to 1.2e-7 times the mean is rounding; the square of one below 1e-19 underflows.
     """
     float32 = torch.finfo(torch.float32)
     return (std > float32.eps * mean.abs()) & (std.square() >= float32.tiny)

@@ -1,4 +1,4 @@
-"""`evaluate`: draws the samples of a protocol, encodes each image once and scores the codes."""
+"""`evaluate`: draw the samples of a protocol, encode each image once, and score the codes."""
 
 from collections.abc import Callable, Sequence
 from copy import copy
@@ -47,7 +47,7 @@ PROTOCOLS = {"paper": Protocol("paper"), "dlib": Protocol("dlib", 10_000, 5_000,
 
 
 class Samples:
-    """Draws the samples of one evaluation, each need from a stream of its own, and encodes each image at most once."""
+    """Draws the samples of one evaluation, each kind from a random stream of its own, and encodes no image twice."""
 
     def __init__(
         self, model: LoadedModel, dataset: Any, protocol: Protocol, seed: int, batch_size: int, progress: Callable
@@ -87,7 +87,7 @@ class Samples:
         return (self.encode(index), self.factors(index)[:, self.varying]) if n else None
 
     def groups(self, n: int, stream: int, pairs: bool = False) -> Any:
-        """Return codes [n, L, K] and the varying factor [n] of which each group, or each of `pairs`, shares a value."""
+        """Return codes [n, L, K], of `pairs` [n, L, 2, K], and the factor [n] that each group or pair shares."""
         if n == 0:
             return None
         size, generator = self.protocol.group_size, self.generator(stream)
@@ -119,7 +119,7 @@ class Samples:
 
     def factor_vae(self) -> Scores:
         (groups, factor), heldout = self.groups(self.protocol.groups, 0), self.groups(self.protocol.heldout_groups, 2)
-        points = self.encode(self.draw(self.protocol.scale_samples, 4))  # images of `fit`
+        points = self.encode(self.draw(self.protocol.scale_samples, 4))  # the images of `fit`, encoded once
         min_std, ddof = (0.05, 1) if self.dlib else (0.0, 0)
         return factor_vae(groups, factor, points, heldout=heldout, min_std=min_std, ddof=ddof)
 
@@ -128,7 +128,7 @@ class Samples:
             pairs, factor = self.groups(self.protocol.groups, 6, pairs=True)
             heldout = self.groups(self.protocol.heldout_groups, 8, pairs=True)
             return prediction.beta_vae(pairs, factor, heldout=heldout)
-        groups, factor = self.groups(self.protocol.groups, 0)  # those of FactorVAE, their images two by two
+        groups, factor = self.groups(self.protocol.groups, 0)  # FactorVAE's groups, their images taken two by two
         return prediction.beta_vae(groups[:, : self.protocol.group_size // 2 * 2].unflatten(1, (-1, 2)), factor)
 
     def dci(self, predictor: str = "") -> Scores:
@@ -156,7 +156,7 @@ class Samples:
 
 class Metric(NamedTuple):
     compute: Callable[[Samples], Scores]
-    factors: int = 1  # that vary; with one, every vote and guess of some metrics is right, whatever the codes
+    factors: int = 1  # varying factors needed; with one, every vote or guess of some metrics is right
     shown: tuple[str, ...] = ("score",)  # what a table shows of the result
 
 
@@ -177,7 +177,7 @@ METRICS = {
 
 
 def applicable(dataset: Any, model: Any = None) -> list[str]:
-    """Return the metrics that mean something on this data set, and that this model has the methods for."""
+    """Return the metrics that make sense on this data set and that this model has the methods for."""
     varying = sum(size > 1 for size in dataset.factor_sizes)
     rebuilds = min(dataset.image_shape[1:]) >= 11 and (model is None or hasattr(model, "generate"))
     suited = [name for name, metric in METRICS.items() if varying >= metric.factors]
@@ -185,7 +185,7 @@ def applicable(dataset: Any, model: Any = None) -> list[str]:
 
 
 def metric_names(metrics: str | Sequence[str], dataset: Any, model: Any = None) -> list[str]:
-    """Return the names with "all" spelled out; raise InputError for one that is unknown or does not apply."""
+    """Return the names with "all" expanded; raise InputError for one that is unknown or does not apply."""
     fitting, names = applicable(dataset, model), list[str]()
     for metric in [metrics] if isinstance(metrics, str) else metrics:
         check_name(f"metric for the data set {dataset.name} and this model called", metric, ["all", *fitting])
@@ -219,7 +219,7 @@ def evaluate(
     images(index), factors(index), factor_names, factor_sizes, num_images, image_shape and name. Factors of size 1 are
     left out; index f of every result counts the others, in the order of the data set. The same seed draws the same
     images, whichever metrics are asked for. `progress(what, done, total)` is called as work proceeds. Raises InputError
-    for an unknown metric, protocol or size, and for a metric that the data or the model cannot have.
+    for an unknown metric, protocol or size, and for a metric that the data or the model do not support.
     """
     check_name("protocol", protocol, PROTOCOLS)
     for what, given, verb in (("data set", dataset, "images"), ("model", model, "encode")):
@@ -240,7 +240,7 @@ def evaluate(
         least = 1 if name == "batch_size" else 0
         if value % 1 or not least <= value < 2**32:
             raise InputError(f"{name} is {value!r}; expected a whole number below 2^32")
-    sizes = {name: int(value) for name, value in sizes.items()}  # 1e4 is a number of images, too
+    sizes = {name: int(value) for name, value in sizes.items()}  # 1e4 is a whole number, too
     samples = Samples(opened, dataset, replace(PROTOCOLS[protocol], **sizes), int(seed), int(batch_size), progress)
     results = {}
     with eval_mode([opened]):

@@ -12,7 +12,7 @@ from .arrays import Array, Pair, Scores, active_dimensions, group_factors, tenso
 
 
 def vote_score(table: Any) -> Any:  # [..., D, F] counts -> [...]
-    """Return the FactorVAE score in [0, 1] of votes: the share for the factor that most of a dimension's votes name."""
+    """Return the FactorVAE score in [0, 1] of votes: the share that agree with the majority of their dimension."""
     table = np.asarray(table)
     return table.max(-1).sum(-1) / table.sum((-2, -1))
 
@@ -24,9 +24,9 @@ def factor_vae(
 
     `groups` are codes [G, L, K]: in group g factor `factor[g]` has one value, all others vary; `points` [N, K] codes of
     random images, s_k their standard deviations. In each group the code k with the least Var_g[c_k] / s_k^2 votes;
-    votes[k, f] counts them. The score is sum_k max_f votes[k, f] / G (the original of InfoGAN-CR). With `heldout`, such
-    groups and factors, the majority vote of each code, f(k) = argmax_f votes[k, f], classifies these, and the score is
-    its accuracy (disentanglement_lib with ddof 1, which prunes codes of s_k < `min_std` first).
+    votes[k, f] counts them. The score is sum_k max_f votes[k, f] / G (InfoGAN-CR's original code). With `heldout`,
+    further groups and factors, the majority vote of each code, f(k) = argmax_f votes[k, f], classifies these, and the
+    score is its accuracy (disentanglement_lib, with ddof 1 and codes of s_k < `min_std` pruned first).
 
     Codes that do not vary never vote. Groups where none can vote count as the votes of one further dimension. If all
     codes are pruned the score is 0, as in disentanglement_lib, and a warning names them. Returns score, train_score,

@@ -12,8 +12,8 @@ BINS = 20  # of codes, and of factors with fractions, as in disentanglement_lib
 def mig(codes: Any, factors: Any) -> Scores:  # [N, K], [N, F] classes or numbers
     """Compute the Mutual Information Gap in [0, 1] (Chen et al. 2018, Isolating Sources of Disentanglement, eq. 6).
 
-    (1/F) sum_f (I(c_k1; f) - I(c_k2; f)) / H(f), k1 and k2 the two codes with the most information about f. A code
-    counts by its bin among 20 of equal width, a factor with fractions too. Returns score, gaps [F],
+    (1/F) sum_f (I(c_k1; f) - I(c_k2; f)) / H(f), k1 and k2 the two codes with the most information about f. Codes,
+    and factors with fractions, are discretised into 20 bins of equal width. Returns score, gaps [F],
     mutual_information [K, F] and entropies [F], in nats.
     """
     info, entropies = _mutual_information(codes, factors)
@@ -40,8 +40,8 @@ def irs(codes: Any, factors: Any) -> Scores:  # [N, K], [N, F] classes or number
     """Compute the Interventional Robustness Score in [0, 1] (IRS; Suter et al. 2019, eq. 8).
 
     For code k and factor f: 1 - (mean over the bins of f of the 0.99 quantile of |c_k - its mean in the bin|) /
-    max |c_k - mean c_k|. The score is the mean over codes of the best factor's, weighted by that maximum. Quantile and
-    bins are those of disentanglement_lib. Returns score, per_code [K] (0 where constant), matrix [K, F].
+    max |c_k - mean c_k|. The score averages the best factor's value over codes, weighted by that maximum. Quantile and
+    bins follow disentanglement_lib. Returns score, per_code [K] (0 where constant), matrix [K, F].
     """
     x, y, *_ = fit_and_test(codes, factors)
     x = x.astype(np.float64)
@@ -104,6 +104,6 @@ def entropy(probability: Array) -> Array:  # [..., n] -> [...], in nats
 
 
 def top_gap(matrix: Array) -> Array:  # [K, F], none negative -> [F]
-    """Return how far the best code of each factor is ahead of the second best, which is 0 where there is none."""
+    """Return how far the best code of each factor is ahead of the second best, or of 0 where there is only one."""
     ranked = np.sort(np.vstack([matrix, np.zeros(matrix.shape[1])]), 0)
     return ranked[-1] - ranked[-2]

@@ -101,9 +101,9 @@ def sap(codes: Any, factors: Any, *, test: Pair | None = None, continuous: Colle
 
     `codes` are [N, K], `factors` [N, F] classes or numbers; `test` is such a pair to score on (None: the same).
     matrix[k, f] is how well code k alone predicts factor f: for a factor that holds fractions, or whose index is in
-    `continuous`, their squared correlation, for others the accuracy of a linear SVM (scikit-learn's LinearSVC with
-    C = 0.01 and balanced class weights). The score is the mean over factors of best less second best. Returns score and
-    matrix [K, F].
+    `continuous`, their squared correlation in the rows to fit, for others the accuracy of a linear SVM (scikit-learn's
+    LinearSVC with C = 0.01 and balanced class weights). The score is the mean over factors of the best code's value
+    minus the second best's. Returns score and matrix [K, F].
     """
     from sklearn.svm import LinearSVC
 
@@ -126,7 +126,7 @@ def explicitness(codes: Any, factors: Any, *, test: Pair | None = None, standard
     Mean over factors, and over the values of each, of the area under the ROC curve of multinomial logistic regression
     (scikit-learn's, C = 1), one value against the rest. Chance is 0.5: as in disentanglement_lib, the area is not
     rescaled to [0, 1] as in the paper. `standardise` divides by the standard deviation of the training codes first.
-    Values that `test` lacks or has alone are left out; a factor with no other counts 0.5. Returns score and
+    Values in no row of `test`, or in all, are left out; a factor without others counts 0.5. Returns score and
     per_factor [F]. Raises InputError for factors with fractions.
     """
     from sklearn.linear_model import LogisticRegression

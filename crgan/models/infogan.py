@@ -120,7 +120,7 @@ def train_step(
         loss = loss + cfg.r1_weight * cfg.r1_every * r1_penalty(logits, x)
     update(optimisers["discriminator"], loss)
 
-    with torch.no_grad():  # the updated weights, which stay while G learns
+    with torch.no_grad():  # with the updated weights, which stay fixed while G learns
         discriminator = normalise(model.discriminator)
         contrastive_h = normalise(contrastive) if phase.cr_weight else None
     for i in range(cfg.g_steps):
@@ -156,10 +156,10 @@ def code_mask(num_codes: int, warmup_steps: int, step: Tensor | int, device: tor
 def restart_h(model: InfoGAN, optimisers: Optimisers, step: int) -> None:
     """Give H new weights and a new Adam state, as the original code does where a schedule switches.
 
-    In place, as a captured CUDA graph knows the memory. H's singular vectors stay, as in the original.
+    In place, as a captured CUDA graph holds the addresses. H's singular vectors stay, as in the original.
     """
     fresh = copy.deepcopy(model.contrastive).cpu()
-    fresh.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # draws fill it in this order
+    fresh.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # draws fill memory in this order
     draw = networks.seeded_generator(model.cfg.seed, 2, step)
     networks.initialise(fresh, draw, model.cfg.init)
     weights = {name: value for name, value in fresh.state_dict().items() if not name.endswith(".u")}
@@ -189,7 +189,7 @@ def info_loss(
 
     With `q_std="one"` every code has standard deviation 1: 1/2 sum_k mean_b e_bk^2 for the errors e. With "fitted" it
     has the maximum-likelihood value of the batch: 1/2 sum_k log(mean_b e_bk^2 + 0.001). A rotation of two codes leaves
-    the sum of squares as it is, but increases the sum of logarithms unless their errors are alike.
+    the sum of squares as it is, but increases the sum of logarithms unless their errors are equal.
     """
     error = (codes - predicted).square().mean(0)
     per_code = 0.5 * (error if q_std == "one" else (error + 1e-3).log())

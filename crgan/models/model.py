@@ -1,4 +1,4 @@
-"""The base class of the models that crgan trains, and how they descend a loss."""
+"""The base class of the models that crgan trains, their optimiser and its step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ class Model(nn.Module):
     """A generator of images from codes and an encoder of images to codes.
 
     Images are float [n, C, H, W] in [0, 1] on the way in, on any device, and on the model's device on the way out.
-    Subclasses implement `decode` and `code_mean`, which get what is checked, in eval mode.
+    Subclasses implement `decode` and `code_mean`, which get checked inputs, in eval mode.
     """
 
     prior = "uniform"  # of each code: "uniform" on [-1, 1), or "normal"
@@ -39,7 +39,7 @@ class Model(nn.Module):
     def generate(self, codes: Tensor, seed: int = 0, noise: Tensor | None = None) -> Tensor:  # [n, C, H, W]
         """Generate images from codes [n, K] and noise [n, Z] in [-1, 1].
 
-        Noise that is not given is drawn, keyed by `seed`. Raises InputError for another type or shape of either.
+        Noise that is not given is drawn, keyed by `seed`. Raises InputError for a wrong type or shape of either.
         """
         codes = self._checked("codes", codes, self.num_codes)
         if noise is None and self.num_noise:
@@ -88,7 +88,7 @@ def adam(parameters: Iterable[nn.Parameter], lr: float, beta1: float, beta2: flo
 
 
 def update(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """Descend `loss` in the optimiser's parameters. No other network receives a gradient."""
+    """Take one step down `loss` in the optimiser's parameters. No other network receives a gradient."""
     loss.backward(inputs=[p for group in optimiser.param_groups for p in group["params"]])
     optimiser.step()
     optimiser.zero_grad()

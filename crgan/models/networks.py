@@ -87,7 +87,7 @@ def _upsample(cfg: Config, before: int, after: int) -> nn.ConvTranspose2d:
 
 
 def _spectral(layer: nn.Conv2d | nn.Linear, on: bool) -> nn.Module:
-    """Put a layer under spectral norm."""
+    """Put a layer under spectral norm if `on`."""
     if on:
         layer.register_buffer("u", normalize(torch.ones(len(layer.weight)), dim=0))
     return layer
@@ -104,7 +104,7 @@ def _activate(cfg: Config, activation: nn.Module, norm: nn.Module | None, norm_f
 def initialise(network: nn.Module, generator: torch.Generator, init: str) -> None:
     """Draw new weights and singular vectors u in place; biases become 0, batch norms the identity.
 
-    "normal": N(0, 0.02), truncated at two standard deviations for convolutions (the original code).
+    "normal": N(0, 0.02^2), truncated at two standard deviations for convolutions (the original code).
     "he": N(0, 2 / fan-in) of He et al. (2015), N(0, 1 / fan-in) for the layers in `network.outputs`. The fan-in of a
     transposed convolution counts the taps that reach one output.
     """
@@ -128,7 +128,7 @@ def initialise(network: nn.Module, generator: torch.Generator, init: str) -> Non
 
 
 def seeded_generator(seed: int, network: int = 0, step: int = 0) -> torch.Generator:
-    """Return the generator of a network's first weights, or of those drawn anew at `step`.
+    """Return the random generator of a network's first weights, or of those drawn anew at `step`.
 
     torch's CPU generator uses the low 32 bits of its seed only; the odd factor spreads every seed over them.
     """
@@ -138,7 +138,7 @@ def seeded_generator(seed: int, network: int = 0, step: int = 0) -> torch.Genera
 def conv_channels(cfg: Config, image_shape: Shape, smallest: int) -> list[int]:
     """Return the channels after each stride-2 convolution, from the image down to `smallest` x `smallest`.
 
-    Raises InputError for images that are not squares of a power of two, 16 pixels or more.
+    Raises InputError unless images are squares whose side is a power of two, 16 pixels or more.
     """
     _, height, width = image_shape
     if height != width or height < 16 or height & (height - 1):
@@ -213,7 +213,7 @@ class Trunk(nn.Sequential):
 
 
 def gaussian_blur(images: Tensor, std: Tensor) -> Tensor:  # images [B, C, S, S]; std 0-d, in pixels
-    """Blur square images, which are black beyond their edges. A standard deviation of 0 leaves them unchanged."""
+    """Blur square images, taken as black beyond their edges. A standard deviation of 0 leaves them unchanged."""
     side = images.shape[-1]
     offset = torch.arange(-side + 1, side, device=images.device)
     weight = torch.exp(-0.5 * (offset / std.clamp(min=1e-3)).square())
@@ -232,7 +232,7 @@ class Discriminator(nn.Module):
         features = self.trunk.num_features
         self.real = nn.Sequential(_spectral(nn.Linear(features, 1), heads))
         layers: list[nn.Module] = []
-        if cfg.network == "conv4":  # of cfg.hidden features
+        if cfg.network == "conv4":  # features is cfg.hidden
             layers = [_spectral(nn.Linear(features, features), heads), nn.LeakyReLU(0.2)]
         self.codes = nn.Sequential(*layers, _spectral(nn.Linear(features, cfg.num_codes), heads))
         self.outputs = [self.real[-1], self.codes[-1]]

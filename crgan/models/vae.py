@@ -41,7 +41,7 @@ class VAE(Model):
             layers += [nn.ConvTranspose2d(before, after, 4, 2, 1), nn.ReLU()]
         self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(maps[0], image_shape[0], 4, 2, 1))
         self.discriminator: nn.Module | None = None
-        if cfg.model == "factor-vae":  # of the total correlation: two logits, joint or permuted codes (appendix A)
+        if cfg.model == "factor-vae":  # for the total correlation: two logits, joint or permuted codes (appendix A)
             layers = []
             for before in (cfg.num_codes, *[1000] * 5):
                 layers += [nn.Linear(before, 1000), nn.LeakyReLU(0.2)]
@@ -137,7 +137,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:  # mean [B, K]; l
 def total_correlation(codes: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:  # [B, K]; codes[b] ~ posterior b
     """Return E log q(c) - sum_j log q(c_j), with q the mixture of the batch's posteriors.
 
-    Chen et al. 2018 (eq. S3) also weight by the size of the data set. That adds a constant and leaves the gradient.
+    Chen et al. 2018 (eq. S3) also weight by the size of the data set. That adds a constant and no gradient.
     """
     deviation = codes[:, None] - mean[None]  # [B, B, K]: code b under posterior a
     log_density = -0.5 * (deviation.square() / log_variance.exp() + log_variance + math.log(2 * math.pi))

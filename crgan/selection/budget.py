@@ -1,4 +1,4 @@
-"""Fewer pairs than the exact selection's: the medoid by a race against shared references."""
+"""Find the medoid from fewer pairs than an exact selection, by a race against shared references."""
 
 from collections.abc import Callable
 from math import ceil, log2
@@ -21,11 +21,11 @@ class Halving(NamedTuple):
 def sequential_halving(
     measure: Callable[[Array, int], Array], num_models: int, budget: float, *, sizes: Sizes, first_groups: int = 15
 ) -> Halving:
-    """Correlated Sequential Halving (Baharav and Tse 2019) for the medoid under A = (B + B^T) / 2.
+    """Find the medoid under A = (B + B^T) / 2 by Correlated Sequential Halving (Baharav and Tse 2019).
 
     In each of ceil(log2 N) rounds all models still in the race are scored on the same reference models, drawn at
     random, and the worse half leaves. References are nested, so that nothing measured is thrown away: a round first
-    takes in more references, on `first_groups` groups each, and when all models serve, more groups.
+    adds references, on `first_groups` groups each, and once all models serve as references, groups.
     `measure(pairs, groups)` returns B [N, N] with the scores of the pairs (bool [N, N]) on their first `groups` groups
     filled in. `budget` is the share in (0, 1] of the N^2 * sizes.encodes encodes of an exact selection. All groups of
     all pairs cost less, as a race needs no scale sample: a budget that pays for them takes them in one round.
@@ -40,7 +40,7 @@ def sequential_halving(
     alive, losers, rounds = np.arange(N), np.empty(0, np.int64), []
 
     def plan(step: int) -> tuple[Array, int, Array, int]:
-        """Steps 2..N take in references, further ones add groups: -> references, groups, pairs [N, N] due, cost."""
+        """Return references, groups, pairs [N, N] due and cost: steps 2..N add references, later ones groups."""
         met, groups = references[:step], first + max(0, step - N)
         due = np.zeros((N, N), bool)
         due[np.ix_(alive, met)] = due[np.ix_(met, alive)] = True
@@ -63,7 +63,7 @@ def sequential_halving(
         spent += cost
         A = (B[np.ix_(alive, met)] + B[np.ix_(met, alive)].T) / 2
         A[alive[:, None] == met] = np.nan
-        # A model is no reference of its own: without the references' own levels its mean would miss one of them.
+        # A model is not its own reference, so means miss different ones: compare relative to each reference's mean.
         order = alive[np.argsort(-np.nanmean(A - np.nanmean(A, 0), 1), kind="stable")]
         rounds.append({"models": len(alive), "references": len(met), "groups": groups})
         alive, out = np.split(order, [(len(order) + 1) // 2])

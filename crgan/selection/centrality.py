@@ -34,7 +34,7 @@ ENCODERS_BLOCK = 64  # encoders whose codes are in memory at a time
 
 
 def similarity(B: Array) -> Array:
-    """Return A = (B + B^T) / 2 [N, N], symmetric, of the scores B [N, N] in [0, 1] that `cross_scores` gives."""
+    """Return A = (B + B^T) / 2 [N, N], symmetric, from the scores B [N, N] in [0, 1] that `cross_scores` returns."""
     B = np.asarray(B)
     return (B + B.T) / 2
 
@@ -50,7 +50,7 @@ def model_centrality(A: Array) -> Array:
     others = ~np.eye(len(A), dtype=bool)
     if np.isnan(A[others]).any():
         raise InputError("the similarity holds NaN, pairs not measured; ranking.json has the scores of such a pool")
-    return A.sum(1, where=others) / (len(A) - 1)  # subtracting the diagonal would part equals by rounding
+    return A.sum(1, where=others) / (len(A) - 1)  # subtracting the diagonal could break ties by rounding
 
 
 def cross_scores(
@@ -65,7 +65,7 @@ def cross_scores(
     """Compute B [N, N] float64: B[i, j] in [0, 1] is the FactorVAE score of encoder i on generator j.
 
     `models`, a sequence or a mapping of names to models, are any objects with `sample(n, seed)`, `generate(codes)` and
-    `encode(images)` (docs/models.md), or RUN arguments; their code sizes may differ. Group m of generator j holds code
+    `encode(images)` (docs/models.md), or RUN arguments; their num_codes may differ. Group m of generator j holds code
     m mod K_j at one random value and draws all else anew for each image; its label is that code. Encoder i's codes are
     divided by their standard deviation (ddof 0) on `scale_samples` unconditional images of j, the dimension with the
     least variance in a group votes, and B[i, j] = sum_d max_f votes[d, f] / groups. Groups where no dimension can vote
@@ -74,7 +74,7 @@ def cross_scores(
 
     The draws for generator j depend on the seed and j's cache key alone: a larger pool repeats every value of a smaller
     one. Torch modules are in eval mode meanwhile. `batch_size` is the number of images encoded at once.
-    Raises InputError for fewer than 2 models, one model twice, images of unlike shape, and models that break the
+    Raises InputError for fewer than 2 models, one model twice, images of unequal shape, and models that break the
     contract.
     """
     sizes = Sizes(groups, group_size, scale_samples, seed)
@@ -108,15 +108,15 @@ class PairVotes(NamedTuple):
     """The votes of one encoder in the groups of one generator."""
 
     votes: Array  # [m] int16, the dimension that each group elects; -1: none
-    variance: Array  # [K] float64, by which the last of them were taken
-    exact: bool  # in all groups, by the variance of the scale sample; False: a race's (`Images.votes`)
+    variance: Array  # [K] float64, by which the latest votes were scaled
+    exact: bool  # all groups, scaled by the scale sample; False: a race's (see `Images.votes`)
 
 
 Work = dict[tuple[int, int], dict[int, PairVotes | None]]  # {(generator, groups known): {encoder: its votes in them}}
 
 
 class Pool:
-    """The models of a pool and the votes known, by cache keys (encoder, generator): they serve other pools too."""
+    """The models of a pool, and known votes by the cache keys (encoder, generator), which other pools may reuse."""
 
     def __init__(self, models: Sequence[LoadedModel], sizes: Sizes, batch_size: int | None = None):
         if len(models) < 2:
@@ -135,7 +135,7 @@ class Pool:
         self.on_votes: Callable[[], None] = lambda: None  # called when votes were added
 
     def missing(self, groups: int | None = None) -> Array:
-        """Return the pairs [N, N] whose votes in the first `groups` groups, or exact ones (None), are not known."""
+        """Return [N, N] bool: pairs whose votes in the first `groups` groups (None: exact votes) are not known."""
         enough = {pair: found.exact or len(found.votes) >= (groups or np.inf) for pair, found in self.known.items()}
         return np.array([[not enough.get((encoder, generator)) for generator in self.keys] for encoder in self.keys])
 
@@ -173,7 +173,7 @@ def vote_tables(votes: Array, num_codes: int, num_factors: int) -> Array:
 
 
 class Images:
-    """The images of one generator in blocks, each with a seed of its own, so that any can be made again."""
+    """The images of one generator in blocks, each with its own seed, so that any block can be drawn again."""
 
     def __init__(self, generator: LoadedModel, sizes: Sizes, batch_size: int | None, progress: Progress):
         self.generator, self.sizes, self.progress = generator, sizes, progress
@@ -183,11 +183,11 @@ class Images:
     def votes(
         self, encoders: Sequence[LoadedModel], before: Sequence[PairVotes | None], groups: int | None
     ) -> list[PairVotes]:
-        """Take each encoder's votes: in all groups, by the scale sample, if `groups` is None.
+        """Compute each encoder's votes: in all groups, scaled by the scale sample, if `groups` is None.
 
-        A race extends those `before`, which all have as many groups, to the first `groups` groups. It scales by the
-        variance inside a group, averaged over these groups, which hold each code about equally often. Where a dimension
-        follows one code that is proportional to the variance of a scale sample, and it costs no images of its own.
+        Else, for a race, extend the votes `before`, all in equally many groups, to the first `groups` groups. The scale
+        is then the variance inside a group, averaged over groups, which hold each code about equally often: where a
+        dimension follows one code, it is proportional to the variance of a scale sample, and needs no extra images.
         """
         found, size = list[PairVotes](), self.sizes.group_size
         known, stop = len(before[0].votes) if before[0] else 0, groups or self.sizes.groups
@@ -208,14 +208,14 @@ class Images:
                     earlier = torch.as_tensor(old.variance * known).to(inside) if old else 0
                     variance, mean = (inside + earlier) / stop, held.double().mean(0)
                 std = variance.sqrt()
-                scale = std.where(varies(std, mean), 0.0).float()  # constants but for rounding never vote
+                scale = std.where(varies(std, mean), 0.0).float()  # codes that are constant up to rounding never vote
                 votes = group_votes(held.unflatten(0, (-1, size)), scale).to(torch.int16).cpu().numpy()
                 votes = np.concatenate([old.votes, votes]) if old else votes
                 found.append(PairVotes(votes, variance.cpu().numpy(), groups is None))
         return found
 
     def points(self, block: int) -> Tensor:
-        """Make up to 256 images [n, C, H, W] of the scale sample."""
+        """Draw up to 256 images [n, C, H, W] of the scale sample."""
         start = block * POINTS_BLOCK
         size = min(POINTS_BLOCK, self.sizes.scale_samples - start)
         images = self.generator.sample(size, self._seed("points", start))
@@ -227,7 +227,7 @@ class Images:
         return images
 
     def group(self, m: int) -> Tensor:
-        """Make images [L, C, H, W] that share code m mod K."""
+        """Draw images [L, C, H, W] that share code m mod K."""
         size, num_codes = self.sizes.group_size, self.generator.num_codes
         codes = draw_codes(self.generator.prior, (size, num_codes), self._seed("group", m))
         codes[:, m % num_codes] = codes[0, m % num_codes].clone()
@@ -239,10 +239,10 @@ class Images:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 
     def encoded(self, make: Callable, images: int, blocks: range, encoders: Sequence[LoadedModel]) -> list[Tensor]:
-        """Return the codes [n, K_i] that each encoder gives to some blocks, which `make` makes of that many images.
+        """Return each encoder's codes [n, K_i] of the given blocks, for which `make` draws `images` images each.
 
-        The next chunk of images is made while one is encoded. On a CPU the encoders run side by side, a thread each:
-        that keeps cores busy which the layers of one small network would not.
+        The next chunk of images is drawn while one is encoded. On a CPU the encoders run side by side, one thread each,
+        which keeps all cores busy: the layers of one small network would not.
         """
         encode = torch.inference_mode()(LoadedModel.encode)
         size = max(1, self.batch // images)  # blocks in a chunk
@@ -266,7 +266,7 @@ class Images:
 
 @contextmanager
 def _thread_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
-    """Threads in which torch computes with one core each; on a GPU one thread, on the caller's stream."""
+    """Context manager: thread pool whose workers run torch single-threaded; on a GPU one, on the caller's stream."""
     cores = torch.get_num_threads()
     threads, prepare = cores, partial(torch.set_num_threads, 1)
     if device.type == "cuda":
@@ -275,4 +275,4 @@ def _thread_pool(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         with ThreadPoolExecutor(threads, initializer=prepare) as pool:
             yield pool
     finally:
-        torch.set_num_threads(cores)  # threads that begin later take the number that was set last, in any thread
+        torch.set_num_threads(cores)  # threads that start later take the number set last, in any thread

@@ -1,4 +1,4 @@
-"""Rank a pool of models: `crgan.rank`, what the command shares with it, and the outcome that both give."""
+"""Rank a pool of models: `crgan.rank`, the code that the command shares with it, and the result of both."""
 
 import json
 import time
@@ -103,12 +103,12 @@ def rank(
 ) -> Ranking:
     """Rank models by ModelCentrality and return the ranking: `.winner`, `.order`, `.scores`, `.similarity`, `.table()`.
 
-    `models_or_runs` holds models (docs/models.md), in a sequence or a mapping of names, or what the command takes,
-    which is opened on `device`. `budget` is the share of the exact selection's encodes to spend, in (0, 1]. With `out`,
+    `models_or_runs` holds models (docs/models.md), in a sequence or a mapping from names, or RUN arguments, which
+    are opened on `device`. `budget` is the share of the exact selection's encodes to spend, in (0, 1]. With `out`,
     the folder gets scores.h5, ranking.json and similarity.png, and what it holds is not computed again; an interrupt
     loses at most the generator in progress.
 
-    Raises InputError for fewer than 2 models, images of unlike shape, and models that break the contract.
+    Raises InputError for fewer than 2 models, images of unequal shape, and models that break the contract.
     """
     pool = Pool(open_models(models_or_runs, device), Sizes(groups, group_size, scale_samples, seed), batch_size)
     return rank_pool(pool, Path(out).expanduser() if out is not None else None, budget=budget)
@@ -121,10 +121,10 @@ def rank_pool(
     *,
     budget: float = 1.0,
     samples: int = 0,  # images that all models encode for UDR
-    dataset: Any = None,  # of UDR's images, and of the labels
+    dataset: Any = None,  # for UDR's images, and for the labels
     labels: dict[str, Any] | None = None,  # data set, root and seed of the supervised scores; None: no such scores
 ) -> Ranking:
-    """Rank a pool, and write the ranking into the folder `out`, if one is given, in which earlier work is found."""
+    """Rank a pool; with `out`, continue from what that folder holds and write the ranking into it."""
     begin = time.monotonic()
     folder = output_folder(out, method) if out else nullcontext[dict[str, Any]]({})
     with folder as before, cli.progress() as bar:
@@ -133,7 +133,7 @@ def rank_pool(
         else:
             ranking = _by_udr(pool, method, dataset, samples, bar)
         known = before.get("labels")
-        if asked := labels or known:  # once asked for, they stay
+        if asked := labels or known:  # once asked for, labels stay
             truth = {row["cache_key"]: row["factor_vae"] for row in before["models"]} if asked == known else {}
             _add_labels(ranking, pool, dataset if labels else None, asked, truth, bar)
         ranking.details["seconds"] = time.monotonic() - begin
@@ -144,7 +144,7 @@ def rank_pool(
 
 @contextmanager
 def output_folder(out: Path, method: str) -> Iterator[dict[str, Any]]:
-    """Make the folder, hold its lock, and yield what its ranking.json has from before.
+    """Create the folder, hold its lock, and yield the content of its earlier ranking.json.
 
     Raises InputError where the folder is a run's, holds the ranking of another method, or is in use.
     """
@@ -158,7 +158,7 @@ def output_folder(out: Path, method: str) -> Iterator[dict[str, Any]]:
         with suppress(OSError, ValueError, TypeError):  # none, or one that is damaged
             before |= json.loads((out / "ranking.json").read_text())
         if before.get("method", method) != method:
-            raise InputError(f"{out} holds the ranking by {before['method']}; give another --out for that by {method}")
+            raise InputError(f"{out} holds the ranking by {before['method']}; give another --out for {method}")
         yield before
 
 
@@ -218,7 +218,7 @@ def _by_centrality(pool: Pool, out: Path | None, budget: float, bar: cli.progres
         sides = [[names[i] for i in np.flatnonzero(clusters[0] == side)] for side in (True, False)]
         sentences.append(
             f"warning: the pool splits into clusters of {len(sides[0])} and {len(sides[1])} models that agree only "
-            f"within themselves (by {clusters[1]:.2f}): the winner speaks for its own cluster; select among each alone"
+            f"within themselves (by {clusters[1]:.2f}): the winner represents only its own; rank each separately"
         )
         details["clusters"] = sides
     return Ranking("centrality", names, pool.keys, order, scores, errors, A, details, sentences)
@@ -233,20 +233,20 @@ def gap_sentence(gap: dict[str, Any]) -> str:
 
 def _warnings(votes: Votes, names: Sequence[str]) -> Iterator[str]:
     if len(names) == 2:
-        yield "warning: two models are as similar to each other: only a third can tell which is the better"
+        yield "warning: two models are equally similar to each other: only a third can show which is better"
     voting = [pair for pair, given in votes.items() if (given >= 0).any()]
     mute = {i for i, _ in votes} - {i for i, _ in voting}
     still = {j for i, j in votes if i not in mute} - {j for _, j in voting}
     for chance, what in ((mute, "no code of {} varies"), (still, "no encoder's codes vary over the images of {}")):
         if chance:
             who = what.format(", ".join(names[i] for i in sorted(chance)))
-            yield f"warning: {who}, or they are not finite: what is scored there is chance"
+            yield f"warning: {who}, or they are not finite: their scores are chance"
 
 
 def _add_labels(
     ranking: Ranking, pool: Pool, dataset: Any, labels: dict[str, Any], truth: dict[str, Any], bar: cli.progress
 ) -> None:
-    """Add the supervised FactorVAE score of each model: those known by cache key, the others by the data set."""
+    """Add the supervised FactorVAE score of each model: from `truth` by cache key, else measured on `dataset`."""
     bar.start("labels", len(pool.models), 0, "models")
     for model in pool.models:
         if dataset and truth.get(model.cache_key) is None:

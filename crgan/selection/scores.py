@@ -1,6 +1,6 @@
-"""scores.h5: the votes of a pool on disk, from which a selection that was killed, or a larger pool, goes on.
+"""scores.h5: the votes of a pool on disk, from which a killed selection, or a larger pool, continues.
 
-The layout is in docs/select.md. Votes are found by the cache keys of two models: a changed model finds nothing.
+The layout is in docs/select.md. Votes are keyed by the cache keys of two models: a changed model finds none.
 """
 
 import re
@@ -35,8 +35,8 @@ class Scores(NamedTuple):
 
 def read(path: str | Path) -> Scores:
     """Read scores.h5. Raises InputError where the file is of an older format, or damaged."""
-    # A file object takes no HDF5 locks, which fail on network file systems and while somebody else has the file open,
-    # and leaves the operating system's errors as they are: neither is damage.
+    # With a file object HDF5 takes no locks, which fail on network file systems and while another process has the file
+    # open, and the operating system's errors come from open(), outside the try: neither means damage.
     with Path(path).open("rb") as raw:
         try:
             with h5py.File(raw, "r") as file:
@@ -68,7 +68,7 @@ def read_tables(path: Path, keys: Sequence[str | None]) -> Tables:
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Return the names without the folders and settings that all of them have."""
+    """Return the names without the folders and settings that all of them share."""
     parts = [re.split("[/,]", name) for name in names]
     shared = set.intersection(*map(set, parts))
     return [",".join(part for part in of if part not in shared) or name for of, name in zip(parts, names)]

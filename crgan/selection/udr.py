@@ -30,8 +30,8 @@ def udr(
     pair, R[a, b] >= 0 measures how much code a of model i says about code b of model j: the absolute Lasso coefficients
     that predict b from all a (penalty `alpha`, both standardised), or the absolute Spearman correlations.
     pairs[i, j] = (mean_b max_a R^2 / sum_a R + mean_a max_b R^2 / sum_b R) / 2, where 0/0 is 0. Codes whose variance is
-    below `min_variance` are left out: a GAN's encoder has no posterior by which to tell the used ones. A model without
-    any other code, or with codes that are not finite, scores 0 with every other.
+    below `min_variance` are left out: a GAN's encoder has no posterior that would show which are used. A model with no
+    code left, or with codes that are not finite, scores 0 with every other.
 
     Raises InputError for fewer than 2 models, arrays that are not [n, K] of one n, and an unknown method.
     """
@@ -66,7 +66,7 @@ def udr(
 def common_codes(
     models: Sequence[LoadedModel], dataset: Any, samples: int, seed: int, progress: Callable[[int], None]
 ) -> list[Array]:
-    """Encode the same images by all models: of the data set, or, without one, of every generator in turn."""
+    """Encode the same images with all models: from the data set, or, without one, from every generator in turn."""
     draw, generators = torch.Generator().manual_seed(seed), sorted(models, key=lambda model: model.cache_key)
     size, high = min(256, -(-samples // len(models))), dataset.num_images if dataset else 1 << 31
     parts: list[list[Array]] = [[] for _ in models]

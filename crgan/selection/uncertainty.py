@@ -14,7 +14,7 @@ Votes = Mapping[tuple[int, int], Array]  # (encoder, generator) -> [m] int, the 
 def bootstrap(votes: Votes, num_codes: Sequence[int], mask: Array, seed: int = 0, replicates: int = 200) -> Array:
     """Resample the centrality [replicates, N], taking each group of a generator Poisson(1) times for all encoders.
 
-    Model i's mean goes over the models j with mask[i, j] (symmetric).
+    Model i's mean runs over the models j with mask[i, j] (symmetric).
     """
     total, size = np.zeros((replicates, len(num_codes))), max(map(len, votes.values()), default=0)
     for j in np.flatnonzero(mask.any(0)).tolist():
@@ -24,7 +24,7 @@ def bootstrap(votes: Votes, num_codes: Sequence[int], mask: Array, seed: int = 0
             found, rows = votes[i, j].astype(np.int64), num_codes[i] + 1
             cell = found % rows * factors + np.arange(len(found)) % factors
             drawn = weights[:, : len(found)]
-            drawn = np.where(drawn.any(1, keepdims=True), drawn, 1)  # where none of a few groups was: all of them
+            drawn = np.where(drawn.any(1, keepdims=True), drawn, 1)  # where no group was drawn, of few: all of them
             tables = drawn @ (cell[:, None] == np.arange(rows * factors)).astype(np.float32)  # [replicates, cells]
             score = vote_score(tables.reshape(-1, rows, factors))
             total[:, i] += score / 2
@@ -35,11 +35,11 @@ def bootstrap(votes: Votes, num_codes: Sequence[int], mask: Array, seed: int = 0
 def confidence_gap(
     A: Array, votes: Votes, num_codes: Sequence[int], winner: int, runner_up: int, seed: int = 0
 ) -> dict[str, float]:
-    """Return how far the winner's centrality is above the runner-up's by the models that both have met: `gap`, its
+    """Return how far the winner's centrality is above the runner-up's over the models that both met: `gap`, its
     `standard_error`, and `confidence`, the probability that it is above zero, by the normal approximation.
 
     A [N, N] is the similarity (NaN: not measured). What the two score on each other is the same for both. The error
-    joins the draw of the groups (bootstrap) and, if not all models were met, that of the references.
+    combines the draw of the groups (bootstrap) and, if not all models were met, that of the references.
     """
     both = np.array([winner, runner_up])
     others = np.setdiff1d(np.arange(len(A)), both)
@@ -61,10 +61,10 @@ def confidence_gap(
 def split(A: Array, references: Array, margin: float = 0.2) -> tuple[Array, float] | None:
     """Return two clusters that agree only within themselves, or None; the medoid of such a pool says little.
 
-    `A` [N, N] holds the similarity, known to all models of the indices `references` [n] (NaN: not known). The leading
-    singular vector of its doubly centred columns parts the pool. Returns the membership [N] and the excess of the mean
-    similarity inside the looser cluster over that across, if each cluster has 2 models and a tenth of the pool, and the
-    excess is at least `margin`. Models that agree with nobody form none, and 3 references or fewer tell nothing.
+    `A` [N, N] is the similarity (NaN: not known), known for all models in the columns `references` [n]. The leading
+    singular vector of these columns, doubly centred, splits the pool. Returns the membership [N] and the excess of
+    the mean similarity inside the looser cluster over the one across, if that is at least `margin` and each cluster has
+    2 models and a tenth of the pool. Models that agree with none form no cluster; 3 references or fewer give None.
     """
     N, n = len(A), len(references)
     if n < 4:
