@@ -56,8 +56,9 @@ def traverse(
     if wrong := set(codes) - set(numbers):
         raise InputError(f"--codes holds {wrong.pop()}; expected numbers from 1 to {model.num_codes}")
     codes, seed, reach = codes or tuple(numbers), base or 0, pictures.code_reach(model)
+    low, high = range or (-reach, reach)
     centre = torch.zeros(model.num_codes) if base is None else model.encode(model.sample(1, seed))[0]
-    values = pictures.traversal_codes(centre, steps, *range or (-reach, reach))[[number - 1 for number in codes]]
+    values = pictures.traversal_codes(centre, steps, low, high)[[number - 1 for number in codes]]
     # One image at a time, so that each call draws the same noise from the seed.
     images = torch.cat([model.generate(code[None], seed).detach() for code in values.flatten(0, 1)])
     images, labels = images.unflatten(0, (-1, steps)), [f"c{number}" for number in codes]

@@ -95,7 +95,7 @@ def run_page(folder: Path) -> str:
         encoder=_encoder(model, config) if model else {},
         traversal=_picture(folder / "traversal.png"),
         samples=_picture(folder / "samples.png"),
-        scores=_scores(folder, model and model.cache_key),
+        scores=_scores(folder, model.cache_key if model else None),
     )
 
 
@@ -203,8 +203,8 @@ def _best_and_worst(folder: Path, models: Sequence[Any], tables: Tables) -> list
     drawn = []
     for i in sorted({*range(min(3, len(models))), len(models) - 1}):
         name, strips = models[i]["name"], []
-        places = [Path(name), *(base / name for base in folder.resolve().parents)]  # names may be relative
-        model, problem = _open(next((place for place in places if place.is_dir()), folder / name))
+        candidates = [Path(name), *(base / name for base in folder.resolve().parents)]  # names may be relative
+        model, problem = _open(next((path for path in candidates if path.is_dir()), folder / name))
         if model is not None:
             images = next(pictures.traversals(model.model, num_values=7))[1][:MAX_CODES]
             votes = tables.get((i, 0), np.zeros((len(images) + 1, 1)))[:-1]

@@ -195,7 +195,7 @@ def _loop(run: Run, checkpoint_every: int, cuda_graph: bool) -> None:
 def capture(take_step: Callable[[Phase], Losses]) -> Callable[[Phase], Losses]:
     """Replay `take_step` as one CUDA graph per phase. The first steps of a phase run eagerly, as capture requires.
 
-    All on one stream: cuBLAS has a workspace per stream, which graphs must not share.
+    All graphs are captured on one stream, so that they use its cuBLAS workspace one after another.
     """
     graphs: dict[Phase, tuple[torch.cuda.CUDAGraph, Losses]] = {}
     eager_steps: dict[Phase, int] = {}

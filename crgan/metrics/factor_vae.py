@@ -52,6 +52,7 @@ def factor_vae(
     elif heldout is not None:
         held_groups = tensor(heldout[0], "heldout groups", "G L K")
         held_votes = count(held_groups, group_factors(heldout[1], held_groups))
-        score = float(held_votes[np.arange(len(votes)), votes.argmax(1)].sum() / len(held_groups))
+        majority = votes.argmax(1)  # f(k)
+        score = float(held_votes[np.arange(len(votes)), majority].sum() / len(held_groups))
     scores = {"score": score, "train_score": train_score, "votes": votes, "num_active": int(active.sum())}
     return scores | {"scale": scale.numpy(force=True)}

@@ -52,11 +52,12 @@ def sequential_halving(
     if (least := plan(2)[-1] * count) > funds:
         share = f"{min(least / exact, 1):.4f}"
         raise InputError(f"a budget of {budget:g} is too small for {N} models; expected at least {share}")
-    for left in range(count, 0, -1):
+    for rounds_left in range(count, 0, -1):
         low, high = 2, N + sizes.groups - first
         while low < high:  # the furthest step that this round's share of the budget pays for
             middle = (low + high + 1) // 2
-            low, high = (middle, high) if plan(middle)[-1] <= (funds - spent) / left else (low, middle - 1)
+            cost = plan(middle)[-1]
+            low, high = (middle, high) if cost <= (funds - spent) / rounds_left else (low, middle - 1)
         met, groups, due, cost = plan(low)
         B = measure(due, groups)
         done[due] = groups
@@ -66,6 +67,6 @@ def sequential_halving(
         # A model is not its own reference, so means miss different ones: compare relative to each reference's mean.
         order = alive[np.argsort(-np.nanmean(A - np.nanmean(A, 0), 1), kind="stable")]
         rounds.append({"models": len(alive), "references": len(met), "groups": groups})
-        alive, out = np.split(order, [(len(order) + 1) // 2])
-        losers = np.concatenate([out, losers])
+        alive, dropped = np.split(order, [(len(order) + 1) // 2])
+        losers = np.concatenate([dropped, losers])
     return Halving(np.concatenate([alive, losers]), references, rounds, spent)

@@ -136,7 +136,8 @@ class Pool:
 
     def missing(self, groups: int | None = None) -> Array:
         """Return [N, N] bool: pairs whose votes in the first `groups` groups (None: exact votes) are not known."""
-        enough = {pair: found.exact or len(found.votes) >= (groups or np.inf) for pair, found in self.known.items()}
+        needed = np.inf if groups is None else groups
+        enough = {pair: found.exact or len(found.votes) >= needed for pair, found in self.known.items()}
         return np.array([[not enough.get((encoder, generator)) for generator in self.keys] for encoder in self.keys])
 
     def measure(self, pairs: Array, groups: int | None = None) -> Array:
@@ -168,7 +169,8 @@ def vote_tables(votes: Array, num_codes: int, num_factors: int) -> Array:
     """
     n, rows = len(votes), num_codes + 1
     factor = np.arange(votes.shape[1]) % num_factors
-    index = (np.arange(n)[:, None] * rows + votes % rows) * num_factors + factor
+    row = np.where(votes < 0, num_codes, votes)
+    index = (np.arange(n)[:, None] * rows + row) * num_factors + factor
     return np.bincount(index.ravel(), minlength=n * rows * num_factors).reshape(n, rows, num_factors)
 
 

@@ -236,10 +236,10 @@ def _warnings(votes: Votes, names: Sequence[str]) -> Iterator[str]:
         yield "warning: two models are equally similar to each other: only a third can show which is better"
     voting = [pair for pair, given in votes.items() if (given >= 0).any()]
     mute = {i for i, _ in votes} - {i for i, _ in voting}
-    still = {j for i, j in votes if i not in mute} - {j for _, j in voting}
-    for chance, what in ((mute, "no code of {} varies"), (still, "no encoder's codes vary over the images of {}")):
-        if chance:
-            who = what.format(", ".join(names[i] for i in sorted(chance)))
+    static = {j for i, j in votes if i not in mute} - {j for _, j in voting}
+    for models, what in ((mute, "no code of {} varies"), (static, "no encoder's codes vary over the images of {}")):
+        if models:
+            who = what.format(", ".join(names[i] for i in sorted(models)))
             yield f"warning: {who}, or they are not finite: their scores are chance"
 
 

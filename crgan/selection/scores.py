@@ -71,7 +71,8 @@ def short_names(names: Sequence[str]) -> list[str]:
     """Return the names without the folders and settings that all of them share."""
     parts = [re.split("[/,]", name) for name in names]
     shared = set.intersection(*map(set, parts))
-    return [",".join(part for part in of if part not in shared) or name for of, name in zip(parts, names)]
+    own = [[part for part in pieces if part not in shared] for pieces in parts]
+    return [",".join(pieces) or name for pieces, name in zip(own, names)]
 
 
 def restore(path: Path, pool: Pool) -> list[str]:

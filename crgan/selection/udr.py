@@ -4,6 +4,7 @@ Encoders that disentangle well give the same codes up to order and sign: each co
 other. All models encode one sample of images.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import Any
@@ -57,8 +58,8 @@ def udr(
             else:
                 R = x[i].T @ x[j] / n
             R = np.abs(R)
-            best = [R.max(axis) ** 2 / np.where(R.any(axis), R.sum(axis), 1) for axis in (0, 1)]
-            pairs[i, j] = (best[0].mean() + best[1].mean()) / 2
+            of_b, of_a = (R.max(axis) ** 2 / np.where(R.any(axis), R.sum(axis), 1) for axis in (0, 1))
+            pairs[i, j] = (of_b.mean() + of_a.mean()) / 2
     return {"score": np.array([np.median(np.delete(pairs[:, i], i)) for i in range(N)]), "pairs": pairs}
 
 
@@ -68,7 +69,8 @@ def common_codes(
 ) -> list[Array]:
     """Encode the same images with all models: from the data set, or, without one, from every generator in turn."""
     draw, generators = torch.Generator().manual_seed(seed), sorted(models, key=lambda model: model.cache_key)
-    size, high = min(256, -(-samples // len(models))), dataset.num_images if dataset else 1 << 31
+    size = min(256, math.ceil(samples / len(models)))
+    high = dataset.num_images if dataset else 2**31  # images of the data set, or seeds
     parts: list[list[Array]] = [[] for _ in models]
     with eval_mode(models), torch.inference_mode():
         for n, start in enumerate(range(0, samples, size)):
