@@ -7,7 +7,6 @@ regularizer starts: the paper's InfoGAN (modified).
 
 import json
 import platform
-import re
 import shlex
 import shutil
 import sys
@@ -137,17 +136,25 @@ def describe(cfg: Config, device: torch.device, dataset: Any) -> dict[str, Any]:
     return {"source": dataset.source, "data_identity": dataset.identity, "made_with": made_with}
 
 
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl. Leaves out lines that are damaged: a kill may leave half of one."""
+    path, rows = run / "metrics.jsonl", list[Any]()
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
+
+
 class Log:
     """metrics.jsonl, one object per line, and the same values as TensorBoard events.
 
-    The run continues from `step`: lines of later steps are removed, as they will be written again.
+    The run continues from `step`: of the earlier `rows`, those of later steps are removed and will be written again.
     """
 
-    def __init__(self, out: Path, step: int):
+    def __init__(self, out: Path, step: int, rows: list[dict[str, Any]]):
         path = out / "metrics.jsonl"
-        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if (found := re.match(r'{"step": (\d+),.*}\n', line)) and int(found[1]) <= step]
-        write_atomically(path, lambda temporary: temporary.write_text("".join(kept)))
+        text = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= step)
+        write_atomically(path, lambda temporary: temporary.write_text(text))
         self.file = path.open("a")
         self.board: Any = None
         with suppress(ImportError, UnicodeError):  # not installed, or it cannot handle the folder's name

@@ -125,7 +125,8 @@ def start_python(arguments: Sequence[str], log: str | Path, environment: Mapping
 def delayed_stop() -> Iterator[list[int]]:
     """Delay Ctrl-C and SIGTERM to the end of the body; the list yielded holds the numbers of those received so far.
 
-    A second Ctrl-C does not wait. Nothing is delayed outside the main thread, to which Python gives all signals.
+    A second Ctrl-C does not wait. Afterwards the handler found before is called, if there is one, and the process ends.
+    Signals that are ignored stay so, and in other threads than the main one, which gets them all, nothing changes.
     """
     received: list[int] = []
 
@@ -134,15 +135,20 @@ def delayed_stop() -> Iterator[list[int]]:
             raise KeyboardInterrupt
         received.append(number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {number: signal.signal(number, note) for number in numbers}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    in_main = threading.current_thread() is threading.main_thread()
+    delayed = [number for number, found in before.items() if in_main and found not in (signal.SIG_IGN, None)]
+    for number in delayed:
+        signal.signal(number, note)
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in delayed:
+            signal.signal(number, before[number])
     if received:
-        raise KeyboardInterrupt if received[-1] == signal.SIGINT else SystemExit(128 + received[-1])
+        if callable(before[received[-1]]):  # Python's for Ctrl-C raises KeyboardInterrupt
+            signal.raise_signal(received[-1])
+        sys.exit(128 + received[-1])
 
 
 def announce(doing: str, device: "torch.device", **facts: Any) -> None:

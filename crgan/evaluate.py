@@ -62,12 +62,14 @@ def evaluate(
             trained_on = getattr(model.model, "cfg", None)
             if data:
                 dataset = load(data, root)
-            elif trained_on:
+            elif trained_on and trained_on.data in datasets.NAMES:
                 dataset = load(trained_on.data, trained_on.root if root is None else root)
             else:
-                raise InputError(f"{model.name} does not say which data it was trained on; give --data NAME")
+                way = "give --data NAME, or call crgan.metrics.evaluate"
+                raise InputError(f"{model.name} was not trained on a data set that crgan knows by name; {way}")
             names = metrics.metric_names(asked, dataset, model)
-            head = {"data": dataset.name, "source": dataset.source, "protocol": protocol, "seed": seed}
+            origin = {"data": dataset.name, "source": dataset.source, "data_identity": dataset.identity}
+            head = {**origin, "protocol": protocol, "seed": seed}
             known = _entry(file, model.cache_key, head)[1]["metrics"]
             due = [name for name in names if name not in known]
             if len(due) < len(names):

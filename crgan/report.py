@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 
 from . import cli, data, metrics, pictures
-from .checkpoint import latest, read, read_config
+from .checkpoint import latest, read, read_config, read_log
 from .config import TOPICS, Config
 from .errors import InputError
 from .figures import curves, scatter, schedule_marks
@@ -146,9 +146,7 @@ def sweep_page(folder: Path) -> str:
 
 def _losses(folder: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any]]:
     """Return the rows of metrics.jsonl, the last step, and the last row with a score."""
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.is_file() else []  # a kill may leave half a line at the end
-    rows = [json.loads(line) for line in lines]
+    rows = read_log(folder)
     scored = [row for row in rows if "factor_vae" in row]
     return rows, rows[-1]["step"] if rows else 0, scored[-1] if scored else {}
 
@@ -179,7 +177,7 @@ def _encoder(model: Any, config: Mapping[str, Any]) -> dict[str, Any]:
         found = metrics.evaluate(model, dataset, asked, "paper", config["seed"], **sizes)
     except (InputError, OSError) as error:
         return {"problem": f"The codes cannot be compared with the factors: {error}."}
-    factors = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
+    factors = [dataset.factor_names[f] for f in metrics.varying_factors(dataset)]
     votes = found.get("factor_vae", {}).get("votes")
     labels = [] if votes is None else pictures.followed_factors(votes, factors)
     return {"factors": factors, "mig": found.get("mig"), "votes": votes, "labels": labels}

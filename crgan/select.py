@@ -65,7 +65,7 @@ def select(
     if with_labels:
         if dataset is None or "factor_vae" not in metrics.applicable(dataset):
             raise InputError("--with-labels needs a data set with two factors or more; give --data NAME")
-        labels = {"data": dataset.name, "root": root and str(Path(root).expanduser().resolve()), "seed": sizes.seed}
+        labels = {"data": dataset.name, "data_identity": dataset.identity, "seed": sizes.seed}
     print(f"ranking {len(pool.models)} models by {method}: {ray or pool.device}, into {out}", flush=True)
     ranking = rank_pool(pool, out, method, budget=budget, samples=samples, dataset=dataset, labels=labels)
     print(ranking.table(), *ranking.sentences, f"wrote {out}/ranking.json and similarity.png", sep="\n")
@@ -76,6 +76,8 @@ def _dataset(models: Sequence[LoadedModel], name: str | None, root: str | None) 
     if name is None:
         configs: list[Any] = [getattr(model.model, "cfg", None) for model in models]
         if not all(configs) or len({(cfg.data, cfg.root) for cfg in configs}) > 1:
+            return None
+        if configs[0].data not in datasets.NAMES:  # images of their own
             return None
         name, root = configs[0].data, root or configs[0].root
     dataset = datasets.load(name, root)

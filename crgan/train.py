@@ -1,7 +1,6 @@
 """Training: the loop, and the command `python -m crgan.train [PRESET]`."""
 
 import json
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -111,6 +110,7 @@ class Run:
             for network in self.model.children():
                 network.compile()
         state: dict[str, Any] = {"step": 0}
+        rows = checkpoint.read_log(out)
         about, folder = checkpoint.describe(cfg, device, dataset), checkpoint.latest(out)
         if folder is not None:
             state = checkpoint.restore(folder, self.model, self.optimisers)
@@ -123,15 +123,14 @@ class Run:
                 raise InputError(f"{folder} is missing; expected --from RUN of a run whose regularizer has started")
             checkpoint.refuse_changes(trunk, cfg, checkpoint.FREE_AFTER_TRUNK)
             state = checkpoint.restore(folder, self.model, self.optimisers, skip=("contrastive",))
-            shutil.copyfile(trunk / "metrics.jsonl", out / "metrics.jsonl")
-            about["from"] = str(trunk)
+            about["from"], rows = str(trunk), checkpoint.read_log(trunk)
             print(f"starting from step {state['step']} of {trunk}, before its regularizer")
         if cfg.cr_weight and cfg.cr_start >= cfg.steps:
             print(f"the contrastive regularizer stays off: --cr-start is {cfg.cr_start}, --steps is {cfg.steps}")
         self.step = state["step"]  # number of steps done
-        self.log = checkpoint.Log(out, self.step)
         self.seconds = state.get("seconds", 0.0)  # that earlier processes spent on these steps
-        checkpoint.write_config(out, cfg, dataset.image_shape, about)  # last, so that errors above leave it unchanged
+        checkpoint.write_config(out, cfg, dataset.image_shape, about)  # nothing refuses to continue from here on
+        self.log = checkpoint.Log(out, self.step, rows)
 
     def save(self, name: str = "") -> Path:
         seconds = round(self.seconds + time.monotonic() - self.begun, 1)
@@ -230,7 +229,7 @@ def evaluate(run: Run) -> dict[str, float]:
     """
     dataset, cfg, model = run.dataset, run.cfg, run.model.for_use()
     scores, labels = dict[str, float](), list[str]()
-    varying = [name for name, size in zip(dataset.factor_names, dataset.factor_sizes) if size > 1]
+    varying = [dataset.factor_names[f] for f in metrics.varying_factors(dataset)]
     if len(varying) > 1:
         sizes: dict[str, Any] = {} if run.step == cfg.steps else {"groups": 100, "scale_samples": 5_000}
         result = metrics.evaluate(model, dataset, ("factor_vae",), protocol="paper", seed=cfg.seed, **sizes)

@@ -18,6 +18,7 @@ def start(module, *flags, threads=1):
     """Start `python -m crgan.<module>`, whose output and errors come through one pipe."""
     command = [sys.executable, "-m", f"crgan.{module}", *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "surrogateescape"}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and theirs, ignore it
     return subprocess.Popen(command, env=ENVIRONMENT | {"OMP_NUM_THREADS": str(threads)}, **pipes)
 
 

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from run_folders import write_run
 
 from crgan import PRESETS, checkpoint, data
@@ -16,7 +17,7 @@ from crgan.data import Dataset
 from crgan.errors import InputError
 from crgan.evaluate import main
 from crgan.loading import LoadedModel
-from crgan.metrics import METRICS, PROTOCOLS, Samples, applicable, evaluate
+from crgan.metrics import METRICS, PROTOCOLS, Samples, applicable, evaluate, varying_factors
 
 SMALL = dict(groups=60, group_size=20, scale_samples=500, points=600, dhsic_points=300)
 FACTORS = {"one": 1, "shape": 3, "b": 6, "c": 8}  # of which the first never varies
@@ -163,6 +164,14 @@ def test_reconstruction_of_images_that_a_model_can_rebuild():
     assert max(seeds) < 2**32
 
 
+def test_a_factor_of_one_value_is_left_out_whatever_its_class():
+    dataset = data.from_images(np.zeros((6, 16, 16)), np.c_[[0, 1, 2] * 2, [2] * 6, [1, 0, 0] * 2], ["a", "b", "c"])
+    assert varying_factors(dataset) == [0, 2]
+    one = data.from_images(np.zeros((6, 16, 16)), np.c_[[0, 1, 2] * 2, [2] * 6], ["a", "b"])
+    assert {"mig", "sap"} < {*applicable(one)}
+    assert not {"factor_vae", "dci", "dci_lasso"} & {*applicable(one)}
+
+
 def test_arguments_that_make_no_sense_are_named():
     model, one_factor = Identity(), bare(factor_sizes=(6, 1, 1, 1))
     assert "mig" in applicable(one_factor)
@@ -202,7 +211,8 @@ def scores_in(folder):
 def test_scores_are_shown_kept_added_to_and_never_written_over(run_folder, capsys, refused):
     run(run_folder, "--metrics", "mig,dhsic", "factor_vae", "--seed", 3, "--device", "cpu")
     ((entry,),) = scores_in(run_folder).values()
-    head = {"name": str(run_folder), "data": "circular_dsprites", "source": "rendered", "protocol": "paper", "seed": 3}
+    head = {"name": str(run_folder), "data": "circular_dsprites", "source": "rendered", "data_identity": "rendered"}
+    head |= {"protocol": "paper", "seed": 3}
     assert entry == head | {"metrics": entry["metrics"]}
     assert list(entry["metrics"]) == ["mig", "dhsic", "factor_vae"]
     assert np.sum(entry["metrics"]["factor_vae"]["votes"]) == 500
@@ -228,6 +238,17 @@ def test_scores_are_shown_kept_added_to_and_never_written_over(run_folder, capsy
         assert (run_folder / "metrics.json").read_text() == broken
 
 
+def test_images_that_have_changed_are_scored_anew(tmp_path):
+    cfg = replace(CFG, data="folder", root=str(tmp_path / "pictures"))
+    folder = write_run(tmp_path / "run", cfg, (3, 64, 64))
+    (tmp_path / "pictures").mkdir()
+    for shade in ("white", "black"):
+        Image.effect_noise((64, 64), 50).save(tmp_path / "pictures" / f"{shade}.png")
+        run(folder, "--metrics", "dhsic")
+    (entries,) = scores_in(folder).values()
+    assert len({entry["data_identity"] for entry in entries}) == 2
+
+
 def test_models_of_any_kind_share_a_file_and_one_that_fails_does_not_cost_the_others(tmp_path, run_folder, refused):
     flags = ("--data", "circular_dsprites", "--metrics", "factor_vae", "--out", tmp_path / "scores")
     assert "values that are not finite" in refused(main, run_folder, "test_evaluate:disc_and_blind", *flags)
@@ -239,6 +260,7 @@ def test_models_of_any_kind_share_a_file_and_one_that_fails_does_not_cost_the_ot
 
 def test_mistakes_end_with_one_sentence_and_exit_code_2(run_folder, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "own", replace(CFG, data="images"), (1, 64, 64))  # of crgan.fit(data=from_images(...))
     for args, sentence in (
         ((), "no RUN is given"),
         (("nowhere",), "nowhere"),
@@ -248,6 +270,7 @@ def test_mistakes_end_with_one_sentence_and_exit_code_2(run_folder, tmp_path, mo
         (("run", "--data", "squares"), "takes images [1, 64, 64], those of squares are [3, 16, 16]"),
         (("run", "--data", "folder", "--root", ""), "got ''"),
         (("run", "--metrics", ","), "no metric is given"),
+        (("own",), "give --data NAME"),
         (("run", "--metrics", "inception"), "'inception'"),
         (("run", "--device", "abacus"), "'abacus'"),
     ):

@@ -140,7 +140,7 @@ def test_scores_say_of_which_checkpoint_and_protocol_they_are(run):
 def test_what_a_run_lacks_is_said(tmp_path, run_text):
     run = write_run(tmp_path / "run")
     with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 300, "d"')  # half a line, which a kill left
+        file.write('\0\n{"step": 300, "d"')  # a damaged line, and half of one, which a kill left
     assert page(run) == run_text
     text = page(write_run(tmp_path / "no data", replace(CFG, data="cars3d", root=str(tmp_path / "gone"))))
     assert 'type="range"' in text

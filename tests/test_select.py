@@ -8,6 +8,7 @@ import re
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from linear_models import Linear, known_pool
+from run_folders import CFG, write_run
 
 import crgan
 from crgan import InputError, select
@@ -230,9 +232,18 @@ def test_udr_behind_the_same_command(pool, method):
     assert {row["name"]: row["score"] for row in run("--method", method, "--samples", "600")["models"]} == found
 
 
+def test_runs_on_images_of_their_own_are_ranked_by_udr(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in range(2):
+        write_run(tmp_path / f"run{seed}", replace(CFG, data="images"), seed=seed)
+    select.main(["run0", "run1", "--out", "out", "--method", "udr-spearman", "--samples", "64"])
+    assert len(json.loads(Path("out/ranking.json").read_text())["models"]) == 2
+
+
 DRIVER = """
 import os, random, signal, sys, time
 from linear_models import Linear, known_pool
+from run_folders import CFG, write_run
 from crgan import select
 
 class Slow(Linear):

@@ -334,6 +334,17 @@ def test_signals_wait_for_the_end_of_the_body_but_a_second_interrupt_does_not():
     with ThreadPoolExecutor() as pool:  # fit may run in any thread
         pool.submit(receive).result()
     assert signal.getsignal(signal.SIGINT) == before
+    own = Mock()  # a handler of the caller's is called in the end; signals that are ignored stay so
+    try:
+        signal.signal(end, own)
+        signal.signal(interrupt, signal.SIG_IGN)
+        with pytest.raises(SystemExit):
+            receive(interrupt, end)
+        assert noted[3:] == [end]
+        own.assert_called_once()
+    finally:
+        signal.signal(end, signal.SIG_DFL)
+        signal.signal(interrupt, before)
 
 
 def test_a_checkpoint_that_may_not_be_read_or_has_just_been_replaced_is_no_damage(run, monkeypatch):
@@ -471,8 +482,11 @@ def test_runs_with_and_without_the_regularizer_share_a_trunk(tmp_path, train):
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert json.loads((tmp_path / "off" / "config.json").read_text())["from"] == str(folder)
     assert torch.equal(train("again", start_from=folder).encode(images), on.encode(images))
+    assert checkpoint.read_log(tmp_path / "off")[0] == checkpoint.read_log(folder)[0]
     with pytest.raises(InputError, match="lr_g"):
         train("other", lr_g=0.1, start_from=folder)
+    (folder / "metrics.jsonl").unlink()
+    train("more", start_from=folder)
 
 
 def test_what_the_machine_decided_stays_when_a_run_continues(tmp_path, train, monkeypatch):
@@ -543,6 +557,15 @@ def test_an_interrupt_saves_a_whole_step_and_passes_through(run, train, monkeypa
     assert checkpoint.latest(stopped).name == "step-000000010"
     train("stopped")
     assert tensors_of(stopped) == tensors_of(run)
+
+
+@pytest.mark.parametrize("step", ["write_config", "Log"])
+def test_a_stop_before_the_first_step_leaves_a_folder_that_the_same_call_takes(train, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, step, Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train("run", steps=1)
+    train("run", steps=1)
 
 
 def test_models_check_what_they_are_given():

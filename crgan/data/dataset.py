@@ -155,7 +155,8 @@ def from_images(
     identity = f"{len(pixels)} images, hash of a part {sha256(part.data).hexdigest()[:16]}"
     max_value = 255 if pixels.max(initial=0) > 1 else 1
     fields = {"max_value": max_value, "source": "memory", "identity": identity}
-    return from_stored(name, pixels, factor_names or (), factors, **fields)
+    names = [factor_names] if isinstance(factor_names, str) else factor_names or ()
+    return from_stored(name, pixels, names, factors, **fields)
 
 
 def from_stored(name: str, stored: np.ndarray, factors: Any, rows: Any = None, **fields: Any) -> Dataset:

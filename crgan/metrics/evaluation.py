@@ -54,7 +54,7 @@ class Samples:
     ):
         self.model, self.dataset, self.protocol, self.seed = model, dataset, protocol, seed
         self.batch_size, self.progress, self.dlib = batch_size, progress, protocol.name == "dlib"
-        self.varying = [f for f, size in enumerate(dataset.factor_sizes) if size > 1]
+        self.varying = varying_factors(dataset)
         self.fit = partial(self.labelled, protocol.points, 4)
         self.test = partial(self.labelled, protocol.test_points, 5)
         self.known = torch.zeros(dataset.num_images, dtype=torch.bool, device=model.device)
@@ -165,8 +165,8 @@ METRICS = {
     "factor_vae": Metric(Samples.factor_vae, 2),
     "beta_vae": Metric(Samples.beta_vae, 2),
     "mig": Metric(lambda s: information.mig(*s.fit())),
-    "dci": Metric(Samples.dci, shown=DCI),
-    **{f"dci_{name}": Metric(partial(Samples.dci, predictor=name), shown=DCI) for name in prediction.PREDICTORS},
+    "dci": Metric(Samples.dci, 2, DCI),
+    **{f"dci_{name}": Metric(partial(Samples.dci, predictor=name), 2, DCI) for name in prediction.PREDICTORS},
     "sap": Metric(Samples.sap),
     "modularity": Metric(lambda s: information.modularity(*s.fit()), 2),
     "explicitness": Metric(lambda s: prediction.explicitness(*s.fit(), test=s.test(), standardise=s.dlib)),
@@ -176,9 +176,15 @@ METRICS = {
 }
 
 
+def varying_factors(dataset: Any) -> list[int]:
+    """Return the numbers of the factors that have several values in the data set."""
+    table, sizes = getattr(dataset, "table", None), dataset.factor_sizes
+    return [f for f, size in enumerate(sizes) if size > 1 and (table is None or (table[:, f] != table[0, f]).any())]
+
+
 def applicable(dataset: Any, model: Any = None) -> list[str]:
     """Return the metrics that make sense on this data set and that this model has the methods for."""
-    varying = sum(size > 1 for size in dataset.factor_sizes)
+    varying = len(varying_factors(dataset))
     rebuilds = min(dataset.image_shape[1:]) >= 11 and (model is None or hasattr(model, "generate"))
     suited = [name for name, metric in METRICS.items() if varying >= metric.factors]
     return [name for name in suited if rebuilds or name != "reconstruction"]
@@ -216,10 +222,10 @@ def evaluate(
     """Score a model on a data set: {metric: its dict}.
 
     `model` is any object with `encode`; reconstruction needs `generate` too. `dataset` is any object with
-    images(index), factors(index), factor_names, factor_sizes, num_images, image_shape and name. Factors of size 1 are
-    left out; index f of every result counts the others, in the order of the data set. The same seed draws the same
-    images, whichever metrics are asked for. `progress(what, done, total)` is called as work proceeds. Raises InputError
-    for an unknown metric, protocol or size, and for a metric that the data or the model do not support.
+    images(index), factors(index), factor_names, factor_sizes, num_images, image_shape and name. Factors of a single
+    value are left out; index f of every result counts the others, in the order of the data set. The same seed draws the
+    same images, whichever metrics are asked for. `progress(what, done, total)` is called as work proceeds. Raises
+    InputError for an unknown metric, protocol or size, and for a metric that the data or the model do not support.
     """
     check_name("protocol", protocol, PROTOCOLS)
     for what, given, verb in (("data set", dataset, "images"), ("model", model, "encode")):

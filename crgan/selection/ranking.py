@@ -122,7 +122,7 @@ def rank_pool(
     budget: float = 1.0,
     samples: int = 0,  # images that all models encode for UDR
     dataset: Any = None,  # for UDR's images, and for the labels
-    labels: dict[str, Any] | None = None,  # data set, root and seed of the supervised scores; None: no such scores
+    labels: dict[str, Any] | None = None,  # data set and seed of the supervised scores; None: no such scores
 ) -> Ranking:
     """Rank a pool; with `out`, continue from what that folder holds and write the ranking into it."""
     begin = time.monotonic()
@@ -225,7 +225,7 @@ def _by_centrality(pool: Pool, out: Path | None, budget: float, bar: cli.progres
 
 
 def gap_sentence(gap: dict[str, Any]) -> str:
-    p, by = gap["confidence"], f"{gap['gap']:.4f} ± {gap['standard_error']:.4f}"
+    p, by = gap["confidence"], f"{round(gap['gap'], 4) + 0:.4f} ± {gap['standard_error']:.4f}"  # + 0: never -0
     sure = f"{'within' if p < 0.95 else 'beyond'} sampling error ({'p > 0.99' if p > 0.99 else f'p = {p:.2f}'})"
     agreement = "this is agreement within the pool, not a measurement of disentanglement"
     return f"{gap['winner']} is ahead of {gap['runner_up']} by {by}, {sure}; {agreement}"
