@@ -121,9 +121,6 @@ def test_seed_step_and_purpose_make_numbers_of_their_own():
         draws += traversal_pairs(50, 1, 4, 0.0, seed, step, device="cpu")[1:3]
     values = torch.cat([d.flatten() for d in draws])
     assert len(values.unique()) >= len(values) - 3  # 24 bits, 3,000 values: 0.27 coincidences are expected
-    first = traversal_pairs(50, 3, 4, 0.2, 9, 2, device="cpu")
-    again = traversal_pairs(50, 3, 4, 0.2, 9, 2, device="cpu")
-    assert all(torch.equal(a, b) for a, b in zip(first, again))
 
 
 @pytest.mark.gpu
