@@ -46,8 +46,11 @@ class Plain:
 
         maps, layers = (64, 64, 32, 32), []
         for i in range(3):
-            layers += [nn.ConvTranspose2d(maps[i], maps[i + 1], 4, 2, 1), nn.LeakyReLU(0.2)]
-            layers.append(nn.BatchNorm2d(maps[i + 1]))
+            layers += [
+                nn.ConvTranspose2d(maps[i], maps[i + 1], 4, 2, 1),
+                nn.LeakyReLU(0.2),
+                nn.BatchNorm2d(maps[i + 1]),
+            ]
         self.g = nn.Sequential(
             nn.Linear(10, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Linear(128, 1024), nn.ReLU(), nn.BatchNorm1d(1024),
             nn.Unflatten(1, (64, 4, 4)), *layers, nn.ConvTranspose2d(32, 1, 4, 2, 1), nn.Sigmoid(),
@@ -127,16 +130,6 @@ def make_step(provider, cr_weight):
     return exact_arithmetic()(lambda: step(phase)["generator"])
 
 
-def waiting(take):
-    def timed():
-        result = take()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        return result
-
-    return timed
-
-
 def count_launches(step):
     """Kernels and graphs launched in a step on a GPU."""
     with torch.profiler.profile(activities=torch.profiler.supported_activities()) as profiler:
@@ -149,7 +142,14 @@ def count_launches(step):
 @pytest.mark.parametrize("cr", ["off", "on"])
 @pytest.mark.parametrize("provider", PROVIDERS)
 def test_training_step_seconds(benchmark, provider, cr):
-    step = waiting(make_step(provider, 2.0 if cr == "on" else 0.0))
+    take = make_step(provider, 2.0 if cr == "on" else 0.0)
+
+    def step():
+        loss = take()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        return loss
+
     losses = [step() for _ in range(5)]  # warm up, and past the eager steps of a graph
     assert all(loss.isfinite() for loss in losses)
     if "graph" not in provider:
@@ -158,19 +158,14 @@ def test_training_step_seconds(benchmark, provider, cr):
         flops[cr, provider == "plain"] = counter.get_total_flops()
     if DEVICE == "cuda":
         benchmark.extra_info["launches"] = count_launches(step)
-        print(f"\n{provider}, regularizer {cr}: {benchmark.extra_info['launches']} launches a step")
     benchmark.pedantic(step, rounds=12 if DEVICE == "cpu" else 200 if "graph" in provider else 40)
     seconds[provider, cr] = benchmark.stats.stats.median
     if (cr, provider == "plain") in flops:  # a graph's are those of the eager step, if that was asked for too
         rate = flops[cr, provider == "plain"] / seconds[provider, cr] / 1e12
         share = rate / matrix_rate(DEVICE)
         benchmark.extra_info |= {"tflop_per_s": round(rate, 4), "share_of_matrix_rate": round(share, 3)}
-        print(f"\n{provider}, regularizer {cr}: {rate:.3g} TFLOP/s, {share:.0%} of the float32 matrix rate")
     if cr == "on" and {("plain", "on"), ("plain", "off"), (provider, "off")} <= seconds.keys():
         schedule = {p: 288_000 * seconds[p, "off"] + 34_560 * seconds[p, "on"] for p in ("plain", provider)}
         benchmark.extra_info["schedule_hours"] = round(schedule[provider] / 3600, 2)
         benchmark.extra_info["schedule_speedup_over_plain"] = round(schedule["plain"] / schedule[provider], 2)
-        print(
-            f"\nwhole schedule, {provider}: {schedule[provider] / 3600:.2f} h, "
-            f"{schedule['plain'] / schedule[provider]:.2f}x plain PyTorch"
-        )
+    print(f"\n{provider}, regularizer {cr}: {benchmark.extra_info}")
