@@ -46,11 +46,8 @@ class Plain:
 
         maps, layers = (64, 64, 32, 32), []
         for i in range(3):
-            layers += [
-                nn.ConvTranspose2d(maps[i], maps[i + 1], 4, 2, 1),
-                nn.LeakyReLU(0.2),
-                nn.BatchNorm2d(maps[i + 1]),
-            ]
+            layers += [nn.ConvTranspose2d(maps[i], maps[i + 1], 4, 2, 1), nn.LeakyReLU(0.2)]
+            layers.append(nn.BatchNorm2d(maps[i + 1]))
         self.g = nn.Sequential(
             nn.Linear(10, 128), nn.ReLU(), nn.BatchNorm1d(128), nn.Linear(128, 1024), nn.ReLU(), nn.BatchNorm1d(1024),
             nn.Unflatten(1, (64, 4, 4)), *layers, nn.ConvTranspose2d(32, 1, 4, 2, 1), nn.Sigmoid(),
