@@ -37,7 +37,7 @@ def pages(tmp_path_factory):
     runs = [write_run(root / "sweep" / f"seed={seed}{evil}", seed=seed) for seed in (0, 1)]
     folders = {"run": runs[0], "sweep": root / "sweep"}
     names = [*map(str, runs), *(f"gone/model {i} {evil}" for i in range(18))]
-    folders["selection"] = write_selection(root / "selection", names, K=4, groups=80)
+    folders["selection"] = write_selection(root / "selection", names, groups=80)
     for folder in folders.values():
         main([str(folder)])
     return {name: (folder / "report.html").resolve().as_uri() for name, folder in folders.items()}

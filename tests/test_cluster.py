@@ -6,9 +6,9 @@ import re
 import signal
 from itertools import product
 
-import h5py
 import pytest
 from processes import Nodes, finish, start, wait_for
+from run_folders import pairs_in, tensors_of
 
 from crgan import InputError, checkpoint, cluster
 from crgan.selection import scores
@@ -67,19 +67,10 @@ def test_a_sweep_outlives_a_worker_and_a_node(nodes, local_pool, tmp_path):
     assert sum(log.count("process") for log in logs) == 3 + 2  # three runs, two of them taken up again
     assert sum(log.count("continuing from") for log in logs) == 2
     for run in runs_of(local_pool):
-        for name in ("model.safetensors", "optimisers.safetensors"):
-            here, there = (checkpoint.latest(folder) / name for folder in (run, pool / run.name))
-            assert here.read_bytes() == there.read_bytes()
+        assert tensors_of(run) == tensors_of(pool / run.name)
         assert (pool / run.name / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     states = json.loads((pool / ".sweep" / "sweep.json").read_text())
     assert [row["state"] for row in states] == ["done"] * 3
-
-
-def pairs_in(path):
-    if not path.exists():
-        return 0
-    with h5py.File(path, locking=False) as file:
-        return sum(len(column["encoders"]) for column in file.get("pairs", {}).values())
 
 
 def test_a_selection_outlives_a_node(nodes, local_pool, tmp_path):

@@ -4,10 +4,11 @@ import errno
 import fcntl
 import json
 import os
+import random
 import re
 import resource
-import subprocess
 import sys
+import time
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ import numpy as np
 import pytest
 import torch
 from linear_models import Linear, known_pool
+from processes import finish, start, wait_for
+from run_folders import pairs_in
 
 import crgan
 from crgan import InputError, select
@@ -220,58 +223,36 @@ def test_udr_behind_the_same_command(pool, method):
     assert {row["name"]: row["score"] for row in run("--method", method, "--samples", "600")["models"]} == found
 
 
-DRIVER = """
-import multiprocessing, random, sys, time
-from linear_models import Linear, known_pool
-from crgan import select
-
 class Slow(Linear):
     def encode(self, images):
         time.sleep(0.005)
-        if len(images) != 64:  # of the cache key
-            with open("log", "a") as log:
-                log.write(f"{len(images)} ")
         return super().encode(images)
 
-def models():
-    pool = {name: known_pool()[name] for name in ("identity", "constant code", "rotated", "collapsed")}
-    return {name: Slow(model.mix, model.unmix) for name, model in pool.items()}
 
-def batches():
-    return len(open("log").read().split())
-
-open("log", "w").close()
-for kills in range(6):
-    draw = random.Random(kills)
-    enough = batches() + draw.randint(20, 90)  # of the 240 that a run without kills takes, 60 for each generator
-    child = multiprocessing.get_context("fork").Process(target=select.main, args=[sys.argv[1:]])
-    child.start()
-    while batches() < enough and child.is_alive():
-        time.sleep(0.001)
-    time.sleep(draw.uniform(0, 0.02))
-    if kills < 5:
-        child.kill()
-    child.join()
-    if child.exitcode >= 0:
-        print(kills)
-        sys.exit(child.exitcode)
-"""
-
-
-def test_killed_at_any_moment_it_loses_at_most_the_generator_in_progress(tmp_path):
-    """SIGKILL in the middle of encoding or of writing; each batch that a model encodes leaves its size in a log."""
-    (tmp_path / "driver.py").write_text(DRIVER)
-    command = [sys.executable, "driver.py", "__main__:models", "--out", "out", *FLAGS, "--batch-size", "100"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    kills = int(ended.stdout.split()[-1])
-    assert kills >= 2
+def slow_models():
     names = ("identity", "constant code", "rotated", "collapsed")
-    lost = sum(map(int, (tmp_path / "log").read_text().split())) - 16 * FULL
-    assert 0 <= lost <= kills * len(names) * FULL
-    with h5py.File(tmp_path / "out/scores.h5") as file:
-        np.testing.assert_array_equal(file["B"], cross_scores([KNOWN[name] for name in names], **SIZES))
-    left = {path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."}  # half files are hidden
+    return {name: Slow(KNOWN[name].mix, KNOWN[name].unmix) for name in names}
+
+
+def test_killed_at_any_moment_it_loses_at_most_the_generator_in_progress(tmp_path, monkeypatch):
+    """SIGKILL in the middle of encoding or of writing: what the file holds is whole, and is not computed again."""
+    monkeypatch.chdir(Path(__file__).parent)
+    path, draw, saved = tmp_path / "scores.h5", random.Random(0), [0]
+    command = ["select", "test_select:slow_models", "--out", tmp_path, *FLAGS, "--batch-size", "100"]
+    while saved[-1] < 12:
+        process = start(*command)
+        wait_for(lambda: pairs_in(path) > saved[-1])
+        time.sleep(draw.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        saved.append(pairs_in(path))
+    assert saved[1] < 16
+    assert set(saved) <= {0, 4, 8, 12, 16}  # one generator after another
+    finish(start(*command))
+    assert json.loads((tmp_path / "ranking.json").read_text())["encodes"] == (16 - saved[-1]) * FULL
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["B"], cross_scores(slow_models(), **SIZES))
+    left = {path.name for path in tmp_path.iterdir() if path.name[0] != "."}  # half files are hidden
     assert left == {"ranking.json", "scores.h5", "similarity.png"}
 
 

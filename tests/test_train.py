@@ -22,6 +22,7 @@ import torch
 from op_checks import READ_BACK, recorded
 from PIL import Image
 from processes import finish, start, wait_for
+from run_folders import tensors_of
 from safetensors.torch import load_file, save
 
 from crgan import PRESETS, Config, InputError, checkpoint, cli, data, load, metrics, ops, pictures
@@ -40,10 +41,6 @@ FLAGS = [
     *("quick", "--num-noise", "2", "--width", "4", "--hidden", "8", "--batch-size", "4", "--steps", "60"),
     *("--cr-start", "20", "--eval-every", "1000", "--ema", "0.9", "--checkpoint-every", "7", "--device", "cpu"),
 ]
-
-
-def tensors_of(run):
-    return b"".join(path.read_bytes() for path in sorted(checkpoint.latest(run).glob("*.safetensors")))
 
 
 @pytest.fixture
@@ -451,7 +448,7 @@ def test_a_full_disk_keeps_the_checkpoint_before(run):
         ("factorvae-dsprites", {"gamma": math.nan}, "gamma is nan"),
         ("factorvae-dsprites", {"model": "factorvae"}, "model is 'factorvae'; expected one of infogan-cr, factor-vae"),
         ("quick", {"compile": True}, r"r1_weight is 0\.005; expected 0 with compile"),
-        ("dsprites", {"lambda": 1}, "no field of the configuration"),
+        ("dsprites", {"lr": 1}, "no field of the configuration.*did you mean lr_"),
     ],
 )
 def test_configurations_that_make_no_sense_are_refused_by_field(preset, changes, message):
@@ -526,12 +523,6 @@ def test_fit_trains_own_networks(tmp_path, train):
     assert torch.equal(model.sample(2), again.sample(2))
     with pytest.raises(InputError, match="another model"):
         load(tmp_path / "mine")
-    with pytest.raises(InputError, match="did you mean quick"):
-        fit("quik")
-    with pytest.raises(InputError, match="did you mean squares"):
-        fit("quick", data="squres")
-    with pytest.raises(InputError, match="did you mean lr_"):
-        fit("quick", lr=1)
 
 
 def test_an_interrupt_saves_a_whole_step_and_passes_through(run, train, monkeypatch):
