@@ -145,9 +145,8 @@ def test_factors():
     assert measured.factors(INDEX).T.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [0] * 10]
 
 
-@pytest.mark.parametrize(
-    ("images", "factors", "says"),
-    [
+def test_what_does_not_fit_is_refused():
+    for images, factors, says in (
         (FLOATS * 255, None, r"0 to 1, got .* to 25"),
         (FLOATS * np.nan, None, "nan"),
         (BYTES.astype(int) + 1, None, "256"),
@@ -159,11 +158,9 @@ def test_factors():
         (BYTES, np.zeros(9, int), "9"),
         (BYTES, np.full(10, np.inf), "inf"),
         (BYTES, ["a"] * 10, "U1"),
-    ],
-)
-def test_what_does_not_fit_is_refused(images, factors, says):
-    with pytest.raises(InputError, match=says):
-        from_images(images, factors)
+    ):
+        with pytest.raises(InputError, match=says):
+            from_images(images, factors)
 
 
 def test_own_readers():

@@ -206,9 +206,8 @@ def test_copies_leave_no_table_behind():
     assert norm_kernels._make_table.cache_info().currsize == before
 
 
-@pytest.mark.parametrize(
-    ("op", "change", "named"),
-    [
+def test_mistakes_are_named():
+    for op, change, named in (
         (traversal_pairs, {"gap": 2.0}, "gap is 2.0, expected 0 <= gap < 2"),
         (traversal_pairs, {"gap": -0.1}, "gap is -0.1"),
         (traversal_pairs, {"gap": math.nan}, "gap is nan"),
@@ -235,11 +234,9 @@ def test_copies_leave_no_table_behind():
         (vote_table, {"num_factors": 5}, "factor holds 5"),
         (vote_table, {"factor": torch.tensor([0, 1, -1, 2, 3, 4])}, "factor holds -1"),
         (vote_table, {"scale": torch.ones(5, device="meta")}, "meta"),
-    ],
-)
-def test_mistakes_are_named(op, change, named):
-    with pytest.raises(InputError, match=named):
-        op(**sample_inputs(op) | change)
+    ):
+        with pytest.raises(InputError, match=named):
+            op(**sample_inputs(op) | change)
 
 
 def test_a_kernel_asked_for_by_name_runs_or_raises(monkeypatch):

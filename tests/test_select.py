@@ -175,9 +175,15 @@ def test_damage_locks_and_permissions_are_told_apart(pool, refused, monkeypatch)
         assert "readable" not in error
 
 
-@pytest.mark.parametrize(
-    ("args", "value"),
-    [
+def test_mistakes_end_with_one_sentence_and_code_2(pool, refused):
+    Path("out").mkdir()
+    Path("pool.py").touch()
+    Path("out/ranking.json").write_text('{"method": "centrality", "models": []}')
+    with h5py.File("out/scores.h5", "w") as file:
+        file.attrs.update({"format": scores.FORMAT, "seed": 0, **SIZES})
+        file["models/name"], file["models/cache_key"], file["models/num_codes"] = ["a"], ["k"], [5]
+    before = Path("out/scores.h5").read_bytes()
+    for args, value in (
         (["--seed", "1", *FLAGS, "--out", "out"], "seed 0, not 1"),
         (["--out", "out"], "groups 40, not 500"),
         (["--method", "guess"], "guess"),
@@ -190,21 +196,9 @@ def test_damage_locks_and_permissions_are_told_apart(pool, refused, monkeypatch)
         (["."], "is no run folder"),
         (["--out", "pool.py/out"], "pool.py"),
         (["--seed", str(2**70)], "2^31"),
-    ],
-)
-def test_mistakes_end_with_one_sentence_and_code_2(args, value, pool, refused):
-    Path("out").mkdir()
-    Path("pool.py").touch()
-    Path("out/ranking.json").write_text('{"method": "centrality", "models": []}')
-    with h5py.File("out/scores.h5", "w") as file:
-        file.attrs.update({"format": scores.FORMAT, "seed": 0, **SIZES})
-        file["models/name"], file["models/cache_key"], file["models/num_codes"] = ["a"], ["k"], [5]
-    before = Path("out/scores.h5").read_bytes()
-    assert value in refused(select.main, "pool:models", *args, *(() if "--out" in args else ("--out", "new")))
-    assert Path("out/scores.h5").read_bytes() == before
-
-
-def test_nothing_to_select_from_and_a_busy_folder_are_refused(pool, refused):
+    ):
+        assert value in refused(select.main, "pool:models", *args, *(() if "--out" in args else ("--out", "new")))
+        assert Path("out/scores.h5").read_bytes() == before
     assert "at least 2 models, got 0" in refused(select.main, "--out", "new")
     with lock(Path("out")):
         assert "another process selects into out" in refused(select.main, *SELECT)
