@@ -17,13 +17,13 @@ import os
 import platform
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -82,24 +82,29 @@ def main(
         for gamma in GAMMAS
         for seed in range(vae_seeds)
     }
+    pools = {"InfoGAN-CR": [*trunks], "InfoGAN": [*branches], "FactorVAE": [*vaes]}
+    pools = {name: runs for name, runs in pools.items() if runs}
+    every = [run for runs in pools.values() for run in runs]
+    selections = [
+        f"select {shlex.join(map(str, runs))} --method {method} --groups 150 --scale-samples 5000 --out "
+        + shlex.quote(str(out / "selection" / f"{name}-{method}"))
+        for name, runs in {"all": every, **pools}.items()
+        for method in METHODS
+    ]
     stages = [
-        [f"train {flags} --out {shlex.quote(str(run))}" for run, flags in runs.items()]
-        for runs in (trunks | vaes, branches)  # a branch starts from its trunk
+        [f"train {flags} --out {shlex.quote(str(run))}" for run, flags in (trunks | vaes).items()],
+        [f"train {flags} --out {shlex.quote(str(run))}" for run, flags in branches.items()],
+        [f"evaluate {shlex.quote(str(run))} --metrics {','.join(METRICS)}" for run in every],
+        selections,
     ]
     if dry_run:
         print("\n".join(f"python -m crgan.{command}" for stage in stages for command in stage))
         return
-    pools = {"InfoGAN-CR": [*trunks], "InfoGAN": [*branches], "FactorVAE": [*vaes]}
-    pools = {name: runs for name, runs in pools.items() if runs}
-    every = [run for runs in pools.values() for run in runs]
-    # Scores that metrics.json holds are not computed again.
-    stages.append([f"evaluate {shlex.quote(str(run))} --metrics {','.join(METRICS)}" for run in every])
     for commands in stages:
         with ThreadPoolExecutor(jobs) as threads:
             for n, _ in enumerate(threads.map(partial(crgan, out / "log.txt"), commands), 1):
                 print(f"{n} of {len(commands)}: {commands[n - 1]}", flush=True)
-    rankings = {name: select(out, name, runs) for name, runs in {"all": every, **pools}.items()}
-    results = collect(out, pools, rankings)
+    results = collect(out, pools)
     (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     (out / "results.md").write_text(report(results))
     plot(out, results)
@@ -117,24 +122,7 @@ def crgan(log: Path, command: str) -> None:
             raise SystemExit(f"python -m crgan.{command} failed; see {log}")
 
 
-def select(out: Path, name: str, runs: list[Path]) -> dict[str, dict]:
-    """Rank a pool by each method. The pairs of the whole pool, which comes first, serve the others."""
-    rankings = {}
-    for method in METHODS:
-        folder, flags = out / "selection" / f"{name}-{method}", ""
-        if method == "centrality":
-            flags = "--groups 150 --scale-samples 5000"
-            if name != "all":
-                folder.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(out / "selection" / "all-centrality" / "scores.h5", folder / "scores.h5")
-        pool = shlex.join(map(str, runs))
-        crgan(out / "log.txt", f"select {pool} --method {method} {flags} --out {shlex.quote(str(folder))}")
-        rankings[method] = json.loads((folder / "ranking.json").read_text())
-    print(f"ranked {name}", flush=True)
-    return rankings
-
-
-def collect(out: Path, pools: dict[str, list[Path]], selections: dict[str, dict[str, dict]]) -> dict:
+def collect(out: Path, pools: dict[str, list[Path]]) -> dict:
     """Gather scores and choices into what results.json holds."""
     scores, curves, seconds = {}, {}, 0.0
     for run in (run for pool in pools.values() for run in pool):
@@ -146,20 +134,20 @@ def collect(out: Path, pools: dict[str, list[Path]], selections: dict[str, dict[
         seconds += json.loads(next(run.glob("checkpoint/step-*/state.json")).read_text())["seconds"]
     for run in pools["InfoGAN-CR"]:  # whose trunk the other run of the pair counts once more
         seconds -= json.loads((run / "checkpoint/before-cr/state.json").read_text())["seconds"]
-    chosen = {}
-    for pool, methods in selections.items():
-        for method, ranking in methods.items():
-            models = [(Path(model["name"]).name, model["score"]) for model in ranking["models"]]
-            truth = {metric: [scores[name][metric] for name, _ in models] for metric in METRICS}
-            order = [score for _, score in models]
-            chosen.setdefault(pool, {})[method] = {
-                "winner": models[0][0],
-                **{f"{metric}_of_winner": truth[metric][0] for metric in METRICS},
-                "mean": float(np.mean(truth["factor_vae"])),
-                "best": float(np.max(truth["factor_vae"])),
-                "rank_correlation": {m: correlation(order, truth[m]) for m in ("factor_vae", "mig", "dci")},
-            }
-            seconds += ranking["seconds"]
+    chosen: dict[str, dict] = {"all": {}, **{pool: {} for pool in pools}}
+    for pool, method in product(chosen, METHODS):
+        ranking = json.loads((out / "selection" / f"{pool}-{method}" / "ranking.json").read_text())
+        truth = [scores[Path(model["name"]).name] for model in ranking["models"]]
+        order = [model["score"] for model in ranking["models"]]
+        factor_vae = [score["factor_vae"] for score in truth]
+        chosen[pool][method] = {
+            "winner": Path(ranking["winner"]).name,
+            **{f"{metric}_of_winner": score for metric, score in truth[0].items()},
+            "mean": float(np.mean(factor_vae)),
+            "best": max(factor_vae),
+            "rank_correlation": {m: correlation(order, [s[m] for s in truth]) for m in ("factor_vae", "mig", "dci")},
+        }
+        seconds += ranking["seconds"]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     processor = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     given = shlex.join("DIR" if Path(word).exists() else word for word in sys.argv[1:])

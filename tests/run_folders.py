@@ -10,10 +10,18 @@ from linear_models import Linear
 from PIL import Image
 
 import crgan
-from crgan import PRESETS, checkpoint
+from crgan import PRESETS, checkpoint, data
+from crgan.models import ALGORITHMS
 from crgan.pictures import save
 
 CFG = replace(PRESETS["quick"], width=4, hidden=8, steps=300, cr_start=200, blur_steps=100)
+
+
+def model_and_batch(cfg):
+    """Return an untrained model, its optimisers, and the images of a step."""
+    dataset = data.load(cfg.data)
+    model, index = checkpoint.build_model(cfg, dataset.image_shape).train(), torch.arange(cfg.images_per_step) * 997
+    return model, ALGORITHMS[cfg.model].make_optimisers(model, cfg), dataset.images(index)
 
 
 def write_run(folder: Path, cfg=CFG, shape=(3, 16, 16), seed: int = 0, step: int | None = None) -> Path:

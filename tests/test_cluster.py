@@ -7,7 +7,7 @@ import signal
 from itertools import product
 
 import pytest
-from processes import Nodes, finish, start, wait_for
+from processes import cut_power, finish, ray_cluster, start, wait_for
 from run_folders import pairs_in, tensors_of
 
 from crgan import InputError, checkpoint, cluster
@@ -26,9 +26,9 @@ def sweep(out, *flags):
 
 @pytest.fixture(scope="module")
 def nodes():
-    with Nodes() as nodes:
-        nodes.start("a")
-        nodes.start("b")
+    with ray_cluster() as nodes:
+        nodes.add_node()
+        nodes.add_node()
         yield nodes
 
 
@@ -61,7 +61,7 @@ def test_a_sweep_outlives_a_worker_and_a_node(nodes, local_pool, tmp_path):
     worker = int(re.search(r"process (\d+)", log_of(first)).group(1))
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: log_of(first).count("continuing from") == 1)  # it came back
-    nodes.kill("a")
+    cut_power(nodes)
     finish(process)
     logs = [log_of(run) for run in runs_of(pool)]
     assert sum(log.count("process") for log in logs) == 3 + 2  # three runs, two of them taken up again
@@ -74,13 +74,13 @@ def test_a_sweep_outlives_a_worker_and_a_node(nodes, local_pool, tmp_path):
 
 
 def test_a_selection_outlives_a_node(nodes, local_pool, tmp_path):
-    nodes.start("c")
+    nodes.add_node()
     runs = runs_of(local_pool)
     here, there = tmp_path / "here", tmp_path / "there"
     finish(start("select", *runs, "--out", here, *SIZES))
     process = start("select", *runs, "--out", there, *SIZES, "--ray", nodes.address)
     wait_for(lambda: pairs_in(there / "scores.h5") > 0)
-    nodes.kill("b")
+    cut_power(nodes)
     assert pairs_in(there / "scores.h5") < 9  # some pairs are in, others in flight
     finish(process)
     a, b = (scores.read(folder / "scores.h5") for folder in (here, there))
