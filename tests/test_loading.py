@@ -17,7 +17,6 @@ from crgan.__main__ import main
 from crgan.loading import LoadedModel, open_models
 from crgan.pictures import traversal_picture
 
-KNOWN = known_pool()
 SIZES = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
 
 
@@ -109,7 +108,7 @@ def test_other_models_are_known_by_their_fingerprint_or_by_what_they_do():
 
     first, same, other = Linear(torch.eye(2)), Linear(torch.eye(2)), Linear(torch.eye(2) * 0.5)
     assert key(first) == key(same) != key(other)
-    assert len({key(model) for model in KNOWN.values()}) == len(KNOWN)
+    assert len({key(model) for model in known_pool().values()}) == len(known_pool())
     first.fingerprint = "mine-1"
     assert key(first) == "mine-1"
     first.fingerprint = "a/b"
