@@ -31,7 +31,10 @@ def test_gaussian_draws_are_finite_symmetric_and_standard_normal():
     assert kstest(vae.gaussian(uniform).flatten(), "norm").pvalue > 0.001
 
 
-def test_total_correlation_is_its_definition():
+def test_divergence_and_total_correlation_are_their_definitions():
+    mean, log_variance = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, math.log(4.0)], [0.0, 0.0]])
+    # 1/2 for the mean of 1; (4 - ln 4 - 1) / 2 for the variance of 4; averaged over two images
+    assert vae.gaussian_kl(mean, log_variance).item() == pytest.approx((0.5 + (3 - math.log(4)) / 2) / 2)
     codes, mean, log_variance = torch.randn(3, 6, 3).double()
     total = 0.0
     for b in range(6):
