@@ -3,7 +3,6 @@
 Each provider trains and scores the same pool; the results are compared bit for bit.
 """
 
-import os
 import sys
 import time
 from pathlib import Path
@@ -11,10 +10,11 @@ from pathlib import Path
 import h5py
 import pytest
 
-from crgan import checkpoint, cluster
+from crgan import cluster
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from processes import ENVIRONMENT, Nodes, finish, start
+from processes import cut_power, finish, ray_cluster, start
+from run_folders import tensors_of
 
 pytestmark = pytest.mark.slow
 RUNS, CORES = 8, 2
@@ -26,7 +26,7 @@ seconds: dict[str, float] = {}
 
 @pytest.fixture(scope="module")
 def nodes():
-    with Nodes() as nodes:
+    with ray_cluster() as nodes:
         yield nodes
 
 
@@ -46,13 +46,12 @@ def time_command(benchmark, provider, *command, threads=1):
 def test_sweep(benchmark, provider, nodes, folder):
     flags = ["--jobs", CORES]
     if provider == "ray":
-        for name in ("a", "b"):
-            nodes.start(name)
+        nodes.add_node()
+        nodes.add_node()
         flags = ["--ray", nodes.address]
     taken = time_command(benchmark, provider, "sweep", *GRID, "--out", folder / provider, *flags)
     for run in (folder / "local").glob("[!.]*"):
-        a, b = (checkpoint.latest(folder / pool / run.name) / "model.safetensors" for pool in ("local", provider))
-        assert a.read_bytes() == b.read_bytes()
+        assert tensors_of(run) == tensors_of(folder / provider / run.name)
     benchmark.extra_info["speedup_over_local"] = seconds["local"] / taken
     benchmark.extra_info["overhead_s_per_run"] = (taken - seconds["local"]) * CORES / RUNS
     print(f"\nsweep, {provider}: {benchmark.extra_info}")
@@ -65,7 +64,7 @@ def test_selection(benchmark, provider, nodes, folder):
     if provider.startswith("ray"):
         flags = ["--ray", nodes.address]
     if provider == "ray-1-worker":
-        nodes.kill("b")
+        cut_power(nodes)
         time.sleep(5)
     command = ["select", folder / "local", "--out", out, *SIZES, *flags]
     taken = time_command(benchmark, provider, *command, threads=2 if provider == "local-2-threads" else 1)
@@ -79,7 +78,6 @@ def test_selection(benchmark, provider, nodes, folder):
 
 def test_dispatch(benchmark, nodes):
     """What a block costs beside its work: 200 that do nothing, on a worker that is there."""
-    os.environ |= ENVIRONMENT
     cluster.connect(nodes.address)
 
     def nothing(threads):  # defined here, so that it travels to the workers

@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 from scipy.linalg import expm
 
+from crgan import model_centrality, similarity
 from crgan.metrics import vote_score
 from crgan.selection.budget import sequential_halving
 from crgan.selection.centrality import Sizes, vote_tables
@@ -94,32 +95,24 @@ class LinearPool:
 
 def simulate(models: int = 50, budget: float = 0.1, pools: int = 5, trials: int = 20, first: int = 15) -> None:
     """Print how often the race over pools of linear models finds their exact winner, and what it costs."""
-    found, close, regret, share, seconds = [], [], [], [], []
+    rows = []  # one for each selection
     for p in range(pools):
         sizes = Sizes(seed=p)
         pool = LinearPool(models, 1000 + p, sizes)
         B = np.stack([vote_score(vote_tables(pool.votes(j), K, K)) for j in range(models)], 1)
-        s = ((B.sum(0) + B.sum(1)) / 2 - B.diagonal()) / (models - 1)
+        s = model_centrality(similarity(B))
         best = int(s.argmax())
         error = pool.standard_error(best)
         for trial in range(trials):
             begin = time.perf_counter()
             pool.race_votes.clear()
             result = sequential_halving(pool.race, models, budget, sizes=Sizes(seed=trial), first_groups=first)
-            seconds.append(time.perf_counter() - begin)
-            chosen = int(result.ranking[0])
-            found.append(chosen == best)
-            regret.append(float(s[best] - s[chosen]))
-            close.append(regret[-1] <= error)
-            share.append(result.encodes / (models**2 * sizes.encodes))
-    results = {
-        "exact_winner": np.mean(found),
-        "within_one_standard_error": np.mean(close),
-        "mean_regret": np.mean(regret),
-        "worst_regret": np.max(regret),
-        "share_of_encodes": np.mean(share),
-        "seconds_per_selection": np.mean(seconds),
-    }
+            regret = s[best] - s[result.ranking[0]]
+            row = {"exact_winner": result.ranking[0] == best, "within_one_standard_error": regret <= error}
+            row |= {"mean_regret": regret, "share_of_encodes": result.encodes / (models**2 * sizes.encodes)}
+            rows.append(row | {"seconds_per_selection": time.perf_counter() - begin})
+    results = {name: np.mean([row[name] for row in rows]) for name in rows[0]}
+    results["worst_regret"] = max(row["mean_regret"] for row in rows)
     print(json.dumps({name: float(value) for name, value in results.items()}, indent=2))
 
 

@@ -38,8 +38,7 @@ def variants() -> Iterator[tuple[str, Any, dict[str, str], dict[str, Any]]]:
         for dtype, num_codes, width in shapes:
             types = {"index": "*i64", "features": f"*{dtype}", "grad_features": f"*{dtype}"}
             config = loss.config(kernel, num_codes)
-            tile = "x".join(str(config[key]) for key in ("BLOCK_B", "BLOCK_K", "BLOCK_D"))
-            label = f"{name}, {dtype}, K={num_codes}, D={width}, {tile}, {config['num_warps']} warps"
+            label = f"{name}, {dtype}, K={num_codes}, D={width}, {config['num_warps']} warps"
             yield label, kernel, types, {"K": num_codes, "D": width, **config}
     yield "sum of partial sums", loss.sum_kernel, {}, loss.SUM_CONFIG
     for kernel, config in (

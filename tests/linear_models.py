@@ -1,7 +1,7 @@
 """Models whose disentanglement is known: the image is a matrix times the codes, and the encoder another matrix."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class Linear:
@@ -29,6 +29,30 @@ class Linear:
 
 def rotation(k: int, seed: int) -> Tensor:
     return torch.linalg.qr(torch.randn(k, k, generator=torch.Generator().manual_seed(seed)))[0]
+
+
+class Rotation(nn.Module):
+    """An orthogonal matrix as weights, times codes and noise; encode is its transpose, with a batch norm."""
+
+    prior = "uniform"
+
+    def __init__(self, seed: int, num_codes: int = 3, num_noise: int = 0, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.num_codes, self.num_noise = num_codes, num_noise
+        self.mix = nn.Parameter(rotation(num_codes + num_noise, seed))
+        self.norm = nn.BatchNorm1d(num_codes)
+        self.to(dtype)
+
+    def generate(self, codes: Tensor, noise: Tensor | None = None) -> Tensor:
+        noise = codes[:, :0] if noise is None else noise
+        return (torch.cat([codes, noise], 1) @ self.mix.T)[:, None, None]
+
+    def sample(self, n: int, seed: int) -> Tensor:
+        draw = torch.rand(n, len(self.mix), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+        return self.generate(*draw.to(self.mix).split([self.num_codes, self.num_noise], 1))
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.norm((images[:, 0, 0] @ self.mix)[:, : self.num_codes])
 
 
 def known_pool(k: int = 5) -> dict[str, Linear]:

@@ -42,11 +42,7 @@ def discretise(values, bins=20):
 
 
 def mutual_information(codes, factors):
-    out = np.zeros((codes.shape[1], factors.shape[1]))
-    for k in range(codes.shape[1]):
-        for f in range(factors.shape[1]):
-            out[k, f] = mutual_info_score(factors[:, f], discretise(codes[:, k]))
-    return out
+    return np.array([[mutual_info_score(f, discretise(c)) for f in factors.T] for c in codes.T])
 
 
 def mig(codes, factors):
@@ -70,8 +66,7 @@ def explicitness(codes, factors, test=None, standardise=False):
     areas = []
     for f in range(factors.shape[1]):
         classifier = LogisticRegression().fit(codes, factors[:, f])
-        truth = test_factors[:, f, None] == classifier.classes_
-        areas.append(roc_auc_score(truth.astype(int), classifier.predict_proba(test_codes)))
+        areas.append(roc_auc_score(test_factors[:, f], classifier.predict_proba(test_codes), multi_class="ovr"))
     return np.mean(areas)
 
 

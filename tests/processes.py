@@ -1,14 +1,10 @@
-"""Commands in processes of their own, and a real Ray cluster on this machine whose nodes can be killed."""
+"""Commands in processes of their own, and a Ray cluster whose nodes can be killed."""
 
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
+from contextlib import contextmanager
 
 # By default Ray gives way to every other process, which on a busy machine starves its workers.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -36,43 +32,17 @@ def wait_for(condition, seconds=200):
         time.sleep(0.02)
 
 
-class Nodes:
-    """A head without cores and nodes of one core each; their processes are told by the folder of this cluster."""
+@contextmanager
+def ray_cluster():
+    """A real cluster on this machine: a head without cores, and what nodes of one core each a test adds and removes."""
+    from ray.cluster_utils import Cluster
 
-    def __enter__(self):
-        self.folder = tempfile.mkdtemp(prefix="ry", dir="/tmp")  # the paths of sockets must be short
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{port}"
-        self.start(
-            "head", "--head", f"--port={port}", "--num-cpus=0", f"--temp-dir={self.folder}", "--include-dashboard=false"
-        )
-        return self
+    os.environ |= ENVIRONMENT
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    yield cluster
+    cluster.shutdown()
 
-    def start(self, name, *flags):
-        ray = [sys.executable, "-m", "ray.scripts.scripts"]
-        flags = flags or (f"--address={self.address}", "--num-cpus=1")
-        common = ("--num-gpus=0", "--object-store-memory=80000000", f"--node-name={name}")
-        subprocess.run([*ray, "start", *flags, *common], check=True, capture_output=True, env=ENVIRONMENT)
 
-    def processes(self, *words):
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                line = path.read_bytes().decode()
-            except OSError:
-                continue
-            if all(word in line for word in (self.folder, *words)):
-                found.append(int(path.parent.name))
-        return found
-
-    def kill(self, name):
-        """As a power cut: its workers end when their raylet is gone."""
-        (raylet,) = self.processes("raylet/raylet", f"name={name}\0")
-        os.kill(raylet, signal.SIGKILL)
-
-    def __exit__(self, *error):
-        for process in self.processes():
-            os.kill(process, signal.SIGKILL)
-        shutil.rmtree(self.folder, ignore_errors=True)
+def cut_power(cluster):
+    """Kill the processes of a node."""
+    cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)

@@ -5,13 +5,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
-import numpy as np
+import torch
+from linear_models import Linear
 from PIL import Image
 
-from crgan import PRESETS, checkpoint
+import crgan
+from crgan import PRESETS, checkpoint, data
+from crgan.models import ALGORITHMS
 from crgan.pictures import save
 
 CFG = replace(PRESETS["quick"], width=4, hidden=8, steps=300, cr_start=200, blur_steps=100)
+
+
+def model_and_batch(cfg):
+    """Return an untrained model, its optimisers, and the images of a step."""
+    dataset = data.load(cfg.data)
+    model, index = checkpoint.build_model(cfg, dataset.image_shape).train(), torch.arange(cfg.images_per_step) * 997
+    return model, ALGORITHMS[cfg.model].make_optimisers(model, cfg), dataset.images(index)
 
 
 def write_run(folder: Path, cfg=CFG, shape=(3, 16, 16), seed: int = 0, step: int | None = None) -> Path:
@@ -30,28 +40,27 @@ def write_run(folder: Path, cfg=CFG, shape=(3, 16, 16), seed: int = 0, step: int
     return folder
 
 
-def write_selection(folder: Path, names: list[str], K: int = 5, groups: int = 500) -> Path:
-    """Write ranking.json and scores.h5 of a pool whose codes differ in order; the later models err more often."""
-    N, skill, keys = len(names), np.linspace(0.99, 0.4, len(names)), [f"key{i}" for i in range(len(names))]
-    models = [
-        {"rank": i + 1, "name": name, "score": 0.8 * skill[i], "standard_error": 0.01, "own_score": skill[i]}
-        | {"factor_vae": skill[i] * (0.9 + 0.1 * np.sin(9 * i)), "cache_key": keys[i]}
-        for i, name in enumerate(names)
-    ]
-    sentences = [f"{names[0]} is ahead of {names[1]}", "warning: the pool splits"]
-    ranking = {"method": "centrality", "sentences": sentences, "groups": groups, "group_size": 100, "budget": 1.0}
-    ranking |= {"clusters": [names[: N // 2], names[N // 2 :]], "rank_correlation": 0.93, "models": models}
-    folder.mkdir(parents=True, exist_ok=True)
+def tensors_of(run: Path) -> bytes:
+    """Return all weights and moments of a run's latest checkpoint."""
+    return b"".join(path.read_bytes() for path in sorted(checkpoint.latest(run).glob("*.safetensors")))
+
+
+def pairs_in(scores: Path) -> int:
+    """Return how many pairs a scores.h5 holds, which another process may be replacing."""
+    if not scores.exists():
+        return 0
+    with h5py.File(scores, locking=False) as file:
+        return sum(len(column["encoders"]) for column in file.get("pairs", {}).values())
+
+
+def write_selection(folder: Path, names: list[str], groups: int = 40) -> Path:
+    """Rank linear models of 4 codes, the first the most central; add two clusters, and what labels would say."""
+    skew = torch.randn(len(names), 4, 4, generator=torch.Generator().manual_seed(0))
+    mixes = [torch.matrix_exp(0.1 * i * (x - x.T)) for i, x in enumerate(skew)]
+    crgan.rank(dict(zip(names, map(Linear, mixes))), out=folder, groups=groups, group_size=20, scale_samples=100)
+    ranking = json.loads((folder / "ranking.json").read_text())
+    ranking |= {"clusters": [names[:1], names[1:]], "rank_correlation": 0.93}
+    for model in ranking["models"]:
+        model["factor_vae"] = model["own_score"]
     (folder / "ranking.json").write_text(json.dumps(ranking))
-    draw, held = np.random.default_rng(0), np.arange(groups) % K
-    order = [draw.permutation(K) for _ in names]
-    with h5py.File(folder / "scores.h5", "w") as file:
-        file.attrs.update({"format": 3, "groups": groups, "group_size": 100, "scale_samples": 5_000, "seed": 0})
-        file["models/name"], file["models/num_codes"], file["models/cache_key"] = names, [K] * N, keys
-        for j, key in enumerate(keys):
-            right = np.stack([np.argsort(order[i])[order[j][held]] for i in range(N)])
-            hit = draw.random((N, groups)) < skill[:, None] * skill[j]
-            file[f"pairs/{key}/encoders"], file[f"pairs/{key}/exact"] = keys, [True] * N
-            file[f"pairs/{key}/votes"] = np.where(hit, right, draw.integers(-1, K, (N, groups))).astype(np.int16)
-            file[f"pairs/{key}/variance"] = np.ones((N, K))
     return folder

@@ -7,14 +7,11 @@ import sys
 import aot
 import pytest
 
+ONE_OF_EACH = ["90"], "draw|pairs$|sum|spectral|loss.*fp32, K=64", 11
+ALL = pytest.param(["80", "90", "100"], "", len(list(aot.variants())), marks=pytest.mark.slow)
 
-@pytest.mark.parametrize(
-    ("targets", "only", "kernels"),
-    [
-        (["90"], "draw|pairs$|sum|spectral|loss.*fp32, K=64", 11),  # one variant of each kernel
-        pytest.param(["80", "90", "100"], "", len(list(aot.variants())), marks=pytest.mark.slow),
-    ],
-)
+
+@pytest.mark.parametrize(("targets", "only", "kernels"), [ONE_OF_EACH, ALL])
 def test_kernels_compile_without_spills(targets, only, kernels):
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, aot.__file__, "--targets", *targets, "--only", only]

@@ -37,7 +37,7 @@ def pages(tmp_path_factory):
     runs = [write_run(root / "sweep" / f"seed={seed}{evil}", seed=seed) for seed in (0, 1)]
     folders = {"run": runs[0], "sweep": root / "sweep"}
     names = [*map(str, runs), *(f"gone/model {i} {evil}" for i in range(18))]
-    folders["selection"] = write_selection(root / "selection", names, K=4, groups=80)
+    folders["selection"] = write_selection(root / "selection", names, groups=80)
     for folder in folders.values():
         main([str(folder)])
     return {name: (folder / "report.html").resolve().as_uri() for name, folder in folders.items()}
@@ -120,7 +120,8 @@ def test_hover_and_focus_show_a_pair(driver, pages):
     show(driver, pages["selection"])
     panel = found(driver, ".pair")[0]
     ActionChains(driver).move_to_element(found(driver, ".matrix tbody tr:nth-child(3) td")[4]).perform()
-    assert all(part in panel.text for part in ("model 0", "model 2", "Encoder of"))
+    names = json.loads(found(driver, ".matrix script")[0].get_attribute("textContent"))["names"]
+    assert all(part in panel.text for part in (names[2], names[4], "Encoder of"))
     assert len(found(panel, "table")) == 2
     found(driver, ".matrix td[tabindex='0']")[0].send_keys(Keys.ARROW_RIGHT)
     driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)

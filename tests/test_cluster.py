@@ -6,9 +6,9 @@ import re
 import signal
 from itertools import product
 
-import h5py
 import pytest
-from processes import Nodes, finish, start, wait_for
+from processes import cut_power, finish, ray_cluster, start, wait_for
+from run_folders import pairs_in, tensors_of
 
 from crgan import InputError, checkpoint, cluster
 from crgan.selection import scores
@@ -26,9 +26,9 @@ def sweep(out, *flags):
 
 @pytest.fixture(scope="module")
 def nodes():
-    with Nodes() as nodes:
-        nodes.start("a")
-        nodes.start("b")
+    with ray_cluster() as nodes:
+        nodes.add_node()
+        nodes.add_node()
         yield nodes
 
 
@@ -61,35 +61,26 @@ def test_a_sweep_outlives_a_worker_and_a_node(nodes, local_pool, tmp_path):
     worker = int(re.search(r"process (\d+)", log_of(first)).group(1))
     os.kill(worker, signal.SIGKILL)
     wait_for(lambda: log_of(first).count("continuing from") == 1)  # it came back
-    nodes.kill("a")
+    cut_power(nodes)
     finish(process)
     logs = [log_of(run) for run in runs_of(pool)]
     assert sum(log.count("process") for log in logs) == 3 + 2  # three runs, two of them taken up again
     assert sum(log.count("continuing from") for log in logs) == 2
     for run in runs_of(local_pool):
-        for name in ("model.safetensors", "optimisers.safetensors"):
-            here, there = (checkpoint.latest(folder) / name for folder in (run, pool / run.name))
-            assert here.read_bytes() == there.read_bytes()
+        assert tensors_of(run) == tensors_of(pool / run.name)
         assert (pool / run.name / "metrics.jsonl").read_bytes() == (run / "metrics.jsonl").read_bytes()
     states = json.loads((pool / ".sweep" / "sweep.json").read_text())
     assert [row["state"] for row in states] == ["done"] * 3
 
 
-def pairs_in(path):
-    if not path.exists():
-        return 0
-    with h5py.File(path, locking=False) as file:
-        return sum(len(column["encoders"]) for column in file.get("pairs", {}).values())
-
-
 def test_a_selection_outlives_a_node(nodes, local_pool, tmp_path):
-    nodes.start("c")
+    nodes.add_node()
     runs = runs_of(local_pool)
     here, there = tmp_path / "here", tmp_path / "there"
     finish(start("select", *runs, "--out", here, *SIZES))
     process = start("select", *runs, "--out", there, *SIZES, "--ray", nodes.address)
     wait_for(lambda: pairs_in(there / "scores.h5") > 0)
-    nodes.kill("b")
+    cut_power(nodes)
     assert pairs_in(there / "scores.h5") < 9  # some pairs are in, others in flight
     finish(process)
     a, b = (scores.read(folder / "scores.h5") for folder in (here, there))

@@ -17,10 +17,6 @@ import crgan
 from crgan import __main__, cli
 
 
-def python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-
-
 def test_every_command_is_there(capsys, refused):
     __main__.main([])
     said = capsys.readouterr().out
@@ -34,7 +30,8 @@ def test_every_command_is_there(capsys, refused):
 @pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in ("sweep", "traverse", "export", "data"))])
 def test_help_does_not_wait_for_torch(words):
     code = f"import sys; from crgan.__main__ import main\ntry: main({words})\nexcept SystemExit: pass\n"
-    done = python(code + "print(sorted({'torch', 'matplotlib', 'scipy'} & set(sys.modules)))")
+    code += "print(sorted({'torch', 'matplotlib', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 

@@ -116,22 +116,19 @@ def test_rendering_in_a_cuda_graph_equals_the_cpu(name):
     torch.testing.assert_close(drawn.cpu(), dataset.images(index), rtol=0, atol=0 if "dsprites" in name else 1e-4)
 
 
-@pytest.mark.parametrize(
-    ("images", "expected"),
-    [
+def test_images_of_any_form():
+    for images, expected in (
         (torch.from_numpy(BYTES), EXPECTED),
         (BYTES.astype(np.int64).transpose(0, 2, 3, 1), EXPECTED),
         (FLOATS.double().permute(0, 2, 3, 1).requires_grad_(), FLOATS),
         (FLOATS.bfloat16(), FLOATS.bfloat16().float()),
         (TensorDataset(torch.from_numpy(BYTES), INDEX), EXPECTED),
         *((GREY.astype(dtype), torch.from_numpy(GREY).float()[:, None]) for dtype in (int, np.uint8, bool, float)),
-    ],
-)
-def test_images_of_any_form(images, expected):
-    dataset = from_images(images)
-    assert (dataset.image_shape, len(dataset), dataset.source) == (expected.shape[1:], 10, "memory")
-    torch.testing.assert_close(dataset.images(INDEX), expected, rtol=0, atol=1e-7)
-    assert dataset.identity != from_images(expected.flip(0)).identity
+    ):
+        dataset = from_images(images)
+        assert (dataset.image_shape, len(dataset), dataset.source) == (expected.shape[1:], 10, "memory")
+        torch.testing.assert_close(dataset.images(INDEX), expected, rtol=0, atol=1e-7)
+        assert dataset.identity != from_images(expected.flip(0)).identity
 
 
 def test_factors():
@@ -145,9 +142,8 @@ def test_factors():
     assert measured.factors(INDEX).T.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7, 8, 9], [0] * 10]
 
 
-@pytest.mark.parametrize(
-    ("images", "factors", "says"),
-    [
+def test_what_does_not_fit_is_refused():
+    for images, factors, says in (
         (FLOATS * 255, None, r"0 to 1, got .* to 25"),
         (FLOATS * np.nan, None, "nan"),
         (BYTES.astype(int) + 1, None, "256"),
@@ -159,11 +155,9 @@ def test_factors():
         (BYTES, np.zeros(9, int), "9"),
         (BYTES, np.full(10, np.inf), "inf"),
         (BYTES, ["a"] * 10, "U1"),
-    ],
-)
-def test_what_does_not_fit_is_refused(images, factors, says):
-    with pytest.raises(InputError, match=says):
-        from_images(images, factors)
+    ):
+        with pytest.raises(InputError, match=says):
+            from_images(images, factors)
 
 
 def test_own_readers():

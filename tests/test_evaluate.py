@@ -84,13 +84,10 @@ class Disc:
         return self.generate(torch.rand(n, 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1)
 
 
-class Blind(Disc):
-    def encode(self, images):
-        return torch.full((len(images), 2), math.nan)
-
-
 def disc_and_blind():
-    return {"disc": Disc(), "blind": Blind()}
+    blind = Disc()
+    blind.encode = lambda images: torch.full((len(images), 2), math.nan)
+    return {"disc": Disc(), "blind": blind}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

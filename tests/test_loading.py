@@ -9,36 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from linear_models import Linear, known_pool, rotation
+from linear_models import Linear, Rotation, known_pool
 from run_folders import CFG, write_run
-from torch import nn
 
 from crgan import PRESETS, InputError, checkpoint, cross_scores, export, load, select
 from crgan.__main__ import main
 from crgan.loading import LoadedModel, open_models
 from crgan.pictures import traversal_picture
 
-KNOWN = known_pool()
-
-
-class Noisy(nn.Module):
-    prior = "uniform"
-
-    def __init__(self, num_noise, seed):
-        super().__init__()
-        self.num_noise = num_noise
-        self.mix = nn.Parameter(rotation(4 + num_noise, seed))
-
-    def generate(self, codes, noise=None):
-        noise = codes[:, :0] if noise is None else noise
-        return (torch.cat([codes, noise], 1) @ self.mix.T)[:, None, None]
-
-    def sample(self, n, seed):
-        draw = torch.rand(n, len(self.mix), generator=torch.Generator().manual_seed(seed)) * 2 - 1
-        return self.generate(draw[:, :4], draw[:, 4:])
-
-    def encode(self, images):
-        return (images[:, 0, 0] @ self.mix)[:, :4]
+SIZES = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
 
 
 @pytest.mark.parametrize("num_noise", [0, 2])
@@ -47,8 +26,9 @@ def test_an_exported_model_is_the_model(tmp_path, num_noise):
     run = write_run(tmp_path / "run", replace(CFG, num_noise=num_noise, spectral_norm="all"))
     main(["export", str(run), str(tmp_path / "a")])
     for name, seed in (("b", 0), ("c", 1)):
-        export(Noisy(num_noise, seed), tmp_path / name)
-    models, found = (load(run), Noisy(num_noise, 0)), open_models([str(tmp_path / name) for name in "abc"])
+        export(Rotation(seed, 4, num_noise), tmp_path / name)
+    models = load(run), Rotation(0, 4, num_noise).eval()
+    found = open_models([str(tmp_path / name) for name in "abc"])
     for model, opened in zip(models, found):
         codes, noise = torch.rand(5, 4), torch.rand(5, num_noise)
         images = model.generate(codes, noise=noise)
@@ -93,12 +73,11 @@ def run_folders(tmp_path_factory):
 
 def test_run_folders_with_labels(run_folders, tmp_path, capsys, refused):
     out = str(tmp_path / "out")
-    sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
     (failed := tmp_path / "failed").mkdir()  # before its first checkpoint
     checkpoint.write_config(failed, *checkpoint.read_config(Path(run_folders[0])))
     assert "hold no model" in refused(select.main, failed, "--out", out)
     assert "is a run folder" in refused(select.main, *run_folders, "--out", run_folders[0])
-    select.main([str(Path(run_folders[0]).parent), str(failed), "--out", out, *sizes, "--with-labels"])
+    select.main([str(Path(run_folders[0]).parent), str(failed), "--out", out, *SIZES, "--with-labels"])
     error = capsys.readouterr().err
     assert f"{run_folders[0]} has trained 0 of its 288,000 steps" in error
     assert f"{failed} has no checkpoint" in error
@@ -106,7 +85,7 @@ def test_run_folders_with_labels(run_folders, tmp_path, capsys, refused):
     assert {row["name"] for row in result["models"]} == set(run_folders)
     assert all(0.5 <= row["factor_vae"] <= 1 for row in result["models"])
     assert result["rank_correlation"] is None  # two models have the same score, to the bit
-    select.main([*run_folders, "--out", out, *sizes])
+    select.main([*run_folders, "--out", out, *SIZES])
     assert "rank correlation" in capsys.readouterr().out
     again = json.loads(Path(out, "ranking.json").read_text())
     assert again | {"encodes": 0, "seconds": 0} == result | {"encodes": 0, "seconds": 0}  # the scores stay
@@ -129,7 +108,7 @@ def test_other_models_are_known_by_their_fingerprint_or_by_what_they_do():
 
     first, same, other = Linear(torch.eye(2)), Linear(torch.eye(2)), Linear(torch.eye(2) * 0.5)
     assert key(first) == key(same) != key(other)
-    assert len({key(model) for model in KNOWN.values()}) == len(KNOWN)
+    assert len({key(model) for model in known_pool().values()}) == len(known_pool())
     first.fingerprint = "mine-1"
     assert key(first) == "mine-1"
     first.fingerprint = "a/b"
@@ -140,38 +119,18 @@ def test_other_models_are_known_by_their_fingerprint_or_by_what_they_do():
         LoadedModel("m", first)
 
 
-class Pixels(nn.Module):
-    image_shape = 3, 16, 16
-
-    def __init__(self, seed, broken=False, pair=False):
-        super().__init__()
-        draw = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(4, 768, generator=draw))  # asks for gradients, as trained weights do
-        self.broken, self.pair, self.num_codes = broken, pair, None if pair else 4
-
-    def generate(self, codes):
-        return torch.sigmoid(codes @ self.weight).view(-1, 3, 16, 16)
-
-    def sample(self, n, seed):
-        return self.generate(torch.randn(n, 4, generator=torch.Generator().manual_seed(seed)))
-
-    def encode(self, images):
-        codes = images.flatten(1) @ self.weight.T
-        codes = torch.where(codes > codes.median(), codes, torch.nan) if self.broken else codes
-        return (codes, None) if self.pair else codes
-
-
 def test_models_of_the_users_own_with_labels(tmp_path, monkeypatch, refused):
+    a, b, third, broken = (checkpoint.build_model(replace(CFG, seed=seed), (3, 16, 16)) for seed in range(4))
+    broken.encode = lambda images: a.encode(images).masked_fill(images[:, :1, 0, 0] > images[:, :1].mean(), torch.nan)
     module = SimpleNamespace(
-        models=lambda: {"a": Pixels(1), "b": Pixels(2), 3: Pixels(3), "broken": Pixels(4, True)},
-        pair=lambda: Pixels(1, pair=True),
+        models=lambda: {"a": a, "b": b, 3: third, "broken": broken},
+        pair=lambda: SimpleNamespace(sample=a.sample, generate=a.generate, encode=lambda x: (a.encode(x), None)),
         divides=lambda: 1 / 0,
         twice=lambda: {"a": Linear(torch.eye(3))},
     )
     monkeypatch.setitem(sys.modules, "labelled", module)
     monkeypatch.chdir(tmp_path)
-    sizes = ["--groups", "10", "--group-size", "10", "--scale-samples", "100"]
-    select.main(["labelled:models", "--out", "out", *sizes, "--with-labels", "--data", "squares"])
+    select.main(["labelled:models", "--out", "out", *SIZES, "--with-labels", "--data", "squares"])
     rows = {row["name"]: row for row in json.loads(Path("out/ranking.json").read_text())["models"]}
     assert rows.keys() == {"a", "b", "3", "broken"}
     assert rows.pop("broken")["factor_vae"] is None

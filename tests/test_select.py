@@ -4,21 +4,24 @@ import errno
 import fcntl
 import json
 import os
+import random
 import re
 import resource
-import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
+from unittest.mock import Mock
 
 import h5py
 import numpy as np
 import pytest
 import torch
 from linear_models import Linear, known_pool
-from run_folders import CFG, write_run
+from processes import finish, start, wait_for
+from run_folders import CFG, pairs_in, write_run
 
 import crgan
 from crgan import InputError, select
@@ -29,6 +32,7 @@ from crgan.selection.ranking import gap_sentence
 
 SIZES = {"groups": 40, "group_size": 20, "scale_samples": 500}
 FLAGS = [part for name, size in SIZES.items() for part in (f"--{name.replace('_', '-')}", str(size))]
+SELECT = ["pool:models", "--out", "out", *FLAGS]
 FULL = 40 * 20 + 500  # encodes of an ordered pair
 KNOWN = known_pool()
 
@@ -55,15 +59,6 @@ def run(*args, out="out"):
 
 def said(result):
     return " ".join(result["sentences"])
-
-
-def fails(capsys, *args, match):
-    with pytest.raises(SystemExit) as stop:
-        select.main(list(args))
-    assert stop.value.code == 2
-    text = " ".join(capsys.readouterr().err.split())
-    assert match in text
-    return text
 
 
 def test_writes_the_exact_selection(pool, capsys):
@@ -148,63 +143,40 @@ def test_budget_spends_its_share_and_leaves_the_good_ones(pool):
     assert run()["models"] == exact["models"]
 
 
-def test_a_full_disk_ends_in_one_sentence_and_keeps_the_scores(pool, capsys):
+def test_a_full_disk_ends_in_one_sentence_and_keeps_the_scores(pool, refused):
     run()
     path, found = Path("out/scores.h5"), Path("out/scores.h5").read_bytes()
     pool("permuted", "identity", "rescaled", "rotated", "collapsed")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
-        fails(capsys, "pool:models", "--out", "out", *FLAGS, match="error: out/scores.h5: File too large")
+        assert "error: out/scores.h5: File too large" in refused(select.main, *SELECT)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert path.read_bytes() == found
 
 
-def test_damage_locks_and_permissions_are_told_apart(pool, capsys, monkeypatch):
+def test_damage_locks_and_permissions_are_told_apart(pool, refused, monkeypatch):
     run()
     path, whole = Path("out/scores.h5"), Path("out/scores.h5").read_bytes()
     with path.open("rb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # as a notebook that has it open for writing
         assert run()["encodes"] == 0
     path.write_bytes(whole[:1000])
-    fails(capsys, "pool:models", "--out", "out", *FLAGS, match="scores.h5 is not readable")
+    assert "scores.h5 is not readable" in refused(select.main, *SELECT)
     path.write_bytes(whole)
     with h5py.File(path, "a") as file:
         file.attrs["format"] = 1
-    fails(capsys, "pool:models", "--out", "out", *FLAGS, match="format 1 of another version")
+    assert "format 1 of another version" in refused(select.main, *SELECT)
     path.write_bytes(whole)
     for number in (errno.EACCES, errno.EAGAIN, errno.ENOLCK):  # the last two: locked, and no locks
-
-        def refuse(self, *args, number=number):
-            raise OSError(number, os.strerror(number), str(self))
-
-        monkeypatch.setattr(Path, "open", refuse)
-        text = fails(capsys, "pool:models", "--out", "out", *FLAGS, match=os.strerror(number))
-        assert "readable" not in text
+        monkeypatch.setattr(Path, "open", Mock(side_effect=OSError(number, os.strerror(number))))
+        error = refused(select.main, *SELECT)
+        assert os.strerror(number) in error
+        assert "readable" not in error
 
 
-@pytest.mark.parametrize(
-    ("args", "value"),
-    [
-        (["--seed", "1", *FLAGS, "--out", "out"], "seed 0, not 1"),
-        (["--out", "out"], "groups 40, not 500"),
-        (["--method", "guess"], "guess"),
-        (["--budget", "1.5"], "budget is 1.5"),
-        (["--budget", "0.01", *FLAGS], "too small for 4 models"),
-        (["pool:models"], "behave the same"),
-        (["--method", "udr-lasso", "--budget", "0.5"], "--budget and --ray serve ModelCentrality"),
-        (["--batch-size", "0"], "--batch-size is 0"),
-        (["--with-labels"], "--data NAME"),
-        (["--device", "gpu7"], "gpu7"),
-        (["pool:nothing"], "pool:nothing gives no models (AttributeError"),
-        (["pool.py"], "pool.py is no model"),
-        (["."], "is no run folder"),
-        (["--out", "pool.py/out"], "pool.py"),
-        (["--seed", str(2**70)], "2^31"),
-    ],
-)
-def test_mistakes_end_with_one_sentence_and_code_2(args, value, pool, capsys):
+def test_mistakes_end_with_one_sentence_and_code_2(pool, refused):
     Path("out").mkdir()
     Path("pool.py").touch()
     Path("out/ranking.json").write_text('{"method": "centrality", "models": []}')
@@ -212,11 +184,25 @@ def test_mistakes_end_with_one_sentence_and_code_2(args, value, pool, capsys):
         file.attrs.update({"format": scores.FORMAT, "seed": 0, **SIZES})
         file["models/name"], file["models/cache_key"], file["models/num_codes"] = ["a"], ["k"], [5]
     before = Path("out/scores.h5").read_bytes()
-    fails(capsys, "pool:models", *args, *(() if "--out" in args else ("--out", "new")), match=value)
-    assert Path("out/scores.h5").read_bytes() == before
-    fails(capsys, "--out", "new", match="at least 2 models, got 0")
+    for args, value in (
+        (["--seed", "1", *FLAGS, "--out", "out"], "seed 0, not 1"),
+        (["--out", "out"], "groups 40, not 500"),
+        (["--method", "guess"], "guess"),
+        (["--budget", "1.5"], "budget is 1.5"),
+        (["--budget", "0.01", *FLAGS], "too small for 4 models"),
+        (["--method", "udr-lasso", "--budget", "0.5"], "--budget and --ray serve ModelCentrality"),
+        (["--batch-size", "0"], "--batch-size is 0"),
+        (["--with-labels"], "--data NAME"),
+        (["--device", "gpu7"], "gpu7"),
+        (["."], "is no run folder"),
+        (["--out", "pool.py/out"], "pool.py"),
+        (["--seed", str(2**70)], "2^31"),
+    ):
+        assert value in refused(select.main, "pool:models", *args, *(() if "--out" in args else ("--out", "new")))
+        assert Path("out/scores.h5").read_bytes() == before
+    assert "at least 2 models, got 0" in refused(select.main, "--out", "new")
     with lock(Path("out")):
-        fails(capsys, "pool:models", "--out", "out", match="another process selects into out")
+        assert "another process selects into out" in refused(select.main, *SELECT)
 
 
 @pytest.mark.parametrize("method", ["udr-lasso", "udr-spearman"])
@@ -240,61 +226,36 @@ def test_runs_on_images_of_their_own_are_ranked_by_udr(tmp_path, monkeypatch):
     assert len(json.loads(Path("out/ranking.json").read_text())["models"]) == 2
 
 
-DRIVER = """
-import os, random, signal, sys, time
-from linear_models import Linear, known_pool
-from run_folders import CFG, write_run
-from crgan import select
-
 class Slow(Linear):
     def encode(self, images):
         time.sleep(0.005)
-        if len(images) != 64:  # of the cache key
-            with open("log", "a") as log:
-                log.write(f"{len(images)} ")
         return super().encode(images)
 
-def models():
-    pool = {name: known_pool()[name] for name in ("identity", "constant code", "rotated", "collapsed")}
-    return {name: Slow(model.mix, model.unmix) for name, model in pool.items()}
 
-def batches():
-    return len(open("log").read().split())
-
-open("log", "w").close()
-for kills in range(6):
-    draw = random.Random(kills)
-    enough = batches() + draw.randint(20, 90)  # of the 240 that a run without kills takes, 60 for each generator
-    child = os.fork()
-    if not child:
-        select.main(sys.argv[1:])
-        os._exit(0)
-    while batches() < enough and not os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-        time.sleep(0.001)
-    time.sleep(draw.uniform(0, 0.02))
-    if kills < 5:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFEXITED(status):
-        print(kills)
-        sys.exit(os.WEXITSTATUS(status))
-"""
-
-
-def test_killed_at_any_moment_it_loses_at_most_the_generator_in_progress(tmp_path):
-    """SIGKILL in the middle of encoding or of writing; each batch that a model encodes leaves its size in a log."""
-    (tmp_path / "driver.py").write_text(DRIVER)
-    command = [sys.executable, "driver.py", "__main__:models", "--out", "out", *FLAGS, "--batch-size", "100"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    kills = int(ended.stdout.split()[-1])
-    assert kills >= 2
+def slow_models():
     names = ("identity", "constant code", "rotated", "collapsed")
-    lost = sum(map(int, (tmp_path / "log").read_text().split())) - 16 * FULL
-    assert 0 <= lost <= kills * len(names) * FULL
-    with h5py.File(tmp_path / "out/scores.h5") as file:
-        np.testing.assert_array_equal(file["B"], cross_scores([KNOWN[name] for name in names], **SIZES))
-    left = {path.name for path in (tmp_path / "out").iterdir() if path.name[0] != "."}  # half files are hidden
+    return {name: Slow(KNOWN[name].mix, KNOWN[name].unmix) for name in names}
+
+
+def test_killed_at_any_moment_it_loses_at_most_the_generator_in_progress(tmp_path, monkeypatch):
+    """SIGKILL in the middle of encoding or of writing: what the file holds is whole, and is not computed again."""
+    monkeypatch.chdir(Path(__file__).parent)
+    path, draw, saved = tmp_path / "scores.h5", random.Random(0), [0]
+    command = ["select", "test_select:slow_models", "--out", tmp_path, *FLAGS, "--batch-size", "100"]
+    while saved[-1] < 12:
+        process = start(*command)
+        wait_for(lambda: pairs_in(path) > saved[-1])
+        time.sleep(draw.uniform(0, 0.3))
+        process.kill()
+        process.communicate()
+        saved.append(pairs_in(path))
+    assert saved[1] < 16
+    assert set(saved) <= {0, 4, 8, 12, 16}  # one generator after another
+    finish(start(*command))
+    assert json.loads((tmp_path / "ranking.json").read_text())["encodes"] == (16 - saved[-1]) * FULL
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["B"], cross_scores(slow_models(), **SIZES))
+    left = {path.name for path in tmp_path.iterdir() if path.name[0] != "."}  # half files are hidden
     assert left == {"ranking.json", "scores.h5", "similarity.png"}
 
 

@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from run_folders import model_and_batch, tensors_of
+from scipy.stats import kstest
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from crgan import PRESETS, checkpoint, data, load, ops
+from crgan import PRESETS, load, ops
 from crgan.models import build_model, vae
 from crgan.train import fit
 
@@ -19,12 +21,6 @@ def tiny(preset):
     return replace(PRESETS[preset], num_codes=3, width=4, hidden=8, batch_size=4, steps=24, eval_every=12)
 
 
-def nets_and_images(cfg):
-    dataset = data.load(cfg.data)
-    nets = build_model(cfg, dataset.image_shape).train()
-    return nets, vae.make_optimisers(nets, cfg), dataset.images(torch.arange(cfg.images_per_step) * 9973)
-
-
 def test_gaussian_draws_are_finite_symmetric_and_standard_normal():
     ends = torch.tensor([-1.0, -(2.0**-23), 0.0, 1 - 2.0**-23])
     drawn = vae.gaussian(ends)
@@ -32,19 +28,13 @@ def test_gaussian_draws_are_finite_symmetric_and_standard_normal():
     assert drawn[0] == -drawn[3]
     assert drawn[1] == -drawn[2]
     uniform, _ = ops.sample_latents(100_000, 2, 0, 7, 0, device="cpu")
-    drawn = vae.gaussian(uniform).flatten().double().sort().values
-    expected = torch.special.ndtr(drawn)
-    distance = (expected - torch.linspace(0, 1, len(drawn), dtype=torch.float64)).abs().max()
-    assert distance < 1.95 / len(drawn) ** 0.5  # Kolmogorov-Smirnov at 0.1 %
+    assert kstest(vae.gaussian(uniform).flatten(), "norm").pvalue > 0.001
 
 
-def test_losses_are_their_definitions():
+def test_divergence_and_total_correlation_are_their_definitions():
     mean, log_variance = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.0, math.log(4.0)], [0.0, 0.0]])
     # 1/2 for the mean of 1; (4 - ln 4 - 1) / 2 for the variance of 4; averaged over two images
     assert vae.gaussian_kl(mean, log_variance).item() == pytest.approx((0.5 + (3 - math.log(4)) / 2) / 2)
-    logits, x = torch.randn(3, 1, 4, 4), torch.randint(2, (3, 1, 4, 4)).float()
-    expected = -Bernoulli(logits=logits).log_prob(x).sum((1, 2, 3)).mean()
-    assert vae.reconstruction_loss(logits, x).item() == pytest.approx(expected.item(), rel=1e-5)
     codes, mean, log_variance = torch.randn(3, 6, 3).double()
     total = 0.0
     for b in range(6):
@@ -80,8 +70,8 @@ def test_networks_and_optimisers_are_those_of_the_paper():
 @pytest.mark.parametrize("preset", KINDS)
 def test_a_step_equals_the_objective_written_out(preset):
     cfg = replace(tiny(preset), gamma=3.0, beta=2.5)
-    nets, optimisers, x = nets_and_images(cfg)
-    plain, plain_optimisers, _ = nets_and_images(cfg)
+    nets, optimisers, x = model_and_batch(cfg)
+    plain, plain_optimisers, _ = model_and_batch(cfg)
     report = vae.train_step(nets, optimisers, x, cfg, PHASE, 5)
 
     uniform, keys = ops.sample_latents(4, 6, 3, cfg.seed, 5, device="cpu")
@@ -127,9 +117,7 @@ def test_a_run_is_a_model_and_resumes_to_the_same_bytes(preset, tmp_path, small_
     model = fit(tiny(preset), tmp_path / "straight", "cpu")
     fit(tiny(preset), tmp_path / "resumed", "cpu", steps=10, checkpoint_every=5)
     fit(tiny(preset), tmp_path / "resumed", "cpu")
-    for name in ("model.safetensors", "optimisers.safetensors"):
-        a, b = (checkpoint.latest(tmp_path / run) / name for run in ("straight", "resumed"))
-        assert a.read_bytes() == b.read_bytes()
+    assert tensors_of(tmp_path / "straight") == tensors_of(tmp_path / "resumed")
     again = load(tmp_path / "straight")
     assert (again.prior, again.num_noise, again.num_codes, again.image_shape) == ("normal", 0, 3, (1, 64, 64))
     images = again.sample(5, seed=1)
