@@ -1,6 +1,7 @@
 """Commands in processes of their own, and a Ray cluster whose nodes can be killed."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
