@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -95,12 +96,18 @@ def main(
         [f"train {flags} --out {shlex.quote(str(run))}" for run, flags in (trunks | vaes).items()],
         [f"train {flags} --out {shlex.quote(str(run))}" for run, flags in branches.items()],
         [f"evaluate {shlex.quote(str(run))} --metrics {','.join(METRICS)}" for run in every],
-        selections,
+        selections[: len(METHODS)],
+        selections[len(METHODS) :],
     ]
     if dry_run:
         print("\n".join(f"python -m crgan.{command}" for stage in stages for command in stage))
         return
+    whole = out / "selection" / "all-centrality" / "scores.h5"
     for commands in stages:
+        for pool in pools if whole.exists() else ():  # the pairs of all models serve the smaller pools
+            part = out / "selection" / f"{pool}-centrality"
+            part.mkdir(exist_ok=True)
+            shutil.copy(whole, part)
         with ThreadPoolExecutor(jobs) as threads:
             for n, _ in enumerate(threads.map(partial(crgan, out / "log.txt"), commands), 1):
                 print(f"{n} of {len(commands)}: {commands[n - 1]}", flush=True)

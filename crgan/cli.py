@@ -126,7 +126,7 @@ def delayed_stop() -> Iterator[list[int]]:
     """Delay Ctrl-C and SIGTERM to the end of the body; the list yielded holds the numbers of those received so far.
 
     A second Ctrl-C does not wait. Afterwards the handler found before is called, if there is one, and the process ends.
-    Signals that are ignored stay so, and in other threads than the main one, which gets them all, nothing changes.
+    Ignored signals stay ignored. Outside the main thread, which receives all signals, nothing is delayed.
     """
     received: list[int] = []
 
@@ -146,7 +146,7 @@ def delayed_stop() -> Iterator[list[int]]:
         for number in delayed:
             signal.signal(number, before[number])
     if received:
-        if callable(before[received[-1]]):  # Python's for Ctrl-C raises KeyboardInterrupt
+        if callable(before[received[-1]]):  # Python's own handler of Ctrl-C raises KeyboardInterrupt
             signal.raise_signal(received[-1])
         sys.exit(128 + received[-1])
 
